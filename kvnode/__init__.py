@@ -1,0 +1,1 @@
+"""kvnode: a replicated key-value server for coordination."""

@@ -1,0 +1,1 @@
+"""Clocks: the protocol through which time enters, the hybrid logical clock. Only `system` reads the machine's."""

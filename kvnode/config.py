@@ -1,0 +1,404 @@
+"""Every setting, declared once: type, default, unit, bounds, scope and a sentence.
+
+The TOML loader, the environment names (``KVNODE_RAFT__HEARTBEAT_MS``), ``kvnode config --explain`` and the
+reference page are derived from the declarations below. Scope *cluster* means all members must agree; the
+peer handshake compares those values whole and a refusal names the key. Relations between settings are
+asserted in `__post_init__`, next to the declaration. No other module holds a tunable number.
+
+Precedence: command-line flag > environment > file > default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from kvnode.errors import ConfigInvalid
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+def _node(sentence: str, *, unit: str = "", **bounds: Any) -> Meta:
+    return Meta(description=sentence, extra={"scope": "node", "unit": unit}, **bounds)
+
+
+def _cluster(sentence: str, *, unit: str = "", **bounds: Any) -> Meta:
+    return Meta(description=sentence, extra={"scope": "cluster", "unit": unit}, **bounds)
+
+
+class NodeSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Who this node is and where it keeps its data."""
+
+    id: Annotated[int, _node("Member id of this node; stands in `cluster.members`.", ge=1, le=1_000_000)] = 1
+    data_dir: Annotated[
+        str, _node("Directory of log, store and identity; relative to the working directory.", min_length=1)
+    ] = "data/n1"
+    name: Annotated[str, _node("A name for people; `node-<id>` when empty.", max_length=64)] = ""
+
+
+class ClusterSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The cluster this node belongs to."""
+
+    name: Annotated[str, _cluster("Cluster name; must be equal on all members.", min_length=1, max_length=64)] = "local"
+    members: Annotated[
+        tuple[str, ...],
+        _node("Initial members as `id=host:port` of their peer listeners; read at the very first start only."),
+    ] = ("1=127.0.0.1:7501",)
+    secret_file: Annotated[
+        str,
+        _node("File with the 32-byte secret that peers prove to each other; empty only for a one-node cluster."),
+    ] = ""
+
+
+class ClientSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The listener that clients talk to."""
+
+    listen: Annotated[str, _node("host:port clients connect to; port 0 takes a free one.")] = "127.0.0.1:7401"
+    advertise: Annotated[str, _node("host:port told to clients and peers; `listen` when empty.")] = ""
+    insecure: Annotated[bool, _node("Allow a listener off loopback without TLS.")] = False
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        _node("Host names accepted in a request's Host header besides IP addresses, localhost and `advertise`."),
+    ] = ()
+    connections_max: Annotated[int, _node("Open client connections; further ones get 503 and are closed.", ge=1)] = (
+        4_096
+    )
+    in_flight_max: Annotated[int, _node("Client requests being served; further ones get 429.", ge=1)] = 8_192
+    head_timeout_ms: Annotated[
+        int, _node("An incomplete or idle request head is closed after this.", unit="ms", ge=100)
+    ] = 75_000
+    body_timeout_ms: Annotated[int, _node("A request body must have arrived within this.", unit="ms", ge=100)] = 30_000
+
+
+class PeerSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The listener that other nodes talk to."""
+
+    listen: Annotated[str, _node("host:port peers connect to (TCP).")] = "127.0.0.1:7501"
+    advertise: Annotated[str, _node("host:port told to peers; `listen` when empty.")] = ""
+    insecure: Annotated[bool, _node("Allow a peer listener off loopback without TLS.")] = False
+    reconnect_ms_min: Annotated[
+        int, _node("First pause before dialling a lost peer again; doubles, with jitter.", unit="ms", ge=1)
+    ] = 20
+    reconnect_ms_max: Annotated[int, _node("Longest pause before dialling a lost peer again.", unit="ms", ge=1)] = 1_000
+    handshake_timeout_ms: Annotated[int, _node("A peer connection must be proven within this.", unit="ms", ge=10)] = (
+        2_000
+    )
+    queue_bytes_max: Annotated[
+        int,
+        _node(
+            "Bytes queued to one peer; beyond it appends are dropped and resent later.",
+            unit="bytes",
+            ge=1 * MIB,
+        ),
+    ] = 16 * MIB
+    message_bytes_max: Annotated[int, _cluster("Largest message on a peer connection.", unit="bytes", ge=1 * MIB)] = (
+        4 * MIB
+    )
+
+
+class RaftSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Timing and flow control of the replicated log. `profile` sets the timing for a kind of network."""
+
+    profile: Annotated[
+        Literal["lan", "wan"],
+        _cluster("`lan`: 50/300 ms. `wan`: heartbeat 250 ms, election timeout 2 500 ms."),
+    ] = "lan"
+    heartbeat_ms: Annotated[
+        int, _cluster("Leader's heartbeat interval; 0 = from the profile.", unit="ms", ge=0, le=60_000)
+    ] = 0
+    election_timeout_ms: Annotated[
+        int,
+        _cluster(
+            "T: a follower campaigns after a silence drawn from [T, 2T); also stickiness and CheckQuorum; 0 = profile.",
+            unit="ms",
+            ge=0,
+            le=600_000,
+        ),
+    ] = 0
+    append_bytes_max: Annotated[
+        int,
+        _cluster("Entry bytes in one append message; a larger entry goes alone.", unit="bytes", ge=1 * KIB),
+    ] = 1 * MIB
+    window_messages_max: Annotated[int, _cluster("Append messages in flight to one follower.", ge=1)] = 64
+    window_bytes_max: Annotated[int, _cluster("Entry bytes in flight to one follower.", unit="bytes", ge=1 * KIB)] = (
+        4 * MIB
+    )
+    uncommitted_bytes_max: Annotated[
+        int,
+        _cluster("Bytes the leader holds uncommitted; beyond it proposals get 429.", unit="bytes", ge=1 * MIB),
+    ] = 64 * MIB
+    log_cache_bytes: Annotated[
+        int,
+        _node("Entries kept in memory for followers; older ones are read from disk.", unit="bytes", ge=64 * KIB),
+    ] = 16 * MIB
+    leader_lost_ms_min: Annotated[
+        int,
+        _cluster("Shortest wait before campaigning once the leader's port refuses connections.", unit="ms", ge=1),
+    ] = 10
+    leader_lost_ms_max: Annotated[
+        int,
+        _cluster("Longest wait before campaigning once the leader's port refuses connections.", unit="ms", ge=2),
+    ] = 50
+
+    def __post_init__(self) -> None:
+        heartbeat, timeout = (50, 300) if self.profile == "lan" else (250, 2_500)
+        msgspec.structs.force_setattr(self, "heartbeat_ms", self.heartbeat_ms or heartbeat)
+        msgspec.structs.force_setattr(self, "election_timeout_ms", self.election_timeout_ms or timeout)
+        if self.heartbeat_ms * 3 > self.election_timeout_ms:
+            raise ValueError(
+                f"raft.heartbeat_ms ({self.heartbeat_ms}) must be at most a third of "
+                f"raft.election_timeout_ms ({self.election_timeout_ms})"
+            )
+        if self.leader_lost_ms_min >= self.leader_lost_ms_max:
+            raise ValueError("raft.leader_lost_ms_min must be below raft.leader_lost_ms_max")
+
+
+class StorageSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The log, the store and the disk under them."""
+
+    backend: Annotated[
+        Literal["lmdb", "memory"],
+        _node("`memory` keeps no store on disk: the whole log is replayed at start."),
+    ] = "lmdb"
+    stall_ms: Annotated[int, _node("A leader whose fsync is in flight for longer steps down.", unit="ms", ge=10)] = (
+        1_000
+    )
+    abort_ms: Annotated[int, _node("The process exits when an fsync is in flight for longer.", unit="ms", ge=100)] = (
+        30_000
+    )
+    segment_bytes: Annotated[int, _node("Size of one log segment.", unit="bytes", ge=8 * KIB, le=4 * GIB)] = 64 * MIB
+    batch_bytes_max: Annotated[
+        int, _node("Most bytes written to the log before one fsync.", unit="bytes", ge=4 * KIB)
+    ] = 8 * MIB
+    flush_versions: Annotated[int, _node("Recent versions that start a flush to the store.", ge=1)] = 10_000
+    flush_bytes: Annotated[
+        int, _node("Bytes of recent versions that start a flush to the store.", unit="bytes", ge=64 * KIB)
+    ] = 16 * MIB
+    flush_ms: Annotated[int, _node("Recent versions are flushed at least this often.", unit="ms", ge=10)] = 1_000
+    recent_bytes_max: Annotated[
+        int,
+        _node("Recent versions in memory; at the bound applying waits for the flush.", unit="bytes", ge=1 * MIB),
+    ] = 64 * MIB
+    map_bytes: Annotated[int, _node("LMDB map size: address space, not memory.", unit="bytes", ge=16 * MIB)] = 64 * GIB
+    quota_bytes: Annotated[
+        int, _cluster("Logical bytes the store may hold; beyond it writes get 507.", unit="bytes", ge=1 * MIB)
+    ] = 8 * GIB
+    free_bytes_min: Annotated[int, _node("Free disk space below which writes get 507.", unit="bytes", ge=0)] = 256 * MIB
+    allow_unsafe_filesystem: Annotated[
+        bool, _node("Start even on tmpfs, ramfs or a network file system, where fsync may promise nothing.")
+    ] = False
+
+
+class LimitsSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What one request may cost. Equal on all members."""
+
+    key_bytes_max: Annotated[int, _cluster("Longest key.", unit="bytes", ge=1, le=64 * KIB)] = 4 * KIB
+    value_bytes_max: Annotated[int, _cluster("Longest value.", unit="bytes", ge=1)] = 1 * MIB
+    request_bytes_max: Annotated[int, _cluster("Longest request body.", unit="bytes", ge=1 * KIB)] = 1536 * KIB
+    txn_operations_max: Annotated[int, _cluster("Operations and compares in one transaction.", ge=1)] = 128
+    batch_operations_max: Annotated[int, _cluster("Operations in one batch.", ge=1)] = 1_024
+    page_items: Annotated[int, _cluster("Keys in a listing page unless asked otherwise.", ge=1)] = 1_000
+    page_items_max: Annotated[int, _cluster("Most keys in a listing page.", ge=1)] = 10_000
+    page_bytes_max: Annotated[
+        int, _cluster("Most key and value bytes in a listing page.", unit="bytes", ge=64 * KIB)
+    ] = 8 * MIB
+    delete_keys_max: Annotated[int, _cluster("Keys one command may delete; above it 413.", ge=1)] = 100_000
+    queue_items_max: Annotated[int, _node("Proposals in the update queue; beyond it 429.", ge=16)] = 32_768
+    queue_bytes_max: Annotated[
+        int, _node("Proposal bytes in the update queue; beyond it 429.", unit="bytes", ge=1 * MIB)
+    ] = 64 * MIB
+    timeout_ms: Annotated[int, _node("A request's deadline unless it names one.", unit="ms", ge=1)] = 5_000
+    timeout_ms_max: Annotated[int, _node("Longest deadline a request may name.", unit="ms", ge=1)] = 60_000
+    no_leader_ms: Annotated[int, _node("A request that finds no leader for this long gets 503.", unit="ms", ge=1)] = (
+        1_500
+    )
+    json_depth_max: Annotated[int, _cluster("Nesting depth of a JSON body.", ge=4, le=128)] = 32
+    shutdown_ms: Annotated[int, _node("A clean shutdown takes at most this.", unit="ms", ge=100)] = 5_000
+
+    def __post_init__(self) -> None:
+        if self.page_items > self.page_items_max:
+            raise ValueError("limits.page_items must not exceed limits.page_items_max")
+        if self.value_bytes_max > self.request_bytes_max:
+            raise ValueError("limits.value_bytes_max must not exceed limits.request_bytes_max")
+        if self.timeout_ms > self.timeout_ms_max:
+            raise ValueError("limits.timeout_ms must not exceed limits.timeout_ms_max")
+
+
+class LogSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What the process tells its operator."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], _node("Least level that is written.")] = "info"
+    format: Annotated[Literal["auto", "json", "console"], _node("`auto`: console on a terminal, JSON otherwise.")] = (
+        "auto"
+    )
+    file: Annotated[str, _node("Write to this file instead of standard error.")] = ""
+
+
+class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """All settings of one node."""
+
+    node: NodeSection = NodeSection()
+    cluster: ClusterSection = ClusterSection()
+    client: ClientSection = ClientSection()
+    peer: PeerSection = PeerSection()
+    raft: RaftSection = RaftSection()
+    storage: StorageSection = StorageSection()
+    limits: LimitsSection = LimitsSection()
+    log: LogSection = LogSection()
+
+    def __post_init__(self) -> None:
+        members = self.initial_members()
+        if self.node.id not in members:
+            raise ValueError(f"node.id {self.node.id} does not stand in cluster.members {sorted(members)}")
+        if len(members) > 1 and not self.cluster.secret_file:
+            raise ValueError("cluster.secret_file must be set: peers prove membership with it")
+        for name, section in (("client", self.client), ("peer", self.peer)):
+            host, _ = parse_address(section.listen, f"{name}.listen")
+            if not is_loopback(host) and not section.insecure:
+                raise ValueError(
+                    f"{name}.listen {section.listen} is not loopback: set {name}.insecure = true to allow it"
+                )
+        if self.limits.request_bytes_max + 64 * KIB > self.peer.message_bytes_max:
+            raise ValueError("peer.message_bytes_max must exceed limits.request_bytes_max by 64 KiB")
+        if self.raft.append_bytes_max + 64 * KIB > self.peer.message_bytes_max:
+            raise ValueError("peer.message_bytes_max must exceed raft.append_bytes_max by 64 KiB")
+
+    @property
+    def name(self) -> str:
+        return self.node.name or f"node-{self.node.id}"
+
+    def initial_members(self) -> dict[int, str]:
+        """Member id → peer address, from `cluster.members`."""
+        found: dict[int, str] = {}
+        for text in self.cluster.members:
+            match = re.fullmatch(r"\s*([1-9]\d{0,6})=(\S+)\s*", text)
+            if match is None:
+                raise ValueError(f"cluster.members: {text!r} is not of the form id=host:port")
+            member, address = int(match[1]), match[2]
+            parse_address(address, "cluster.members")
+            if member in found or address in found.values():
+                raise ValueError(f"cluster.members names id {member} or address {address} twice")
+            found[member] = address
+        return found
+
+    def cluster_scope(self) -> dict[str, Any]:
+        """The settings all members must agree on, by dotted name; sent whole in the peer handshake."""
+        return {s.name: s.value(self) for s in settings() if s.scope == "cluster"}
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One declared setting, for `config --explain`, the reference page and the environment."""
+
+    name: str  # dotted, e.g. raft.heartbeat_ms
+    scope: str
+    unit: str
+    sentence: str
+    default: Any
+    type: Any
+
+    @property
+    def environment(self) -> str:
+        return "KVNODE_" + self.name.replace(".", "__").upper()
+
+    def value(self, config: Config) -> Any:
+        section, field = self.name.split(".")
+        return getattr(getattr(config, section), field)
+
+
+def settings() -> Iterator[Setting]:
+    """Every setting, in the order of declaration."""
+    for section in msgspec.structs.fields(Config):
+        for field in msgspec.structs.fields(section.type):
+            meta: Meta = field.type.__metadata__[0]
+            assert meta.extra is not None, field.name
+            assert meta.description is not None, field.name
+            yield Setting(
+                name=f"{section.name}.{field.name}",
+                scope=meta.extra["scope"],
+                unit=meta.extra["unit"],
+                sentence=meta.description,
+                default=field.default,
+                type=field.type.__origin__,
+            )
+
+
+def parse_address(text: str, name: str = "address") -> tuple[str, int]:
+    """``host:port`` or ``[v6]:port`` → (host, port). Raises ValueError naming `name`."""
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^:\s/@?#\[\]]+)):(\d{1,5})", text)
+    if match is None or int(match[3]) > 65_535:
+        raise ValueError(f"{name}: {text!r} is not of the form host:port")
+    return match[1] or match[2], int(match[3])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a listener on `host` is reachable from this machine only."""
+    return host in {"localhost", "::1"} or host.startswith("127.")
+
+
+def load(
+    path: str | Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Config:
+    """File, environment and overrides (dotted names), merged by precedence and checked.
+
+    Raises: ConfigInvalid naming the key, and the nearest known one for a misspelt key.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigInvalid(f"configuration file {path} does not exist") from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigInvalid(f"configuration file {path}: {error}") from error
+    declared = {setting.name: setting for setting in settings()}
+    _refuse_unknown(data, declared, str(path))
+    for setting in declared.values():
+        text = (os.environ if environment is None else environment).get(setting.environment)
+        if text is not None:
+            _set(data, setting.name, text.split(",") if _is_list(setting) else text)
+    for name, value in (overrides or {}).items():
+        if name not in declared:
+            raise ConfigInvalid(f"unknown setting {name}{_did_you_mean(name, declared)}")
+        _set(data, name, value)
+    try:
+        return msgspec.convert(data, Config, strict=False)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise ConfigInvalid(f"configuration {path or ''}: {error}") from error
+
+
+def _is_list(setting: Setting) -> bool:
+    return isinstance(setting.default, tuple)
+
+
+def _set(data: dict[str, Any], name: str, value: Any) -> None:
+    section, field = name.split(".")
+    data.setdefault(section, {})[field] = value
+
+
+def _refuse_unknown(data: dict[str, Any], declared: Mapping[str, Setting], origin: str) -> None:
+    sections = {name.split(".")[0] for name in declared}
+    for section, fields in data.items():
+        if section not in sections or not isinstance(fields, dict):
+            raise ConfigInvalid(f"{origin}: unknown section [{section}]{_did_you_mean(section, sections)}")
+        for field in fields:
+            if f"{section}.{field}" not in declared:
+                hint = _did_you_mean(f"{section}.{field}", declared)
+                raise ConfigInvalid(f"{origin}: unknown setting {section}.{field}{hint}")
+
+
+def _did_you_mean(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,212 @@
+"""Every error kvnode reports, in one tree. The family tells a caller what to do next.
+
+KvnodeError
+├── Rejected            a deterministic answer: the request itself cannot succeed as it stands
+│   ├── BadRequest      bad_request
+│   │   ├── BadKey              bad_key
+│   │   ├── BadEncoding         bad_encoding
+│   │   ├── UnknownParameter    unknown_parameter
+│   │   └── FutureRevision      future_revision
+│   ├── NotFound        not_found
+│   │   ├── KeyNotFound         key_not_found
+│   │   └── MemberNotFound      member_not_found
+│   ├── MethodNotAllowed        method_not_allowed
+│   ├── Conflict                conflict
+│   ├── Compacted               compacted
+│   ├── CompareFailed           compare_failed
+│   └── TooLarge                too_large
+├── TryAgain            certainly not applied, now and for ever; the same request may succeed later
+│   ├── NoLeader                no_leader
+│   ├── NotReady                not_ready
+│   ├── Overloaded              overloaded
+│   ├── NotApplied              not_applied
+│   └── NoSpace                 no_space
+├── Unknown             may or may not have been applied; only a request id makes a retry safe
+│   ├── Timeout                 timeout
+│   ├── LeadershipLost          leadership_lost
+│   └── ConnectionLost          connection_lost
+└── Fatal               this node must stop
+    ├── StorageFailed           storage_failed      an operation of the disk failed; never retried
+    ├── LogCorrupted            log_corrupted       damage in what may have been acknowledged
+    ├── DataDirLocked           data_dir_locked
+    ├── IdentityRefused         identity_refused    wiped, cloned or foreign data directory
+    └── ConfigInvalid           config_invalid
+
+A read never has an effect, so a read that fails with ``Timeout`` is simply "no answer"; the outcome of a
+*write* is what the families Rejected, TryAgain (not applied) and Unknown tell apart. One table in
+``kvnode/api/errors.py`` maps codes to HTTP; a test keeps the two equal.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+Detail = dict[str, Any]
+
+
+class KvnodeError(Exception):
+    """Base of all errors of this package. `code` is stable; `message` is a sentence for people."""
+
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+    may_have_applied: ClassVar[bool] = False
+
+    def __init__(self, message: str, **detail: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail: Detail = detail
+
+
+class Rejected(KvnodeError):
+    """A deterministic refusal; the same on every node. Not applied."""
+
+    code = "rejected"
+
+
+class TryAgain(KvnodeError):
+    """Certainly not applied, now and for ever. The same request may succeed later."""
+
+    code = "try_again"
+    retryable = True
+
+
+class Unknown(KvnodeError):
+    """May or may not have been applied. Retry only what carries a request id of its own."""
+
+    code = "unknown"
+    may_have_applied = True
+
+
+class Fatal(KvnodeError):
+    """This node must stop."""
+
+    code = "fatal"
+
+
+class BadRequest(Rejected):
+    code = "bad_request"
+
+
+class BadKey(BadRequest):
+    code = "bad_key"
+
+
+class BadEncoding(BadRequest):
+    code = "bad_encoding"
+
+
+class UnknownParameter(BadRequest):
+    code = "unknown_parameter"
+
+
+class FutureRevision(BadRequest):
+    """The revision asked for lies above the store's current one. Detail: revision."""
+
+    code = "future_revision"
+
+
+class NotFound(Rejected):
+    code = "not_found"
+
+
+class KeyNotFound(NotFound):
+    code = "key_not_found"
+
+
+class MemberNotFound(NotFound):
+    code = "member_not_found"
+
+
+class MethodNotAllowed(Rejected):
+    code = "method_not_allowed"
+
+
+class Conflict(Rejected):
+    code = "conflict"
+
+
+class Compacted(Rejected):
+    """History below `compact_revision` has been dropped. Detail: compact_revision."""
+
+    code = "compacted"
+
+
+class CompareFailed(Rejected):
+    """A condition on the write did not hold. Detail: revision (the key's current mod revision, 0 = absent)."""
+
+    code = "compare_failed"
+
+
+class TooLarge(Rejected):
+    """A key, value, request or transaction is over its limit. Detail: limit."""
+
+    code = "too_large"
+
+
+class NoLeader(TryAgain):
+    code = "no_leader"
+
+
+class NotReady(TryAgain):
+    code = "not_ready"
+
+
+class Overloaded(TryAgain):
+    """A queue or byte budget is full. Detail: retry_after_ms."""
+
+    code = "overloaded"
+
+
+class NotApplied(TryAgain):
+    """The write reached a log but a committed entry of another term stands in its place."""
+
+    code = "not_applied"
+
+
+class NoSpace(TryAgain):
+    """The soft disk limit is reached; reads and deletes go on."""
+
+    code = "no_space"
+
+
+class Timeout(Unknown, TimeoutError):
+    code = "timeout"
+
+
+class LeadershipLost(Unknown):
+    code = "leadership_lost"
+
+
+class ConnectionLost(Unknown, ConnectionError):
+    code = "connection_lost"
+
+
+class StorageFailed(Fatal):
+    code = "storage_failed"
+
+
+class LogCorrupted(Fatal):
+    """Damage in records that may have been acknowledged. Detail: file, offset."""
+
+    code = "log_corrupted"
+
+
+class DataDirLocked(Fatal):
+    code = "data_dir_locked"
+
+
+class IdentityRefused(Fatal):
+    code = "identity_refused"
+
+
+class ConfigInvalid(Fatal):
+    code = "config_invalid"
+
+
+def _walk(cls: type[KvnodeError]) -> list[type[KvnodeError]]:
+    return [cls, *(found for sub in cls.__subclasses__() for found in _walk(sub))]
+
+
+def by_code() -> dict[str, type[KvnodeError]]:
+    """Every class of the tree by its code, for clients that turn an answer back into an exception."""
+    return {cls.code: cls for cls in _walk(KvnodeError)}

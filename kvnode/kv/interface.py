@@ -1,0 +1,201 @@
+"""KV: the two verbs every embodiment of the store has, and the convenience methods written once on top.
+
+`Node` (embedded), `Client` (remote) and the simulated client implement `execute`; recipes and front ends
+are written against `KV` and therefore run over any of them. `Admin` is what a front end may know of the node.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal, overload
+
+import msgspec
+
+from kvnode.ids import NodeId, Revision, Term
+from kvnode.kv import keys
+from kvnode.kv.requests import (
+    ANY_REVISION,
+    Compare,
+    Delete,
+    DeleteReply,
+    KeyValue,
+    Operation,
+    Put,
+    PutReply,
+    Range,
+    RangeReply,
+    Reply,
+    Request,
+    Txn,
+    TxnReply,
+)
+
+Consistency = Literal["linearizable", "stale"]
+
+TIMEOUT_MS_DEFAULT = 5_000
+
+
+class Options(msgspec.Struct, frozen=True, gc=False):
+    """How a request is to be carried out; never part of what the log stores."""
+
+    timeout_ms: int = TIMEOUT_MS_DEFAULT
+    consistency: Consistency = "linearizable"  # for reads
+    request_id: str = ""  # for logs, echoed to the client
+    forward: bool = True  # False: refuse with NoLeader (detail `leader_url`) unless this node leads
+
+
+DEFAULT_OPTIONS = Options()
+
+
+def as_bytes(text: str | bytes) -> bytes:
+    """Keys and values may be given as text; the store knows bytes only."""
+    return text.encode() if isinstance(text, str) else text
+
+
+class KV(ABC):
+    """A coordination store. Keys and values are bytes (text is encoded as UTF-8)."""
+
+    @overload
+    async def execute(self, request: Put, options: Options = ...) -> PutReply: ...
+    @overload
+    async def execute(self, request: Delete, options: Options = ...) -> DeleteReply: ...
+    @overload
+    async def execute(self, request: Range, options: Options = ...) -> RangeReply: ...
+    @overload
+    async def execute(self, request: Txn, options: Options = ...) -> TxnReply: ...
+    @abstractmethod
+    async def execute(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Reply:
+        """Carry out one request.
+
+        Raises: a `KvnodeError`; its family says whether a write took effect (`kvnode.errors`).
+        """
+
+    async def put(self, key: str | bytes, value: str | bytes, *, expect_revision: int | None = None) -> PutReply:
+        """Set a key. `expect_revision=0`: only if absent; N: only if its mod revision is N (else CompareFailed)."""
+        condition = ANY_REVISION if expect_revision is None else expect_revision
+        return await self.execute(Put(as_bytes(key), as_bytes(value), if_revision=condition))
+
+    async def get(self, key: str | bytes, *, consistency: Consistency = "linearizable") -> KeyValue | None:
+        """The newest version of a key, or None if there is none."""
+        reply = await self.execute(Range(as_bytes(key)), Options(consistency=consistency))
+        return reply.items[0] if reply.items else None
+
+    async def delete(self, key: str | bytes, *, expect_revision: int | None = None) -> DeleteReply:
+        """Delete one key. Deleting an absent key is not an error: `deleted` is 0."""
+        condition = ANY_REVISION if expect_revision is None else expect_revision
+        return await self.execute(Delete(as_bytes(key), if_revision=condition))
+
+    async def delete_prefix(self, prefix: str | bytes) -> DeleteReply:
+        """Delete every key that starts with `prefix`, in one revision."""
+        start = as_bytes(prefix)
+        return await self.execute(Delete(start, keys.prefix_end(start)))
+
+    async def range(
+        self, start: str | bytes, end: str | bytes = keys.ONE_KEY, *, limit: int = 0, revision: int = 0
+    ) -> RangeReply:
+        """One page of keys in ``[start, end)`` (see `kvnode.kv.keys`)."""
+        return await self.execute(Range(as_bytes(start), as_bytes(end), limit=limit, revision=revision))
+
+    async def range_prefix(self, prefix: str | bytes, *, limit: int = 0) -> RangeReply:
+        """One page of the keys that start with `prefix`."""
+        start = as_bytes(prefix)
+        return await self.execute(Range(start, keys.prefix_end(start), limit=limit))
+
+    async def txn(
+        self,
+        compare: list[Compare] | tuple[Compare, ...],
+        success: list[Operation] | tuple[Operation, ...],
+        failure: list[Operation] | tuple[Operation, ...] = (),
+    ) -> TxnReply:
+        """If every compare holds do `success`, else `failure`: atomically, at one revision."""
+        return await self.execute(Txn(tuple(compare), tuple(success), tuple(failure)))
+
+
+class PeerProgress(msgspec.Struct, frozen=True):
+    """How far one follower is, as the leader sees it (empty on other nodes)."""
+
+    id: NodeId
+    match_index: int
+    next_index: int
+    state: Literal["probe", "replicate", "snapshot"]
+    in_flight: int
+    last_contact_ms: int  # since the last answer; -1 = never
+    connected: bool
+    reconnects: int
+
+
+class MemberInfo(msgspec.Struct, frozen=True):
+    id: NodeId
+    peer_address: str
+    client_url: str  # "" until it has been met
+    voter: bool
+
+
+class Status(msgspec.Struct, frozen=True):
+    """One read-only view of a node, for /v1/status, metrics and the command line."""
+
+    id: NodeId
+    name: str
+    cluster_id: str  # 16 hex digits; "" before the first bootstrap has finished
+    role: Literal["leader", "follower", "candidate", "learner", "bootstrapping"]
+    term: Term
+    leader: NodeId | None
+    commit_index: int
+    applied_index: int
+    durable_index: int
+    last_index: int
+    revision: Revision
+    compact_revision: int
+    state_hash: str  # rolling hash of everything applied, hex; equal on all nodes at equal applied_index
+    members: tuple[MemberInfo, ...]
+    peers: tuple[PeerProgress, ...]
+    quorum: dict[str, int]  # voters, needed, reachable
+    wal_bytes: int
+    store_bytes: int
+    queue_length: int
+    alarms: tuple[str, ...]
+    ready: bool  # has a leader and is caught up
+    version: str
+    uptime_ms: int
+
+
+class Admin(ABC):
+    """What a front end may see and ask of the node beside `KV`."""
+
+    @property
+    @abstractmethod
+    def id(self) -> NodeId: ...
+
+    @property
+    @abstractmethod
+    def term(self) -> Term:
+        """The current term; cheap, read for every answer."""
+
+    @property
+    @abstractmethod
+    def revision(self) -> Revision:
+        """The revision of this node's applied state; cheap."""
+
+    @property
+    @abstractmethod
+    def applied_time(self) -> int:
+        """Hybrid timestamp of the newest applied entry; cheap."""
+
+    @abstractmethod
+    def status(self) -> Status: ...
+
+    @abstractmethod
+    def is_ready(self) -> bool:
+        """Has a leader and has caught up with what was committed when it asked."""
+
+    @abstractmethod
+    def leader_client_url(self) -> str:
+        """Client address of the current leader, "" if unknown. For redirects and hints."""
+
+    @abstractmethod
+    async def transfer_leadership(self, to: NodeId) -> None:
+        """Hand leadership over. Raises NoLeader, MemberNotFound, Timeout."""
+
+    @abstractmethod
+    def counters(self) -> dict[str, Any]:
+        """Plain numbers the node counts on its hot path, by metric name (`kvnode.observe.metrics`)."""

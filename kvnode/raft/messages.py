@@ -1,0 +1,285 @@
+"""What enters the Raft core: log entries, peer messages and local inputs.
+
+Peer messages travel between nodes as MessagePack arrays (append fields with defaults, never reorder, never
+reuse a tag). Each carries the sender's term and id; the transport has proven the id before the core sees it.
+Local inputs are causes on this node: proposals, reads, finished disk writes, connections, time.
+
+`lane()` says which of a pair's two connections a message takes: control never waits behind bulk.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Literal
+
+import msgspec
+
+from kvnode.ids import NO_WRITE, NOBODY, Index, NodeId, RequestId, Term, WriteNumber
+
+
+class EntryKind(IntEnum):
+    """What an entry's payload is. An unknown kind is refused, never skipped."""
+
+    NOOP = 1  # a new leader's first entry; payload: its member id as text, for people reading the log
+    COMMAND = 2  # payload: a client's write request, encoded by `kvnode.wire.codec`
+    CONFIGURATION = 3  # payload: an encoded `Configuration`
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One entry of the replicated log. Equal (index, term) means equal entry and equal prefix (Log Matching)."""
+
+    term: Term
+    index: Index
+    time: int  # hybrid timestamp given by the leader; strictly increases along the log
+    kind: int  # EntryKind
+    payload: bytes
+    session: int = 0  # client session and sequence; 0 = none
+    sequence: int = 0
+
+
+ENTRY_OVERHEAD_BYTES = 64
+"""What an entry costs beside its payload, for windows and caches."""
+
+
+def entry_bytes(entry: Entry) -> int:
+    """Size of an entry as windows, caches and the uncommitted budget count it."""
+    return len(entry.payload) + ENTRY_OVERHEAD_BYTES
+
+
+class Configuration(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Who votes and who only listens. Ids are sorted; no id stands in both."""
+
+    voters: tuple[NodeId, ...]
+    learners: tuple[NodeId, ...] = ()
+
+
+class HardState(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Must be durable before any message that depends on it. `commit` is evidence for recovery, written lazily."""
+
+    term: Term
+    vote: NodeId = NOBODY
+    commit: Index = Index(0)
+
+
+class LogPosition(msgspec.Struct, frozen=True, array_like=True, order=True, gc=False):
+    """(term, index) of an entry; ordered as votes compare logs: last term first, then length (thesis §3.6.1)."""
+
+    term: Term
+    index: Index
+
+
+# ── peer messages ───────────────────────────────────────────────────────────────────────────────────
+
+
+class AppendEntries(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
+    """Leader → follower: extend your log after (prev_index, prev_term), or tell me where we part.
+
+    No entries means a heartbeat or a probe. Source: Raft thesis, figure 3.1.
+    """
+
+    term: Term
+    sender: NodeId
+    prev_index: Index
+    prev_term: Term
+    entries: tuple[Entry, ...]  # consecutive from prev_index + 1; at most append_bytes_max, or one entry
+    commit_index: Index  # the leader's high-water mark; may lie beyond `entries`
+    read_round: int = 0  # echoed in the reply; a majority of echoes confirms leadership for reads
+
+
+class AppendReply(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
+    """Follower → leader. Accepted: everything up to `index` equals the leader's log *and is durable here*.
+
+    Rejected: `index` is the prev_index that did not match; (hint_term, hint_index) is where to look next: the
+    term of the follower's entry there and the first index it holds of that term, or term 0 and its last index.
+    A reply to a message of an older term is a rejection that only carries the newer term.
+    """
+
+    term: Term
+    sender: NodeId
+    accepted: bool
+    index: Index
+    hint_term: Term = Term(0)
+    hint_index: Index = Index(0)
+    last_index: Index = Index(0)  # the follower's last index, for fast back-up
+    read_round: int = 0
+
+
+class VoteRequest(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
+    """Candidate → voter. `pre`: would you vote for me in `term`? changes nothing on either side (thesis §9.6)."""
+
+    term: Term  # for a pre-vote: the term the sender *would* campaign in
+    sender: NodeId
+    last_term: Term
+    last_index: Index
+    pre: bool = False
+    transfer: bool = False  # sent on a leader's TimeoutNow: overrides vote stickiness (thesis §4.2.3)
+
+
+class VoteReply(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
+    """Voter → candidate. A granted pre-vote carries the *request's* term, a refused one the voter's own."""
+
+    term: Term
+    sender: NodeId
+    granted: bool
+    pre: bool = False
+
+
+class TimeoutNow(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
+    """Leader → follower: campaign at once, you are up to date (leadership transfer, thesis §3.10)."""
+
+    term: Term
+    sender: NodeId
+
+
+class Proposed(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One command on its way to the leader. `id` is the origin's and comes back with the answer."""
+
+    id: RequestId
+    payload: bytes
+    session: int = 0
+    sequence: int = 0
+    kind: int = EntryKind.COMMAND.value
+
+
+class ForwardProposals(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
+    """Follower → leader, once, never passed on: append these for me."""
+
+    term: Term
+    sender: NodeId
+    batch: tuple[Proposed, ...]
+
+
+class ForwardReply(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
+    """Leader → origin: where the commands stand (index 0: refused, certainly never appended).
+
+    Accepted commands stand at (index, `term`); the origin's own applier tells what became of them.
+    """
+
+    term: Term
+    sender: NodeId
+    placed: tuple[tuple[RequestId, Index], ...] = ()
+    refused: tuple[tuple[RequestId, str], ...] = ()  # (id, error code of the TryAgain family)
+
+
+class ReadIndexRequest(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):
+    """Follower → leader: an index that reads asked for now may be served at. `number` is never reused by the sender."""
+
+    term: Term
+    sender: NodeId
+    number: int
+
+
+class ReadIndexReply(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
+    """Leader → follower: reads of `number` may be served once `index` is applied; index 0: refused, ask again."""
+
+    term: Term
+    sender: NodeId
+    number: int
+    index: Index
+
+
+PeerMessage = (
+    AppendEntries
+    | AppendReply
+    | VoteRequest
+    | VoteReply
+    | TimeoutNow
+    | ForwardProposals
+    | ForwardReply
+    | ReadIndexRequest
+    | ReadIndexReply
+)
+
+Lane = Literal["control", "data"]
+
+
+def lane(message: PeerMessage) -> Lane:
+    """The connection a message takes: bulk on `data`, everything an election or a read waits for on `control`."""
+    match message:
+        case AppendEntries(entries=entries):
+            return "data" if entries else "control"
+        case ForwardProposals() | ForwardReply():
+            return "data"
+        case _:
+            return "control"
+
+
+# ── local inputs ────────────────────────────────────────────────────────────────────────────────────
+
+
+class Tick(msgspec.Struct, frozen=True, gc=False):
+    """Time has passed; look at the deadlines."""
+
+
+class Proposals(msgspec.Struct, frozen=True, gc=False):
+    """Commands of this node's clients, in order of arrival. Appended here or forwarded to the leader."""
+
+    batch: tuple[Proposed, ...]
+
+
+class ReadRequest(msgspec.Struct, frozen=True, gc=False):
+    """Reads that arrived since the last request, under one fresh number; answered by `ReadReady` or `ReadFailed`."""
+
+    number: int
+
+
+class Persisted(msgspec.Struct, frozen=True, gc=False):
+    """Write `number`, and every earlier one, is durable."""
+
+    number: WriteNumber = NO_WRITE
+
+
+class PeerConnected(msgspec.Struct, frozen=True, gc=False):
+    """Connections to `peer` are up (again): what was in flight on the old ones is lost."""
+
+    peer: NodeId
+
+
+class PeerDisconnected(msgspec.Struct, frozen=True, gc=False):
+    """Connections to `peer` are down; says nothing about whether it lives."""
+
+    peer: NodeId
+
+
+class PeerRefused(msgspec.Struct, frozen=True, gc=False):
+    """Connections to `peer` are down *and* its port refuses new ones: its process is gone."""
+
+    peer: NodeId
+
+
+class TransferLeadership(msgspec.Struct, frozen=True, gc=False):
+    """Hand leadership to `to`; NOBODY picks the most caught-up voter."""
+
+    to: NodeId = NOBODY
+
+
+class DiskStalled(msgspec.Struct, frozen=True, gc=False):
+    """An fsync has been in flight for longer than `storage.stall_ms`: a leader steps down, nobody campaigns."""
+
+
+class DiskRecovered(msgspec.Struct, frozen=True, gc=False):
+    """The stalled write finished."""
+
+
+class Fetched(msgspec.Struct, frozen=True, gc=False):
+    """Entries read back from the log on disk for a follower that is behind the cache (answers a `Fetch`)."""
+
+    peer: NodeId
+    entries: tuple[Entry, ...]
+
+
+LocalInput = (
+    Tick
+    | Proposals
+    | ReadRequest
+    | Persisted
+    | PeerConnected
+    | PeerDisconnected
+    | PeerRefused
+    | TransferLeadership
+    | DiskStalled
+    | DiskRecovered
+    | Fetched
+)
+
+Input = PeerMessage | LocalInput

@@ -1,0 +1,159 @@
+"""Output: what the shell has to do after a step, and in which order.
+
+Executed once, by `kvnode.node.driver`, in this order: facts are logged; `persist` goes to the log writer;
+each `Send` leaves at once if `after` is already durable, else when it is; placed, forwarded and refused
+proposals and reads go to whoever waits; entries up to `apply_to` go to the state machine; `fetches` are read.
+
+The rule "durable before it leaves" lives in `Send.after`: a message that depends on a write names its number,
+every other message may overtake the disk (Raft thesis §10.2.1; etcd's asynchronous storage writes).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from kvnode.ids import NO_WRITE, Index, NodeId, RequestId, Term, WriteNumber
+from kvnode.raft.messages import Entry, HardState, PeerMessage
+
+
+class Persist(msgspec.Struct, frozen=True, gc=False):
+    """One write for the log: cut, then append, then hard state; durable as a whole or not at all.
+
+    Numbers are consecutive. Completion is matched by number, never by (index, term): the same (index, term)
+    can be cut and appended again while an earlier write is still on its way to the disk (trap R2).
+    """
+
+    number: WriteNumber
+    truncate_from: Index  # 0 = nothing; else every entry at or above it goes, before `entries` are appended
+    entries: tuple[Entry, ...]
+    hard_state: HardState | None  # None: unchanged but for `commit`
+    commit: Index  # evidence for recovery: written with the batch, never a reason for one
+
+
+class Send(msgspec.Struct, frozen=True, gc=False):
+    """A message that may leave once write `after` is durable; 0: at once."""
+
+    to: NodeId
+    message: PeerMessage
+    after: WriteNumber = NO_WRITE
+
+
+class Placed(msgspec.Struct, frozen=True, gc=False):
+    """A proposal of this node stands in the leader's log at (index, term). What becomes of it, applying tells."""
+
+    id: RequestId
+    index: Index
+    term: Term
+
+
+class Forwarded(msgspec.Struct, frozen=True, gc=False):
+    """A proposal went to `leader`: until `Placed` or `Refused` comes back its outcome is unknown."""
+
+    id: RequestId
+    leader: NodeId
+    term: Term
+
+
+class Refused(msgspec.Struct, frozen=True, gc=False):
+    """A proposal is certainly in no log: error code of the TryAgain family (no_leader, overloaded)."""
+
+    id: RequestId
+    code: str
+
+
+class ReadReady(msgspec.Struct, frozen=True, gc=False):
+    """Reads under `number` may be served once `index` is applied here."""
+
+    number: int
+    index: Index
+
+
+class ReadFailed(msgspec.Struct, frozen=True, gc=False):
+    """The round cannot be confirmed (no leader, leader changed): ask again under a fresh number."""
+
+    number: int
+
+
+class Fetch(msgspec.Struct, frozen=True, gc=False):
+    """Read entries from the log on disk, from `first`, at most `bytes_max` (one entry at least), for `peer`."""
+
+    peer: NodeId
+    first: Index
+    last: Index
+    bytes_max: int
+
+
+# ── facts: what happened, for the operator's log, metrics and golden traces ─────────────────────────
+
+
+class BecameFollower(msgspec.Struct, frozen=True, gc=False):
+    term: Term
+    leader: NodeId  # NOBODY if not known yet
+    reason: str
+
+
+class BecamePreCandidate(msgspec.Struct, frozen=True, gc=False):
+    term: Term
+    reason: str
+
+
+class BecameCandidate(msgspec.Struct, frozen=True, gc=False):
+    term: Term
+    reason: str
+
+
+class BecameLeader(msgspec.Struct, frozen=True, gc=False):
+    term: Term
+    took_ms: int  # since the pre-vote began
+
+
+class LeaderKnown(msgspec.Struct, frozen=True, gc=False):
+    term: Term
+    leader: NodeId
+
+
+class LogTruncated(msgspec.Struct, frozen=True, gc=False):
+    from_index: Index
+    last_index: Index  # before the cut
+
+
+class TransferBegan(msgspec.Struct, frozen=True, gc=False):
+    to: NodeId
+
+
+class TransferAborted(msgspec.Struct, frozen=True, gc=False):
+    to: NodeId
+    reason: str
+
+
+class VoteGranted(msgspec.Struct, frozen=True, gc=False):
+    term: Term
+    candidate: NodeId
+
+
+Fact = (
+    BecameFollower
+    | BecamePreCandidate
+    | BecameCandidate
+    | BecameLeader
+    | LeaderKnown
+    | LogTruncated
+    | TransferBegan
+    | TransferAborted
+    | VoteGranted
+)
+
+
+class Output(msgspec.Struct):
+    """Everything one or more steps decided. `Raft.take_output` returns it and starts an empty one."""
+
+    persist: Persist | None = None
+    sends: list[Send] = msgspec.field(default_factory=list)
+    placed: list[Placed] = msgspec.field(default_factory=list)
+    forwarded: list[Forwarded] = msgspec.field(default_factory=list)
+    refused: list[Refused] = msgspec.field(default_factory=list)
+    reads_ready: list[ReadReady] = msgspec.field(default_factory=list)
+    reads_failed: list[ReadFailed] = msgspec.field(default_factory=list)
+    fetches: list[Fetch] = msgspec.field(default_factory=list)
+    facts: list[Fact] = msgspec.field(default_factory=list)
+    apply_to: Index = Index(0)  # entries up to here are committed and durable here; never goes back
