@@ -242,6 +242,9 @@ class LogSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         "auto"
     )
     file: Annotated[str, _node("Write to this file instead of standard error.")] = ""
+    queue_lines_max: Annotated[
+        int, _node("Lines waiting to be written; further ones are dropped and counted.", ge=100)
+    ] = 10_000
 
 
 class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

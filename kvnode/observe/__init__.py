@@ -1,0 +1,1 @@
+"""What the process tells its operator: events (`log`) and numbers (`metrics`). Imports nothing but row 0."""
