@@ -1,0 +1,51 @@
+# The verbs of this repository. `make help` lists them; the environment in .venv is built when a verb needs it.
+
+PYTHON ?= $(or $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done),python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+NODES ?= 3
+SEEDS ?= 200
+
+.DEFAULT_GOAL := help
+.PHONY: help cluster test check lint type fmt golden sim bench clean
+
+help: ## list the verbs
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+cluster: $(READY) ## run a three-node cluster on this machine; Ctrl-C stops it
+	@exec $(BIN)/kvnode dev --nodes $(NODES)
+
+test: $(READY) ## run all tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+check: lint type test ## everything that must pass before a commit
+
+lint: $(READY) ## style and likely mistakes
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+type: $(READY) ## types
+	$(BIN)/mypy
+
+fmt: $(READY) ## format, and fix what can be fixed
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+golden: $(READY) ## rewrite the golden scripts' expected traces; read the diff as code
+	KVNODE_GOLDEN_REWRITE=1 $(BIN)/python -m pytest -q -k golden
+
+sim: $(READY) ## random networks and crashes: SEEDS=200 tries that many, SEED=7 replays one
+	KVNODE_SIM_SEEDS=$(SEEDS) KVNODE_SIM_SEED=$(SEED) $(BIN)/python -m pytest -q tests/raft/test_random_network.py
+
+bench: $(READY) ## measure, beside etcd where it is installed
+	$(BIN)/python -m kvnode.bench $(ARGS)
+
+clean: ## remove the environment and caches; data/ stays
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("kvnode needs Python 3.11 or newer, %s is %s; name another with make PYTHON=..." % (sys.executable, sys.version.split()[0]))'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,233 @@
+"""``kvnode put get del ls``: keys and values from a shell.
+
+Each command is one request (`ls`: one a page). Values come and go as bytes, unchanged. A failed write says on
+standard error whether it was applied, in the words of the HTTP API: ``Kv-Outcome: not-applied`` or ``unknown``.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from kvnode.cli.main import fail
+from kvnode.cli.options import (
+    caller,
+    endpoint_option,
+    output_option,
+    print_bytes,
+    print_table,
+    table_by_default,
+    timeout_option,
+)
+from kvnode.client.http import Answer, Caller, key_path
+from kvnode.errors import KvnodeError
+
+_PAGE_ITEMS = 1_000
+_PREVIEW_CHARACTERS = 60
+
+
+@click.command()
+@click.argument("key")
+@click.argument("value")
+@click.option("--if-rev", type=click.IntRange(min=0), help="Only if the key's revision is N; 0: only if it is absent.")
+@click.option("--prev", is_flag=True, help="Show the value that was replaced (with -o json).")
+@output_option("json", "plain", default="plain")
+@endpoint_option
+@timeout_option()
+def put(**given: Any) -> None:
+    """Set a key.
+
+    VALUE is the value itself, - to read standard input, or @FILE to read a file. The bytes are stored unchanged.
+
+    \b
+    Examples:
+      kvnode put greeting hello
+      kvnode put app/config @config.json
+      date | kvnode put now -
+      kvnode put lock/owner me --if-rev 0       create, fail if it exists
+    """
+    query = {"if_rev": str(given["if_rev"])} if given["if_rev"] is not None else {}
+    if given["prev"]:
+        query["prev"] = "1"
+    body = _value(given["value"])
+    answer = _write("PUT", key_path(_bytes(given["key"])), query, body, given)
+    if given["output"] == "json":
+        print_bytes(answer.body.rstrip(b"\n") + b"\n")
+    else:
+        click.echo(f"revision {answer.json()['revision']}")
+
+
+@click.command()
+@click.argument("key")
+@click.option("--consistency", type=click.Choice(["linearizable", "stale"]), help="stale: this node's applied state.")
+@output_option("json", "table", "plain", default="plain")
+@endpoint_option
+@timeout_option()
+def get(**given: Any) -> None:
+    """Print the value of a key.
+
+    The bytes are printed unchanged, without a newline of our own; -o json shows the revisions too. Exits 1 if there
+    is no such key.
+
+    \b
+    Examples:
+      kvnode get greeting
+      kvnode get app/config > config.json
+      kvnode get greeting -o json
+    """
+    query = {"consistency": given["consistency"]} if given["consistency"] else {}
+    if given["output"] in {"json", "table"}:
+        query["meta"] = "1"
+    try:
+        answer = _caller(given).call("GET", key_path(_bytes(given["key"])), query)
+    except KvnodeError as error:
+        fail(error)
+    if given["output"] == "table":
+        _print_items([answer.json()])
+    elif given["output"] == "json":
+        print_bytes(answer.body.rstrip(b"\n") + b"\n")
+    else:
+        print_bytes(answer.body)
+
+
+@click.command("del")
+@click.argument("key")
+@click.option("--prefix", is_flag=True, help="Delete every key that starts with KEY.")
+@click.option("--if-rev", type=click.IntRange(min=1), help="Only if the key's revision is N.")
+@click.option("--prev", is_flag=True, help="Show what was deleted (with -o json).")
+@output_option("json", "plain", default="plain")
+@endpoint_option
+@timeout_option()
+def delete(**given: Any) -> None:
+    """Delete a key, or every key with a prefix.
+
+    Prints how many keys were deleted; deleting a missing key is not an error and prints 0.
+
+    \b
+    Examples:
+      kvnode del greeting
+      kvnode del app/ --prefix
+    """
+    if given["prefix"] and (given["if_rev"] is not None or given["prev"]):
+        raise click.UsageError("--prefix goes with neither --if-rev nor --prev")
+    query: dict[str, str | bytes] = {"if_rev": str(given["if_rev"])} if given["if_rev"] is not None else {}
+    if given["prev"]:
+        query["prev"] = "1"
+    key = _bytes(given["key"])
+    if given["prefix"]:
+        answer = _write("DELETE", "/v1/kv", {"prefix": key}, None, given)
+    else:
+        answer = _write("DELETE", key_path(key), query, None, given)
+    if given["output"] == "json":
+        print_bytes(answer.body.rstrip(b"\n") + b"\n")
+    else:
+        click.echo(answer.json()["deleted"])
+
+
+@click.command()
+@click.argument("prefix", default="")
+@click.option("--limit", type=click.IntRange(min=1), help="Stop after this many keys.")
+@click.option("--keys-only", is_flag=True, help="Do not fetch values (with -o json or table).")
+@output_option("json", "table", "plain", default="table on a terminal, else plain")
+@endpoint_option
+@timeout_option()
+def ls(**given: Any) -> None:
+    """List keys, in byte order.
+
+    plain: one key a line. json: one item a line, with value and revisions. All pages are read at one revision.
+
+    \b
+    Examples:
+      kvnode ls
+      kvnode ls app/
+      kvnode ls app/ -o json --limit 100
+    """
+    output = given["output"] or table_by_default()
+    query: dict[str, str | bytes] = {"prefix": _bytes(given["prefix"])}
+    if given["keys_only"] or output == "plain":
+        query["keys_only"] = "1"
+    items: list[dict[str, Any]] = []
+    try:
+        for item in _pages(_caller(given), query, given["limit"]):
+            if output == "table":
+                items.append(item)
+            elif output == "json":
+                click.echo(json.dumps(item, ensure_ascii=False))
+            else:
+                print_bytes(_field(item, "key") + b"\n")
+    except KvnodeError as error:
+        fail(error)
+    if output == "table":
+        _print_items(items)
+
+
+def _pages(http: Caller, query: dict[str, str | bytes], limit: int | None) -> Iterator[dict[str, Any]]:
+    left = sys.maxsize if limit is None else limit
+    cursor: dict[str, str | bytes] = {}
+    while left > 0:
+        page = http.call("GET", "/v1/kv", {**query, **cursor, "limit": str(min(left, _PAGE_ITEMS))}).json()
+        yield from page["items"]
+        left -= len(page["items"])
+        if not page["more"]:
+            return
+        cursor = {"cursor": page["cursor"]}
+
+
+def _write(method: str, path: str, query: Any, body: bytes | None, given: dict[str, Any]) -> Answer:
+    try:
+        return _caller(given).call(method, path, query, body)
+    except KvnodeError as error:
+        _fail_write(error)
+
+
+def _fail_write(error: KvnodeError) -> NoReturn:
+    click.echo(f"Kv-Outcome: {'unknown' if error.may_have_applied else 'not-applied'}", err=True)
+    fail(error, write=True)
+
+
+def _caller(given: dict[str, Any]) -> Caller:
+    return caller(given["endpoints"], given["timeout_ms"])
+
+
+def _bytes(argument: str) -> bytes:
+    """The bytes the shell gave us, also when they are not valid UTF-8."""
+    return os.fsencode(argument)
+
+
+def _value(argument: str) -> bytes:
+    if argument == "-":
+        return sys.stdin.buffer.read()
+    if argument.startswith("@"):
+        try:
+            return Path(argument[1:]).read_bytes()
+        except OSError as error:
+            raise click.UsageError(f"cannot read {argument[1:]}: {error.strerror}") from error
+    return _bytes(argument)
+
+
+def _field(item: dict[str, Any], name: str) -> bytes:
+    """A key or value of a JSON item as bytes: base64 if the item says so (`http-api.md`, ground rules)."""
+    marker = "key_encoding" if name == "key" else "encoding"
+    text: str = item.get(name) or ""
+    return base64.b64decode(text) if item.get(marker) == "base64" else text.encode()
+
+
+def _print_items(items: list[dict[str, Any]]) -> None:
+    rows = [
+        [_shown(_field(item, "key")), str(item["mod_revision"]), str(item["version"]), _shown(_field(item, "value"))]
+        for item in items
+    ]
+    print_table(["key", "revision", "version", "value"], rows)
+
+
+def _shown(data: bytes) -> str:
+    text = data.decode("utf-8", "backslashreplace")
+    text = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+    return text if len(text) <= _PREVIEW_CHARACTERS else f"{text[: _PREVIEW_CHARACTERS - 1]}…"

@@ -1,0 +1,123 @@
+"""The ``kvnode`` command: the argument tree, and the one table from error family to exit code.
+
+Start-up time is a feature: this module imports click and nothing else that is slow. `COMMANDS` lists every
+command with the module that holds it and its one-line help, so that ``kvnode --help`` loads none of them; a test
+keeps the help equal to what the command itself says.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import NoReturn
+
+import click
+
+from kvnode.errors import ConfigInvalid, Fatal, KvnodeError, Rejected, TryAgain, Unknown
+from kvnode.version import __version__
+
+OK, REFUSED, USAGE, TRY_AGAIN, UNKNOWN_OUTCOME, FATAL = range(6)
+
+EXIT_CODES: dict[int, str] = {
+    OK: "done",
+    REFUSED: "not found, or refused: the request cannot succeed as it stands",
+    USAGE: "wrong usage of the command line",
+    TRY_AGAIN: "try again: nothing was changed",
+    UNKNOWN_OUTCOME: "unknown: the write may or may not have happened",
+    FATAL: "fatal: the configuration, the data or this program is broken",
+}
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "serve": ("kvnode.cli.serve", "Run one node."),
+    "dev": ("kvnode.cli.dev", "Run a whole cluster on this machine, for trying out."),
+    "put": ("kvnode.cli.kv", "Set a key."),
+    "get": ("kvnode.cli.kv", "Print the value of a key."),
+    "del": ("kvnode.cli.kv", "Delete a key, or every key with a prefix."),
+    "ls": ("kvnode.cli.kv", "List keys."),
+    "status": ("kvnode.cli.status", "Show what each node of the cluster believes."),
+    "health": ("kvnode.cli.status", "Exit 0 if a node is ready to serve, 1 otherwise."),
+    "wal": ("kvnode.cli.wal", "Inspect write-ahead logs of stopped nodes."),
+    "config": ("kvnode.cli.config", "Show settings, their values and where these come from."),
+    "completion": ("kvnode.cli.completion", "Print the completion script of a shell."),
+}
+
+_EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code}  {meaning}" for code, meaning in EXIT_CODES.items())
+
+_EXAMPLES = """\
+A replicated key-value server for coordination.
+
+\b
+Examples:
+  kvnode dev --nodes 3                     three nodes on this machine
+  kvnode put greeting hello                set a key
+  kvnode get greeting                      print its value
+  kvnode ls app/ -o json                   list keys below a prefix
+  kvnode status                            who leads, who follows, how far
+
+Commands that talk to a cluster ask the nodes named by --endpoint or KVNODE_ENDPOINTS (several: separated by
+commas, tried in order); without either, 127.0.0.1:7401.
+"""
+
+
+class _Commands(click.Group):
+    """A group that imports a command's module when the command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(COMMANDS[cmd_name][0])
+        command: click.Command = getattr(module, {"del": "delete", "config": "show"}.get(cmd_name, cmd_name))
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(
+    cls=_Commands,
+    help=_EXAMPLES,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(__version__, prog_name="kvnode")
+def cli() -> None:
+    pass
+
+
+def exit_code(error: KvnodeError, *, write: bool) -> int:
+    """What the process ends with. A read never has an effect, so its unknown outcome is just "no answer"."""
+    match error:
+        case ConfigInvalid() | Fatal():
+            return FATAL
+        case Rejected():
+            return REFUSED
+        case Unknown():
+            return UNKNOWN_OUTCOME if write else TRY_AGAIN
+        case TryAgain():
+            return TRY_AGAIN
+        case _:
+            return FATAL
+
+
+def fail(error: KvnodeError, *, write: bool = False) -> NoReturn:
+    """Say what went wrong on standard error and end with the error's exit code."""
+    click.echo(f"kvnode: {error.message} [{error.code}]", err=True)
+    sys.exit(exit_code(error, write=write))
+
+
+def main() -> None:
+    """Entry point of the installed command and of ``python -m kvnode``."""
+    if not __debug__:
+        sys.stderr.write("kvnode: refusing to run under python -O: its assertions guard the data and must stay on\n")
+        sys.exit(FATAL)
+    try:
+        cli(prog_name="kvnode")
+    except BrokenPipeError:
+        # The reader of our output left (`kvnode ls | head`); keep the interpreter from complaining about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(OK)
