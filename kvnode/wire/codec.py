@@ -1,0 +1,91 @@
+"""Structs ↔ MessagePack, with every check between a socket and the core in one place.
+
+    peer message    array: tag, fields…      tags: `kvnode.wire.raft_tags`
+    write request   array: tag, fields…      tags: `kvnode.wire.kv_tags`; the payload of a COMMAND entry
+    configuration   array: voters, learners  the payload of a CONFIGURATION entry
+
+The bytes are plain MessagePack: the `msgpack` package, or any language, reads them. Decoding is strict: size first,
+then the schema (types, tag, no trailing bytes, UTF-8), then ranges and consistency. Elements after the known ones
+are skipped, which is how a newer version appends fields. Depth is that of the schema; the decoder refuses to
+skip a deeply nested unknown field. Everything wrong is a `CodecError`; nothing else leaves the decoders.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from kvnode.kv.requests import WriteRequest
+from kvnode.raft.messages import Configuration, PeerMessage
+from kvnode.wire.kv_tags import check_request
+from kvnode.wire.limits import PAYLOAD_BYTES_MAX, CodecError, check_range, check_size
+from kvnode.wire.raft_tags import check_message
+
+__all__ = [
+    "CodecError",
+    "decode_configuration",
+    "decode_message",
+    "decode_request",
+    "encode_configuration",
+    "encode_message",
+    "encode_request",
+]
+
+Bytes = bytes | bytearray | memoryview
+
+_encoder = msgspec.msgpack.Encoder()
+_message_decoder: msgspec.msgpack.Decoder[PeerMessage] = msgspec.msgpack.Decoder(PeerMessage)
+_request_decoder: msgspec.msgpack.Decoder[WriteRequest] = msgspec.msgpack.Decoder(WriteRequest)
+_configuration_decoder = msgspec.msgpack.Decoder(Configuration)
+
+
+def encode_message(message: PeerMessage) -> bytes:
+    """One peer message."""
+    return _encoder.encode(message)
+
+
+def decode_message(data: Bytes, bytes_max: int = PAYLOAD_BYTES_MAX) -> PeerMessage:
+    """One peer message, in range and consistent in itself. Raises CodecError."""
+    check_size(data, bytes_max)
+    try:
+        message = _message_decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise CodecError(f"peer message: {error}") from error
+    check_message(message)
+    return message
+
+
+def encode_request(request: WriteRequest) -> bytes:
+    """The payload of a COMMAND entry."""
+    return _encoder.encode(request)
+
+
+def decode_request(payload: Bytes) -> WriteRequest:
+    """Inverse of `encode_request`. Raises CodecError."""
+    check_size(payload)
+    try:
+        request = _request_decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise CodecError(f"write request: {error}") from error
+    check_request(request)
+    return request
+
+
+def encode_configuration(configuration: Configuration) -> bytes:
+    """The payload of a CONFIGURATION entry."""
+    return _encoder.encode(configuration)
+
+
+def decode_configuration(payload: Bytes) -> Configuration:
+    """Inverse of `encode_configuration`: ids are positive, sorted, and no id stands twice. Raises CodecError."""
+    check_size(payload)
+    try:
+        configuration = _configuration_decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise CodecError(f"configuration: {error}") from error
+    for ids in (configuration.voters, configuration.learners):
+        check_range(*ids)
+        if list(ids) != sorted(set(ids)) or 0 in ids:
+            raise CodecError(f"configuration: ids {list(ids)} are not positive, sorted and distinct")
+    if set(configuration.voters) & set(configuration.learners):
+        raise CodecError("configuration: a member is both voter and learner")
+    return configuration

@@ -1,0 +1,177 @@
+"""Frames: how messages stand on a peer connection, and the messages of the handshake.
+
+A frame is a 12-byte head and a payload. One WebSocket binary message holds one or more whole frames: what is
+ready to go at the same moment shares a system call.
+
+    offset  size  name      meaning
+    0       4     length    bytes of payload that follow the head; big-endian, like all numbers here
+    4       4     crc32     of the 4 bytes of `length`, then the bytes from offset 8 to the end of the payload
+    8       1     kind      `FrameKind`; an unknown one closes the connection
+    9       1     version   `PROTOCOL`, the version both sides chose
+    10      2     reserved  0
+    12      –     payload   HELLO, REFUSAL, MESSAGE: MessagePack; PROOF: 32 bytes; WELCOME, PING: nothing
+
+The checksum is there for damage on the way (a weak TCP checksum, a proxy), not against an attacker. A frame that
+fails any check ends the connection; nothing of it is used. Up to `HANDSHAKE_BYTES_MAX` bytes are read from a
+stranger, and nothing but the three handshake payloads is decoded before both sides have proven the secret.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from enum import IntEnum
+from struct import Struct
+
+import msgspec
+
+from kvnode.ids import NodeId
+from kvnode.raft.messages import Lane
+from kvnode.wire.limits import CodecError, check_nesting, check_range, check_size
+
+PROTOCOL = 1
+"""Version of frames and messages this node speaks; `PROTOCOL_MIN` is the oldest it still understands."""
+PROTOCOL_MIN = 1
+FEATURE_LEVEL = 1
+"""Grows with each entry kind or message that older nodes do not know."""
+
+HEAD_BYTES = 12
+HANDSHAKE_BYTES_MAX = 64 << 10
+NONCE_BYTES = 32
+PROOF_BYTES = 32
+_TEXT_MAX = 256
+_HEAD = Struct(">IIBBH")
+_CHECKED = Struct(">IBBH")  # what the checksum covers of the head
+
+
+class FrameKind(IntEnum):
+    """What a frame's payload is."""
+
+    HELLO = 1
+    PROOF = 2
+    REFUSAL = 3
+    WELCOME = 4
+    MESSAGE = 5
+    PING = 6
+
+
+def encode_frame(kind: int, payload: bytes = b"") -> bytes:
+    """One whole frame."""
+    length = len(payload)
+    crc = zlib.crc32(payload, zlib.crc32(_CHECKED.pack(length, kind, PROTOCOL, 0)))
+    return _HEAD.pack(length, crc, kind, PROTOCOL, 0) + payload
+
+
+def split_frames(data: bytes | bytearray | memoryview, bytes_max: int) -> Iterator[tuple[int, memoryview]]:
+    """(kind, payload) of each frame in one WebSocket message; a payload is checked before it is handed out.
+
+    Raises: CodecError for a cut, damaged, oversized or unknown frame, and for an empty message.
+    """
+    view = memoryview(data)
+    end = len(view)
+    if end == 0:
+        raise CodecError("a message without a frame")
+    position = 0
+    while position < end:
+        if end - position < HEAD_BYTES:
+            raise CodecError(f"{end - position} bytes are no frame head")
+        length, crc, kind, version, reserved = _HEAD.unpack_from(view, position)
+        position += HEAD_BYTES
+        if length > bytes_max or length > end - position:
+            raise CodecError(f"frame of {length} bytes where {end - position} follow and {bytes_max} are allowed")
+        payload = view[position : position + length]
+        if zlib.crc32(payload, zlib.crc32(_CHECKED.pack(length, kind, version, reserved))) != crc:
+            raise CodecError("frame checksum does not match")
+        if version != PROTOCOL or reserved != 0 or not FrameKind.HELLO <= kind <= FrameKind.PING:
+            raise CodecError(f"frame of kind {kind}, version {version}, reserved {reserved}")
+        position += length
+        yield kind, payload
+
+
+# ── handshake messages ──────────────────────────────────────────────────────────────────────────────
+
+
+class KnownMember(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A member as the sender has it on record."""
+
+    member: NodeId
+    incarnation: int  # 0 = never met
+    address: str  # peer address, as configured
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Who I am and what I go by; the first frame from each side. Believed only after the proof over its bytes."""
+
+    protocol_min: int
+    protocol_max: int
+    cluster_name: str
+    cluster_id: int  # 0 until the sender's bootstrap has finished
+    member: NodeId
+    incarnation: int  # random id of the sender's data directory
+    boot_counter: int  # +1 at each start of the sender, durably
+    boot_nonce: int  # drawn at that start; tells two copies of one directory apart
+    members: tuple[KnownMember, ...]  # sorted by id; before bootstrap has finished, the initial members
+    address: str  # the sender's peer address
+    client_url: str  # where the sender takes client requests
+    lane: Lane
+    link: int  # dialler: counts its dials, the same on both lanes; acceptor: 0
+    settings: dict[str, bool | int | float | str]  # all of cluster scope, by dotted name
+    nonce: bytes  # fresh for each connection
+    software: str = ""
+    feature_level: int = 1
+
+
+class Refusal(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Why the sender will not talk to the receiver: a stable code, and a sentence for its operator."""
+
+    code: str
+    sentence: str
+
+
+_encoder = msgspec.msgpack.Encoder()
+_hello_decoder = msgspec.msgpack.Decoder(Hello)
+_refusal_decoder = msgspec.msgpack.Decoder(Refusal)
+
+
+def encode_hello(hello: Hello) -> bytes:
+    return _encoder.encode(hello)
+
+
+def decode_hello(data: bytes | memoryview) -> Hello:
+    """A stranger's hello: size, nesting and count of values are checked before it is decoded. Raises CodecError."""
+    check_size(data, HANDSHAKE_BYTES_MAX)
+    check_nesting(data, depth_max=4, items_max=2_048)
+    try:
+        hello = _hello_decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise CodecError(f"hello: {error}") from error
+    check_range(hello.protocol_min, hello.protocol_max, hello.member, hello.link, hello.boot_counter)
+    check_range(hello.feature_level, *(known.member for known in hello.members))
+    if min(hello.cluster_id, hello.incarnation, hello.boot_nonce) < 0:
+        raise CodecError("hello: a random id is negative")
+    if min((known.incarnation for known in hello.members), default=0) < 0:
+        raise CodecError("hello: an incarnation is negative")
+    if len(hello.nonce) != NONCE_BYTES:
+        raise CodecError(f"hello: nonce of {len(hello.nonce)} bytes")
+    if max(map(len, (hello.cluster_name, hello.address, hello.client_url, hello.software))) > _TEXT_MAX:
+        raise CodecError(f"hello: a text is longer than {_TEXT_MAX} characters")
+    return hello
+
+
+def encode_refusal(refusal: Refusal) -> bytes:
+    return _encoder.encode(refusal)
+
+
+def decode_refusal(data: bytes | memoryview) -> Refusal:
+    """A refusal, with what an operator's terminal would stumble over taken out. Raises CodecError."""
+    check_size(data, HANDSHAKE_BYTES_MAX)
+    check_nesting(data, depth_max=4, items_max=64)
+    try:
+        refusal = _refusal_decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise CodecError(f"refusal: {error}") from error
+    return Refusal(_printable(refusal.code)[:64], _printable(refusal.sentence)[:512])
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)
