@@ -1,0 +1,161 @@
+"""Put, delete and range: what each does to the versions and what it answers.
+
+Deterministic and total: what cannot be done is answered with a `Refusal`, never raised. Each function
+appends the events of its changes to `events`; the caller owns revisions and all-or-nothing.
+
+Revisions: the first change of an entry makes `revision`, and all its changes share it. A put of the same
+value is a change. A delete that finds nothing is none. `version` restarts at 1 after a delete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+
+from kvnode.config import LimitsSection
+from kvnode.ids import Revision
+from kvnode.kv.events import Event
+from kvnode.kv.keys import ONE_KEY
+from kvnode.kv.requests import (
+    ANY_REVISION,
+    MUST_EXIST,
+    Delete,
+    DeleteReply,
+    KeyValue,
+    Put,
+    PutReply,
+    Range,
+    RangeReply,
+    Refusal,
+)
+from kvnode.machine.mvcc import Versions
+from kvnode.machine.recent import Recent
+
+KEY_BYTES_MAX = 64 << 10
+"""Longest key the store's format is made for; `limits.key_bytes_max` is checked at the door and is lower."""
+
+
+class Operations:
+    """The three operations over one store. `revision` is the store's current one, before this entry."""
+
+    def __init__(self, versions: Versions, recent: Recent, limits: LimitsSection) -> None:
+        self._versions = versions
+        self._recent = recent
+        self._limits = limits
+
+    def put(self, request: Put, revision: Revision, time: int, events: list[Event]) -> PutReply | Refusal:
+        key = request.key
+        if not 0 < len(key) <= KEY_BYTES_MAX:
+            return Refusal("bad_key", f"a key has 1 to {KEY_BYTES_MAX} bytes, not {len(key)}", revision)
+        if request.lease:
+            return Refusal("not_found", f"lease {request.lease} does not exist", revision)
+        before = self._versions.current(key)
+        if request.if_revision != ANY_REVISION:
+            refusal = check_revision(request.if_revision, before, revision)
+            if refusal is not None:
+                return refusal
+        made = revision + 1
+        if before is None:
+            kv = KeyValue(key, request.value, made, made, 1, 0, time)
+        else:
+            kv = KeyValue(key, request.value, before.create_revision, made, before.version + 1, 0, time)
+        self._recent.add(kv)
+        events.append(Event(kv, before))
+        previous = before if request.return_previous else None
+        return PutReply(made, before is None, kv.create_revision, kv.version, time, previous)
+
+    def delete(self, request: Delete, revision: Revision, time: int, events: list[Event]) -> DeleteReply | Refusal:
+        if request.end == ONE_KEY:
+            return self._delete_one(request, revision, time, events)
+        return self._delete_range(request, revision, time, events)
+
+    def _delete_one(self, request: Delete, revision: Revision, time: int, events: list[Event]) -> DeleteReply | Refusal:
+        before = self._versions.current(request.start) if request.start else None
+        if request.if_revision != ANY_REVISION:
+            refusal = check_revision(request.if_revision, before, revision)
+            if refusal is not None:
+                return refusal
+        if before is None:
+            return DeleteReply(revision + bool(events), 0)
+        self._bury(before.key, revision + 1, time, before, events)
+        return DeleteReply(revision + 1, 1, (before,) if request.return_previous else ())
+
+    def _delete_range(
+        self, request: Delete, revision: Revision, time: int, events: list[Event]
+    ) -> DeleteReply | Refusal:
+        """Delete every key of a range at once, up to `limits.delete_keys_max`; above it nothing happens.
+
+        Previous values are held to `limits.page_bytes_max`: asked for and over it the request is refused;
+        for watchers, events beyond it carry none (they can be read at the revision before).
+        """
+        if request.if_revision != ANY_REVISION:
+            return Refusal("bad_request", "if_revision needs a single key", revision)
+        limits = self._limits
+        found: list[tuple[bytes, KeyValue | None]] = []
+        previous_bytes = 0
+        with closing(self._versions.scan(request.start, request.end, revision + bool(events))) as scan:
+            for kv in scan:
+                if len(found) == limits.delete_keys_max:
+                    return Refusal("too_large", f"one request deletes at most {limits.delete_keys_max} keys", revision)
+                previous_bytes += len(kv.key) + len(kv.value)
+                fits = previous_bytes <= limits.page_bytes_max
+                if request.return_previous and not fits:
+                    return Refusal("too_large", f"previous values exceed {limits.page_bytes_max} bytes", revision)
+                found.append((kv.key, kv if fits else None))
+        for key, before in found:
+            self._bury(key, revision + 1, time, before, events)
+        previous = tuple(before for _, before in found if before is not None) if request.return_previous else ()
+        return DeleteReply(revision + bool(events), len(found), previous)
+
+    def _bury(self, key: bytes, made: int, time: int, before: KeyValue | None, events: list[Event]) -> None:
+        tombstone = KeyValue(key, b"", 0, made, 0, 0, time)
+        self._recent.add(tombstone)
+        events.append(Event(tombstone, before))
+
+    def range(self, request: Range, revision: int) -> RangeReply:
+        """One page at `revision`, which the caller has checked to be readable."""
+        if request.end == ONE_KEY:
+            return self._range_one(request, revision)
+        with closing(self._versions.scan(request.start, request.end, revision, descending=request.descending)) as scan:
+            if request.count_only:
+                return RangeReply(revision, (), sum(1 for _ in scan))
+            return self._page(scan, request, revision)
+
+    def _page(self, scan: Iterator[KeyValue], request: Range, revision: int) -> RangeReply:
+        limit = min(request.limit or self._limits.page_items, self._limits.page_items_max)
+        items: list[KeyValue] = []
+        size, more = 0, False
+        for kv in scan:
+            shown = _without_value(kv) if request.keys_only else kv
+            size += len(shown.key) + len(shown.value)
+            if len(items) == limit or (items and size > self._limits.page_bytes_max):
+                more = True
+                break
+            items.append(shown)
+        return RangeReply(revision, tuple(items), len(items), more)
+
+    def _range_one(self, request: Range, revision: int) -> RangeReply:
+        kv = self._versions.at(request.start, revision) if request.start else None
+        if kv is None:
+            return RangeReply(revision, (), 0)
+        if request.count_only:
+            return RangeReply(revision, (), 1)
+        return RangeReply(revision, (_without_value(kv) if request.keys_only else kv,), 1)
+
+
+def check_revision(wanted: int, before: KeyValue | None, revision: Revision) -> Refusal | None:
+    """Whether an `if_revision` condition holds for a key as it is now; None: it does."""
+    found = before.mod_revision if before is not None else 0
+    if wanted == MUST_EXIST:
+        if found:
+            return None
+        return Refusal("compare_failed", "the key does not exist", revision)
+    if wanted < 0:
+        return Refusal("bad_request", f"{wanted} is not a revision", revision)
+    if wanted == found:
+        return None
+    return Refusal("compare_failed", f"the key is at revision {found}, not {wanted}", revision, found)
+
+
+def _without_value(kv: KeyValue) -> KeyValue:
+    return KeyValue(kv.key, b"", kv.create_revision, kv.mod_revision, kv.version, kv.lease, kv.time)

@@ -1,0 +1,158 @@
+"""Recent table: the newest versions, in memory, until the backend holds them durably.
+
+Two layers. The *active* one takes what is applied now. A flush freezes it (the *frozen* layer) at the end of an
+entry and starts an empty active one; when the frozen layer's commit is durable it is evicted. A transaction
+adds a third on top, its *draft*, which is either merged into the active layer or dropped.
+
+Every version of a key in an upper layer is newer than every one below, and all are newer than or equal to what
+the backend holds: between a commit and the eviction a version is in both, and both say the same.
+
+The path of a put is two dict operations; the sorted index that ranges need takes new keys only when one asks.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+
+from sortedcontainers import SortedList
+
+from kvnode.kv.keys import TO_THE_END
+from kvnode.kv.requests import KeyValue
+
+OVERHEAD_BYTES = 350
+"""What a version costs in memory beside key and value: objects, dict and list slots, index (measured)."""
+
+
+class Layer:
+    """Versions of one stretch of revisions."""
+
+    def __init__(self) -> None:
+        self.changes: list[KeyValue] = []  # in the order they were made
+        self.bytes = 0
+        self.newest: dict[bytes, KeyValue] = {}
+        self._older: dict[bytes, list[KeyValue]] = {}  # ascending; only for keys changed twice here
+        self._unsorted: list[bytes] = []
+        self._sorted: SortedList = SortedList()
+
+    def add(self, kv: KeyValue) -> None:
+        key = kv.key
+        before = self.newest.get(key)
+        if before is None:
+            self._unsorted.append(key)
+        else:
+            assert before.mod_revision < kv.mod_revision, (before.mod_revision, kv.mod_revision)
+            self._older.setdefault(key, []).append(before)
+        self.newest[key] = kv
+        self.changes.append(kv)
+        self.bytes += len(key) + len(kv.value) + OVERHEAD_BYTES
+
+    def at(self, key: bytes, revision: int) -> KeyValue | None:
+        """The newest version here at or below `revision`, tombstones included."""
+        kv = self.newest.get(key)
+        if kv is None or kv.mod_revision <= revision:
+            return kv
+        for older in reversed(self._older.get(key, ())):
+            if older.mod_revision <= revision:
+                return older
+        return None
+
+    def keys(self, start: bytes, end: bytes, descending: bool) -> Iterator[bytes]:
+        """Keys of ``[start, end)`` that have a version here, each once, in order."""
+        if self._unsorted:
+            self._sorted.update(self._unsorted)
+            self._unsorted = []
+        stop = None if end == TO_THE_END else end
+        found: Iterator[bytes] = self._sorted.irange(start, stop, inclusive=(True, False), reverse=descending)
+        return found
+
+
+class Recent:
+    """The layers, newest first."""
+
+    def __init__(self) -> None:
+        self._active = Layer()
+        self._frozen: Layer | None = None
+        self._draft: Layer | None = None
+        self._layers: tuple[Layer, ...] = (self._active,)
+        self.add = self._active.add
+        """Take in a version newer than every one of its key. Bound to the top layer: the hottest call there is."""
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(layer.bytes for layer in self._layers)
+
+    @property
+    def versions(self) -> int:
+        return sum(len(layer.changes) for layer in self._layers)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether a frozen layer still waits for its eviction."""
+        return self._frozen is not None
+
+    def newest(self, key: bytes) -> KeyValue | None:
+        """The newest version, tombstones included; None: ask the backend."""
+        for layer in self._layers:
+            kv = layer.newest.get(key)
+            if kv is not None:
+                return kv
+        return None
+
+    def at(self, key: bytes, revision: int) -> KeyValue | None:
+        """The newest version at or below `revision`, tombstones included; None: ask the backend."""
+        for layer in self._layers:
+            kv = layer.at(key, revision)
+            if kv is not None:
+                return kv
+        return None
+
+    def keys(self, start: bytes, end: bytes, descending: bool) -> Iterator[bytes]:
+        """Keys of ``[start, end)`` in any layer, each once, in order."""
+        sources = [layer.keys(start, end, descending) for layer in self._layers if layer.changes]
+        last: bytes | None = None
+        for key in heapq.merge(*sources, reverse=descending):
+            if key != last:
+                last = key
+                yield key
+
+    # ── a transaction's draft ───────────────────────────────────────────────────────────────────────
+
+    def begin(self) -> None:
+        assert self._draft is None
+        self._draft = Layer()
+        self._relink()
+
+    def keep(self) -> None:
+        """Make the draft's versions part of the active layer."""
+        assert self._draft is not None
+        changes = self._draft.changes
+        self.drop()
+        for kv in changes:
+            self._active.add(kv)
+
+    def drop(self) -> None:
+        """Forget the draft."""
+        assert self._draft is not None
+        self._draft = None
+        self._relink()
+
+    # ── flushing ────────────────────────────────────────────────────────────────────────────────────
+
+    def freeze(self) -> Layer:
+        """Set the active layer aside and start an empty one."""
+        assert self._draft is None
+        assert self._frozen is None, "a frozen layer still waits for its eviction"
+        self._frozen, self._active = self._active, Layer()
+        self._relink()
+        return self._frozen
+
+    def evict(self) -> None:
+        """Forget the frozen layer: the backend holds all of it durably."""
+        assert self._frozen is not None
+        self._frozen = None
+        self._relink()
+
+    def _relink(self) -> None:
+        self._layers = tuple(layer for layer in (self._draft, self._active, self._frozen) if layer is not None)
+        self.add = self._layers[0].add

@@ -1,0 +1,125 @@
+"""What the store's rows hold, and how a cut of the recent table becomes rows.
+
+Values are MessagePack arrays (append fields with defaults, never reorder); keys are `keycode`'s.
+
+    table      value
+    ---------  -------------------------------------------------------------------------------------------
+    meta       `Meta`: format, applied index and time, revision, compact revision, digest, logical bytes
+    versions   `VersionRow`: value, create revision, version (0 = deleted), lease, time, user key if long
+    revisions  `RevisionRow`: time, kind (1 put, 2 delete), user key
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import msgspec
+
+from kvnode.errors import StorageFailed
+from kvnode.ids import Index, Revision
+from kvnode.kv.requests import KeyValue
+from kvnode.machine import keycode
+from kvnode.machine.backend import Row
+
+FORMAT = 1
+"""Version of the store's layout. A store of another format is refused, never guessed at."""
+
+EMPTY_DIGEST = bytes(16)
+
+
+class Meta(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Exactly what the rows beside it are the result of. Committed with them in one transaction (I19)."""
+
+    format: int = FORMAT
+    applied_index: Index = Index(0)
+    applied_time: int = 0
+    revision: Revision = Revision(1)  # an empty store is at 1
+    compact_revision: int = 0
+    digest: bytes = EMPTY_DIGEST
+    logical_bytes: int = 0
+
+
+class VersionRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    value: bytes
+    create_revision: int
+    version: int
+    lease: int
+    time: int
+    key: bytes = b""  # the user key, where the row's own key does not hold all of it
+
+
+class ChangeKind(IntEnum):
+    PUT = 1
+    DELETE = 2
+
+
+class RevisionRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    time: int
+    kind: int  # ChangeKind
+    key: bytes
+
+
+_meta_decoder = msgspec.msgpack.Decoder(Meta)
+_version_decoder = msgspec.msgpack.Decoder(VersionRow)
+_revision_decoder = msgspec.msgpack.Decoder(RevisionRow)
+
+
+def decode_meta(value: bytes) -> Meta:
+    """Raises: StorageFailed for a store this program does not know how to read."""
+    try:
+        meta = _meta_decoder.decode(value)
+    except msgspec.MsgspecError as error:
+        raise StorageFailed(f"the store's meta row is damaged: {error}") from error
+    if meta.format != FORMAT:
+        raise StorageFailed(f"the store has format {meta.format}; this program reads format {FORMAT}")
+    return meta
+
+
+def decode_version(row: Row) -> KeyValue:
+    row_key, value = row
+    found = _version_decoder.decode(value)
+    return KeyValue(
+        found.key or keycode.short_user_key(row_key),
+        found.value,
+        found.create_revision,
+        keycode.revision_of(row_key),
+        found.version,
+        found.lease,
+        found.time,
+    )
+
+
+def decode_revision(row: Row) -> tuple[int, int, RevisionRow]:
+    """Revision, number within it, and what changed."""
+    revision, number = keycode.split_revision_row_key(row[0])
+    return revision, number, _revision_decoder.decode(row[1])
+
+
+class Cut(msgspec.Struct, frozen=True):
+    """Everything applied since the previous cut, frozen between two entries: what one commit writes."""
+
+    meta: Meta
+    changes: Sequence[KeyValue]  # in the order they were made; never changed any more
+    bytes: int  # of the recent table
+
+    @property
+    def applied_index(self) -> Index:
+        return self.meta.applied_index
+
+    def rows(self) -> list[Row]:
+        """The rows to commit, ascending. Called in the flush thread: it is the costly part."""
+        encode = msgspec.msgpack.Encoder().encode
+        rows = [(keycode.META_KEY, encode(self.meta))]
+        revision, number = 0, 0
+        for kv in self.changes:
+            revision, number = kv.mod_revision, number + 1 if kv.mod_revision == revision else 0
+            row_key = keycode.version_row_key(kv.key, revision)
+            full_key = kv.key if keycode.is_long(row_key) else b""
+            value = VersionRow(kv.value, kv.create_revision, kv.version, kv.lease, kv.time, full_key)
+            kind = ChangeKind.PUT if kv.version else ChangeKind.DELETE
+            rows.append((row_key, encode(value)))
+            change = RevisionRow(kv.time, kind.value, kv.key)
+            rows.append((keycode.revision_row_key(revision, number), encode(change)))
+        rows.sort()
+        return rows

@@ -1,0 +1,116 @@
+"""What every Backend owes the state machine. A test class inherits `BackendSuite` and has a fixture `backend`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+
+from kvnode.machine.backend import KEY_BYTES_MAX, Backend, Row
+
+
+@dataclass
+class Rows:
+    """A batch that is already encoded."""
+
+    items: Sequence[Row]
+
+    def rows(self) -> Sequence[Row]:
+        return self.items
+
+
+def commit(backend: Backend, *items: Row) -> None:
+    backend.commit(Rows(sorted(items)))
+
+
+def all_rows(backend: Backend, start: bytes = b"\x01") -> list[Row]:
+    """Every row from `start` on, walked as a reader would. Rows below 0x01 are the backend's own."""
+    found = []
+    with backend.read() as cursor:
+        row = cursor.seek(start)
+        while row is not None:
+            found.append(row)
+            row = cursor.next()
+    return found
+
+
+class BackendSuite:
+    def test_a_new_backend_is_empty(self, backend: Backend) -> None:
+        assert all_rows(backend) == []
+        assert backend.seek(b"\x01") is None
+
+    def test_seek_finds_the_first_row_at_or_after(self, backend: Backend) -> None:
+        commit(backend, (b"b", b"1"), (b"d", b"2"))
+        assert backend.seek(b"a") == (b"b", b"1")
+        assert backend.seek(b"b") == (b"b", b"1")
+        assert backend.seek(b"b\x00") == (b"d", b"2")
+        assert backend.seek(b"e") is None
+
+    def test_cursor_moves_both_ways(self, backend: Backend) -> None:
+        commit(backend, (b"b", b"1"), (b"d", b"2"), (b"f", b"3"))
+        with backend.read() as cursor:
+            assert cursor.seek(b"c") == (b"d", b"2")
+            assert cursor.next() == (b"f", b"3")
+            assert cursor.next() is None
+            assert cursor.seek_before(b"d") == (b"b", b"1")
+            assert cursor.seek_before(b"z") == (b"f", b"3")
+            assert cursor.seek_before(b"f") == (b"d", b"2")
+
+    def test_nothing_lies_before_the_first_row_of_a_table(self, backend: Backend) -> None:
+        commit(backend, (b"b", b"1"))
+        with backend.read() as cursor:
+            before = cursor.seek_before(b"b")
+        assert before is None or before[0] < b"\x01", "only the backend's own row may stand there"
+
+    def test_bytes_sort_as_bytes(self, backend: Backend) -> None:
+        keys = [b"\x01", b"\x01\x00", b"\x01\x00\xff", b"\x01\x01", b"a", b"a\x00", b"a\xff", b"b", b"\xff\xff"]
+        commit(backend, *((key, key) for key in keys))
+        assert [key for key, _ in all_rows(backend)] == keys
+
+    def test_a_row_can_be_written_again(self, backend: Backend) -> None:
+        commit(backend, (b"meta", b"1"))
+        commit(backend, (b"meta", b"2"), (b"zz", b""))
+        assert all_rows(backend) == [(b"meta", b"2"), (b"zz", b"")]
+
+    def test_the_longest_key_and_a_large_value(self, backend: Backend) -> None:
+        key, value = b"k" * KEY_BYTES_MAX, bytes(1 << 20)
+        commit(backend, (key, value))
+        assert backend.seek(b"k") == (key, value)
+
+    def test_an_open_view_does_not_see_a_later_commit(self, backend: Backend) -> None:
+        commit(backend, (b"a", b"1"))
+        with backend.read() as cursor:
+            assert cursor.seek(b"a") == (b"a", b"1")
+            assert cursor.next() is None
+        commit(backend, (b"b", b"2"))
+        assert [key for key, _ in all_rows(backend)] == [b"a", b"b"]
+
+    def test_an_empty_batch_is_a_commit(self, backend: Backend) -> None:
+        commit(backend)
+        assert all_rows(backend) == []
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_random_commits_against_a_dict(self, backend: Backend, seed: int) -> None:
+        chance = random.Random(seed)
+        expected: dict[bytes, bytes] = {}
+        for _ in range(12):
+            batch = {
+                bytes([1 + chance.randrange(255)]) + chance.randbytes(chance.randrange(4)): chance.randbytes(8)
+                for _ in range(chance.randrange(60))
+            }
+            expected.update(batch)
+            commit(backend, *batch.items())
+            assert all_rows(backend) == sorted(expected.items())
+            with backend.read() as cursor:
+                for _ in range(10):
+                    probe = bytes([1 + chance.randrange(255)]) + chance.randbytes(chance.randrange(4))
+                    after = [key for key in sorted(expected) if key >= probe]
+                    before = [key for key in sorted(expected) if key < probe]
+                    row = cursor.seek(probe)
+                    assert (row and row[0]) == (after[0] if after else None)
+                    row = cursor.seek_before(probe)
+                    if before:
+                        assert row == (before[-1], expected[before[-1]])
+        assert backend.bytes_used > 0
