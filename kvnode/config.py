@@ -93,6 +93,15 @@ class PeerSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     handshake_timeout_ms: Annotated[int, _node("A peer connection must be proven within this.", unit="ms", ge=10)] = (
         2_000
     )
+    keepalive_ms: Annotated[
+        int, _node("A peer connection that is idle sends a ping this often.", unit="ms", ge=10)
+    ] = 1_000
+    silence_ms_max: Annotated[
+        int, _node("A peer connection silent for longer is dead and is closed.", unit="ms", ge=20)
+    ] = 3_000
+    unproven_max: Annotated[
+        int, _node("Connections that may wait for their handshake; further ones are closed.", ge=1)
+    ] = 64
     queue_bytes_max: Annotated[
         int,
         _node(
@@ -104,6 +113,12 @@ class PeerSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     message_bytes_max: Annotated[int, _cluster("Largest message on a peer connection.", unit="bytes", ge=1 * MIB)] = (
         4 * MIB
     )
+
+    def __post_init__(self) -> None:
+        if self.reconnect_ms_min > self.reconnect_ms_max:
+            raise ValueError("peer.reconnect_ms_min must not exceed peer.reconnect_ms_max")
+        if self.keepalive_ms * 2 > self.silence_ms_max:
+            raise ValueError("peer.silence_ms_max must be at least twice peer.keepalive_ms")
 
 
 class RaftSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
