@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-import msgspec
-
 from kvnode.ids import Index, NodeId
 from kvnode.raft.messages import Entry, PeerMessage
 from kvnode.raft.output import Persist
+from kvnode.wire.links import LinkInfo
+
+__all__ = ["LinkInfo", "LogStore", "Receiver", "Transport"]
 
 
 class LogStore(Protocol):
@@ -39,16 +40,6 @@ class LogStore(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-class LinkInfo(msgspec.Struct, frozen=True):
-    """One peer as the transport knows it."""
-
-    peer: NodeId
-    connected: bool  # both lanes are up
-    epoch: int  # counts connections; replies of an older one are void
-    client_url: str  # the peer's advertised client listener, "" until met
-    refused: str = ""  # why the handshake was refused, "" if it was not
 
 
 class Receiver(Protocol):

@@ -1,0 +1,162 @@
+"""Single-socket channel: one proven, persistent, ordered connection to one peer for one purpose (a *lane*).
+
+Sending never waits: a frame goes into a bounded queue, and a writer puts everything that is ready at one moment
+into one WebSocket message. When the peer does not keep up the queue fills and further frames are dropped and
+counted; Raft sends again what matters. Receiving hands out each frame as it arrives, in order.
+
+A channel that was aborted hands out nothing more, even of what had already arrived: answers of an old connection
+must not cross into a new one (source: the Single-Socket Channel pattern; patterns.md §5.9).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+
+import aiohttp
+from aiohttp import web
+
+from kvnode.ids import NodeId
+from kvnode.raft.messages import Lane
+from kvnode.wire.frames import FrameKind, encode_frame, split_frames
+from kvnode.wire.limits import CodecError
+
+WebSocket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
+OnMessage = Callable[[memoryview], None]
+Counters = dict[str, int]
+
+PING = encode_frame(FrameKind.PING)
+_CLOSED = (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSING, aiohttp.WSMsgType.CLOSED)
+
+
+class Channel:
+    """One lane to one peer. `run` lives as long as the connection; `send` and `abort` may be called any time."""
+
+    def __init__(
+        self,
+        websocket: WebSocket,
+        *,
+        peer: NodeId,
+        lane: Lane,
+        queue_bytes_max: int,
+        message_bytes_max: int,
+        counters: Counters,
+    ) -> None:
+        self.peer = peer
+        self.lane: Lane = lane
+        self.is_closed = False
+        self.heard_ms = 0  # when something last arrived, to the keep-alive's precision
+        self._heard = True
+        self._websocket = websocket
+        self._descriptor = _own_descriptor(websocket)
+        self._queue: list[bytes] = []
+        self._queue_bytes = 0
+        self._queue_bytes_max = queue_bytes_max
+        self._message_bytes_max = message_bytes_max
+        self._wake: asyncio.Future[None] | None = None  # the writer sleeps on it
+        self._counters = counters
+        self._bytes_sent = f"bytes_sent_{lane}"
+        self._bytes_received = f"bytes_received_{lane}"
+
+    def send(self, frame: bytes) -> bool:
+        """Queue one frame; False if it was dropped: the connection is closed or its queue is full."""
+        size = len(frame)
+        if self.is_closed or self._queue_bytes + size > self._queue_bytes_max or size > self._message_bytes_max:
+            return False
+        self._queue.append(frame)
+        self._queue_bytes += size
+        wake = self._wake
+        if wake is not None:
+            self._wake = None
+            if not wake.done():
+                wake.set_result(None)
+        return True
+
+    async def run(self, on_message: OnMessage) -> None:
+        """Deliver each message until the connection ends or `abort`.
+
+        Raises: CodecError for a damaged or unexpected frame (also from `on_message`), OSError.
+        """
+        writer = asyncio.create_task(self._write(), name=f"peer-{self.peer}-{self.lane}-writer")
+        try:
+            while True:
+                message = await self._websocket.receive()
+                if message.type is not aiohttp.WSMsgType.BINARY:
+                    if self.is_closed or message.type in _CLOSED or isinstance(message.data, OSError):
+                        return
+                    raise CodecError(f"a WebSocket message of type {message.type.name}: {message.data!s:.100}")
+                self._heard = True
+                data = message.data
+                self._counters[self._bytes_received] += len(data)
+                for kind, payload in split_frames(data, self._message_bytes_max):
+                    if self.is_closed:
+                        return
+                    if kind == FrameKind.MESSAGE:
+                        on_message(payload)
+                    elif kind != FrameKind.PING:
+                        raise CodecError(f"a frame of kind {kind} after the handshake")
+        finally:
+            self.abort()
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+
+    def keep_alive(self, now_ms: int, *, slept: bool) -> int:
+        """Ping; returns for how long nothing has arrived. `slept`: this process was late, so the time tells nothing."""
+        if self._heard or slept:
+            self._heard = False
+            self.heard_ms = now_ms
+        self.send(PING)
+        return now_ms - self.heard_ms
+
+    @property
+    def queue_bytes(self) -> int:
+        return self._queue_bytes
+
+    def abort(self) -> None:
+        """Cut the connection at once, without a farewell: a peer that does not read cannot hold it open."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        self._queue.clear()
+        self._queue_bytes = 0
+        try:
+            self._descriptor.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the other side was quicker
+        finally:
+            self._descriptor.close()
+
+    async def _write(self) -> None:
+        """Everything queued at one moment goes out as one message, in pieces no larger than the receiver takes."""
+        try:
+            while not self.is_closed:
+                if not self._queue:
+                    self._wake = asyncio.get_running_loop().create_future()
+                    await self._wake
+                    continue
+                joined, size = self._take()
+                self._counters[self._bytes_sent] += size
+                await self._websocket.send_bytes(joined)
+        except (OSError, aiohttp.ClientError):
+            self.abort()  # the reader sees the end of the connection and reports it
+
+    def _take(self) -> tuple[bytes, int]:
+        if self._queue_bytes <= self._message_bytes_max:
+            frames, self._queue, size = self._queue, [], self._queue_bytes
+        else:
+            count = size = 0
+            for frame in self._queue:
+                if size + len(frame) > self._message_bytes_max:
+                    break
+                count += 1
+                size += len(frame)
+            frames, self._queue = self._queue[:count], self._queue[count:]
+        self._queue_bytes -= size
+        return (frames[0] if len(frames) == 1 else b"".join(frames)), size
+
+
+def _own_descriptor(websocket: WebSocket) -> socket.socket:
+    """A second descriptor of the connection: the one way to cut it that both loops and both ends offer."""
+    return socket.socket(fileno=os.dup(websocket.get_extra_info("socket").fileno()))
