@@ -1,0 +1,123 @@
+"""A state machine under test, and the plain model it is held to.
+
+`Store` applies requests and, by its mode, flushes and reopens in between: nothing a reader sees may depend on that.
+`Model` keeps every version of every key in a dict of lists and answers by looking through all of them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kvnode.config import LimitsSection
+from kvnode.ids import Index
+from kvnode.kv import keys
+from kvnode.kv.requests import KeyValue, Put, Range, Txn, WriteRequest
+from kvnode.machine.backend import Backend
+from kvnode.machine.machine import Applied, StateMachine
+from kvnode.storage.lmdb_backend import LmdbBackend
+from kvnode.storage.memory_backend import MemoryBackend
+
+MODES = ("recent", "committed", "flushed", "reopened")
+"""Everything in the recent table; frozen and committed but not evicted; evicted; and opened again after that."""
+
+BACKENDS = ("memory", "lmdb")
+
+
+class Store:
+    def __init__(self, open_backend: Callable[[], Backend], mode: str = "recent", **limits: Any) -> None:
+        self._open_backend = open_backend
+        self._limits = LimitsSection(**limits)
+        self.mode = mode
+        self.machine = StateMachine(open_backend(), self._limits)
+
+    def apply(self, request: WriteRequest, *, time: int | None = None) -> Applied:
+        index = Index(self.machine.applied_index + 1)
+        return self.machine.apply(index, index * 10 if time is None else time, request)
+
+    def put(self, key: bytes, value: bytes = b"v") -> int:
+        self.apply(Put(key, value))
+        return self.machine.revision
+
+    def settle(self) -> None:
+        """Do what the mode says: the moment at which a flush may happen."""
+        if self.mode == "recent":
+            return
+        cut = self.machine.cut()
+        if cut is not None:
+            self.machine.backend.commit(cut)
+            if self.mode == "committed":
+                self._outstanding = cut
+                return
+            self.machine.evict(cut)
+        elif self.mode == "committed" and self.machine.applied_index:
+            self.machine.evict(self._outstanding)
+        if self.mode == "reopened":
+            self.reopen()
+
+    def reopen(self) -> None:
+        self.machine.backend.close()
+        self.machine = StateMachine(self._open_backend(), self._limits)
+
+    def get(self, key: bytes, revision: int = 0) -> KeyValue | None:
+        reply = self.machine.range(Range(key, revision=revision))
+        return reply.items[0] if reply.items else None
+
+    def list(self, start: bytes = b"", end: bytes = keys.TO_THE_END, **options: Any) -> list[bytes]:
+        return [kv.key for kv in self.machine.range(Range(start, end, **options)).items]
+
+
+def opener(kind: str, path: Path) -> Callable[[], Backend]:
+    if kind == "memory":
+        backend = MemoryBackend()
+        return lambda: backend
+    return lambda: LmdbBackend(str(path / "store"), map_bytes=256 << 20)
+
+
+class Model:
+    """Puts and deletes, one list of versions a key; no conditions (those are tested one by one)."""
+
+    def __init__(self) -> None:
+        self.revision = 1
+        self.versions: dict[bytes, list[KeyValue]] = {}
+
+    def at(self, key: bytes, revision: int) -> KeyValue | None:
+        shown = [kv for kv in self.versions.get(key, []) if kv.mod_revision <= revision]
+        return shown[-1] if shown and shown[-1].version else None
+
+    def range(self, start: bytes, end: bytes, revision: int) -> list[KeyValue]:
+        found = [self.at(key, revision) for key in sorted(self.versions) if keys.contains(start, end, key)]
+        return [kv for kv in found if kv is not None]
+
+    def apply(self, request: WriteRequest, time: int) -> None:
+        operations = request.success if isinstance(request, Txn) else (request,)
+        made, changed = self.revision + 1, False
+        for operation in operations:
+            if isinstance(operation, Put):
+                before = self.at(operation.key, made)
+                version = before.version + 1 if before else 1
+                created = before.create_revision if before else made
+                kv = KeyValue(operation.key, operation.value, created, made, version, 0, time)
+                self.versions.setdefault(operation.key, []).append(kv)
+                changed = True
+            elif not isinstance(operation, Range):
+                for kv in self.range(operation.start, operation.end, made):
+                    self.versions[kv.key].append(KeyValue(kv.key, b"", 0, made, 0, 0, time))
+                    changed = True
+        self.revision += changed
+
+
+def some_keys(chance: random.Random, count: int) -> list[bytes]:
+    """Keys that are hard on an ordered encoding: NULs, 0xff, prefixes of each other, long with shared stems."""
+    alphabet = [b"\x00", b"\x01", b"a", b"b", b"\xfe", b"\xff"]
+    found = {b"".join(chance.choices(alphabet, k=chance.randrange(1, 5))) for _ in range(count)}
+    for length in (230, 234, 235, 236, 468, 469, 470, 471, 510, 511, 512, 513, 4096):
+        if chance.random() < 0.5:
+            fill = chance.choice([b"x", b"\x00", b"\xff"])
+            stem = fill * length
+            found |= {stem, stem[:-1] + b"\x00", stem[:-1] + b"y", stem + b"z"}
+    ordered = sorted(found)
+    chance.shuffle(ordered)
+    return ordered[:count]
