@@ -17,3 +17,7 @@ class Clock(Protocol):
     def wall_ms(self) -> int:
         """Milliseconds since 1970-01-01 UTC as the machine believes. May jump."""
         ...
+
+    def elapsed_ns(self) -> int:
+        """Nanoseconds since an arbitrary start, at the best resolution there is: for measuring, never for deciding."""
+        ...

@@ -16,3 +16,6 @@ class SystemClock:
 
     def wall_ms(self) -> int:
         return time.time_ns() // 1_000_000
+
+    def elapsed_ns(self) -> int:
+        return time.perf_counter_ns()

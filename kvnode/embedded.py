@@ -1,0 +1,145 @@
+"""Embedding: a node inside your program, spoken to through the same `KV` as everywhere else.
+
+By default the node runs on an event loop of its own in a thread of its own, so a host program that blocks its
+loop causes no election; `loop="host"` runs it on the caller's loop. It installs no signal handlers and no
+logging (events go to the standard loggers ``kvnode.*``), and listens for clients only when told to.
+
+    async with kvnode.open_node(settings={"node.data_dir": "data/app"}) as node:
+        await node.put("greeting", "hello")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import uvloop
+
+from kvnode.config import Config, load
+from kvnode.errors import ConnectionLost, NotReady
+from kvnode.ids import NodeId
+from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options, Status
+from kvnode.kv.requests import Request
+from kvnode.server import RunningNode
+
+Result = TypeVar("Result")
+
+READY_POLL_S = 0.01
+
+
+class EmbeddedNode(KV):
+    """A node of this process. Obtained from `open_node`; usable from the loop that opened it."""
+
+    def __init__(self, running: RunningNode, call: Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]) -> None:
+        self._running = running
+        self._call = call
+
+    async def execute(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Any:
+        """Carry out one request; see `KV.execute`."""
+        return await self._call(lambda: self._running.node.execute(request, options))
+
+    async def status(self) -> Status:
+        """What this node knows of itself and of its cluster."""
+
+        async def ask() -> Status:
+            return self._running.node.status()
+
+        status: Status = await self._call(ask)
+        return status
+
+    async def ready(self, timeout_ms: int = 10_000) -> None:
+        """Wait until the node has a leader and has caught up. Raises: NotReady, ConnectionLost if it failed."""
+
+        async def wait() -> None:
+            try:
+                async with asyncio.timeout(timeout_ms / 1e3):
+                    while not self._running.node.is_ready():
+                        if self._running.failed.done():
+                            raise ConnectionLost(f"the node failed: {self._running.failed.result()}")
+                        await asyncio.sleep(READY_POLL_S)
+            except TimeoutError as error:
+                if isinstance(error, ConnectionLost):
+                    raise
+                raise NotReady(f"the node was not ready within {timeout_ms} ms") from None
+
+        await self._call(wait)
+
+    async def handover(self, to: int) -> None:
+        """Give leadership to member `to` before a planned stop. Raises: NoLeader, MemberNotFound, Timeout."""
+        await self._call(lambda: self._running.node.transfer_leadership(NodeId(to)))
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the node stopped by itself; None while it is well."""
+        return self._running.failed.result() if self._running.failed.done() else None
+
+
+@asynccontextmanager
+async def open_node(
+    config: Config | str | Path | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    loop: Literal["own", "host"] = "own",
+    listen: bool = False,
+) -> AsyncIterator[EmbeddedNode]:
+    """Run a node for the duration of the ``async with`` block; it has started when the block is entered.
+
+    Args:
+        config: settings, or the path of a TOML file; None takes the defaults, a cluster of one in ``data/n1``.
+        settings: single settings by dotted name, e.g. ``{"node.data_dir": "data/app"}``; they win over the file.
+        loop: ``own`` = a loop and a thread of its own; ``host`` = the running loop, which must never block.
+        listen: also serve HTTP clients on ``client.listen``.
+
+    Raises: Fatal (and its subclasses) when data, identity or configuration forbid a start.
+    """
+    if not isinstance(config, Config):
+        config = load(config, overrides=settings)
+    elif settings:
+        raise ValueError("give either a Config or single settings, not both")
+    if loop == "host":
+        running = await RunningNode.start(config, serve_clients=listen)
+        try:
+            yield EmbeddedNode(running, lambda make: make())
+        finally:
+            await running.stop()
+        return
+    thread = _LoopThread(f"kvnode-{config.node.id}")
+    try:
+        running = await thread.call(lambda: RunningNode.start(config, serve_clients=listen))
+        try:
+            yield EmbeddedNode(running, thread.call)
+        finally:
+            await thread.call(running.stop)
+    finally:
+        thread.close()
+
+
+class _LoopThread:
+    """An event loop in a thread, and a way to run coroutines there and await them here."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+        self._loop.close()
+
+    async def call(self, make: Callable[[], Awaitable[Result]]) -> Result:
+        """Run `make()` on the other loop; a cancelled caller does not stop what it started."""
+
+        async def run() -> Result:
+            return await make()
+
+        work: Coroutine[Any, Any, Result] = run()
+        return await asyncio.shield(asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop)))
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=5)

@@ -1,0 +1,142 @@
+"""Admission: what is refused at the door, before it can reach the log. The limits are equal on all members."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kvnode.clocks.clock import Clock
+from kvnode.config import LimitsSection, StorageSection
+from kvnode.errors import BadKey, BadRequest, NoSpace, TooLarge
+from kvnode.kv import keys
+from kvnode.kv.requests import ANY_REVISION, Compare, Delete, Operation, Put, Range, Txn, WriteRequest
+from kvnode.machine.machine import StateMachine
+
+FREE_SPACE_CHECK_MS = 1_000
+INTEGER_MAX = (1 << 63) - 1
+
+
+def check_write(request: WriteRequest, limits: LimitsSection) -> None:
+    """Raises: BadKey, BadRequest, TooLarge; nothing has reached the log then."""
+    if isinstance(request, Put):
+        _check_put(request, limits)
+    elif isinstance(request, Delete):
+        _check_delete(request, limits)
+    else:
+        _check_txn(request, limits)
+
+
+def check_read(request: Range, limits: LimitsSection) -> None:
+    """Raises: BadKey, BadRequest, TooLarge."""
+    if request.end == keys.ONE_KEY:
+        _check_key(request.start, limits)
+    else:
+        _check_bounds(request.start, request.end, limits)
+    if not 0 <= request.limit <= limits.page_items_max:
+        raise BadRequest(f"limit must be between 0 and {limits.page_items_max}", limit=limits.page_items_max)
+    if not 0 <= request.revision <= INTEGER_MAX:
+        raise BadRequest("a revision is a positive 64-bit integer")
+
+
+def _check_key(key: bytes, limits: LimitsSection) -> None:
+    if not key:
+        raise BadKey("the key is empty")
+    if len(key) > limits.key_bytes_max:
+        raise TooLarge(f"the key has {len(key)} bytes, more than {limits.key_bytes_max}", limit=limits.key_bytes_max)
+
+
+def _check_bounds(start: bytes, end: bytes, limits: LimitsSection) -> None:
+    longest = max(len(start), len(end))
+    if longest > limits.key_bytes_max:
+        raise TooLarge(
+            f"a range bound has {longest} bytes, more than {limits.key_bytes_max}", limit=limits.key_bytes_max
+        )
+
+
+def _check_put(put: Put, limits: LimitsSection) -> None:
+    _check_key(put.key, limits)
+    if len(put.value) > limits.value_bytes_max:
+        raise TooLarge(
+            f"the value has {len(put.value)} bytes, more than {limits.value_bytes_max}", limit=limits.value_bytes_max
+        )
+    if put.lease:
+        raise BadRequest("leases are not available")
+    _check_condition(put.if_revision)
+
+
+def _check_delete(delete: Delete, limits: LimitsSection) -> None:
+    if delete.end == keys.ONE_KEY:
+        _check_key(delete.start, limits)
+    else:
+        _check_bounds(delete.start, delete.end, limits)
+        if delete.if_revision != ANY_REVISION:
+            raise BadRequest("a condition on the revision goes with a single key")
+    _check_condition(delete.if_revision)
+
+
+def _check_condition(revision: int) -> None:
+    if not -2 <= revision <= INTEGER_MAX:
+        raise BadRequest("a revision is a positive 64-bit integer")
+
+
+def _check_txn(txn: Txn, limits: LimitsSection) -> None:
+    count = len(txn.compare) + len(txn.success) + len(txn.failure)
+    if count > limits.txn_operations_max:
+        raise TooLarge(
+            f"the transaction has {count} compares and operations, more than {limits.txn_operations_max}",
+            limit=limits.txn_operations_max,
+        )
+    for compare in txn.compare:
+        _check_compare(compare, limits)
+    size = 0
+    for operation in (*txn.success, *txn.failure):
+        size += _check_operation(operation, limits)
+    if size > limits.request_bytes_max:
+        raise TooLarge(f"the transaction has {size} bytes", limit=limits.request_bytes_max)
+
+
+def _check_compare(compare: Compare, limits: LimitsSection) -> None:
+    _check_key(compare.key, limits)
+    if isinstance(compare.value, bytes) != (compare.target == "value"):
+        raise BadRequest(f"compare of {compare.target}: the value has the wrong type")
+
+
+def _check_operation(operation: Operation, limits: LimitsSection) -> int:
+    if isinstance(operation, Put):
+        _check_put(operation, limits)
+        return len(operation.key) + len(operation.value)
+    if isinstance(operation, Delete):
+        _check_delete(operation, limits)
+    else:
+        check_read(operation, limits)
+    return len(operation.start) + len(operation.end)
+
+
+class SpaceGuard:
+    """Refuses what would grow the store once a soft limit is reached; reads and deletes go on."""
+
+    def __init__(
+        self, settings: StorageSection, machine: StateMachine, free_bytes: Callable[[], int], clock: Clock
+    ) -> None:
+        self._settings = settings
+        self._machine = machine
+        self._free_bytes = free_bytes
+        self._clock = clock
+        self._checked_ms = -FREE_SPACE_CHECK_MS
+        self.alarm = ""  # what is over its limit, in words; "" if nothing is
+
+    def check(self, request: WriteRequest) -> None:
+        """Raises: NoSpace (certainly not applied)."""
+        now_ms = self._clock.monotonic_ms()
+        if now_ms - self._checked_ms >= FREE_SPACE_CHECK_MS:
+            self._checked_ms = now_ms
+            self.alarm = self._look()
+        if self.alarm and not isinstance(request, Delete):
+            raise NoSpace(self.alarm)
+
+    def _look(self) -> str:
+        if self._machine.logical_bytes >= self._settings.quota_bytes:
+            return f"the store holds {self._machine.logical_bytes} bytes, its quota is {self._settings.quota_bytes}"
+        free = self._free_bytes()
+        if free < self._settings.free_bytes_min:
+            return f"the disk has {free} bytes free, less than {self._settings.free_bytes_min}"
+        return ""

@@ -1,0 +1,202 @@
+"""Applier: committed entries → state machine, in order, each once; answers → those who wait.
+
+Applies on the loop, in slices of bounded time, so that heartbeats are never behind a long backlog. Entries come
+from memory; those evicted from it are read back from the log by a worker. When the recent versions reach their
+bound applying waits for the flush; the log keeps what is not applied. A flush covers whole entries only and is
+never ahead of what this node's own log holds durably (`Output.apply_to` sees to that).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from kvnode.clocks.clock import Clock
+from kvnode.config import StorageSection
+from kvnode.ids import Index
+from kvnode.machine.backend import Backend
+from kvnode.machine.machine import StateMachine
+from kvnode.machine.rows import Cut
+from kvnode.node.ports import LogStore
+from kvnode.node.reads import Reads
+from kvnode.node.waiting_list import WaitingList
+from kvnode.node.worker import Worker
+from kvnode.observe.metrics import Histogram
+from kvnode.raft.core import Raft
+from kvnode.raft.messages import Entry, EntryKind
+from kvnode.wire.codec import decode_request
+
+SLICE_BYTES = 1 << 20
+SLICE_NS = 5_000_000
+"""Longest time spent applying before the loop looks at other causes."""
+
+
+class Applier:
+    """Moves the state machine forward and flushes it. Lives on the node's loop."""
+
+    def __init__(
+        self,
+        *,
+        raft: Raft,
+        machine: StateMachine,
+        backend: Backend,
+        log: LogStore,
+        log_reader: Worker,
+        flusher: Worker,
+        waiting: WaitingList,
+        reads: Reads,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
+        settings: StorageSection,
+        on_failed: Callable[[BaseException], None],
+    ) -> None:
+        self._raft = raft
+        self._machine = machine
+        self._backend = backend
+        self._log = log
+        self._log_reader = log_reader
+        self._flusher = flusher
+        self._waiting = waiting
+        self._reads = reads
+        self._loop = loop
+        self._clock = clock
+        self._settings = settings
+        self._on_failed = on_failed
+        self._target = machine.applied_index
+        self._resume_scheduled = False
+        self._reading_log = False
+        self._cut: Cut | None = None
+        self._flush_timer: asyncio.TimerHandle | None = None
+        self.commit_seconds = Histogram()
+        self.flush_seconds = Histogram()
+        reads.applied(machine.applied_index)
+        waiting.skipped_to(machine.applied_index)
+
+    @property
+    def is_held_back(self) -> bool:
+        """The recent versions are at their bound: applying waits for a flush, proposals are refused."""
+        return self._machine.recent_bytes >= self._settings.recent_bytes_max
+
+    def advance(self, apply_to: Index) -> None:
+        """Entries up to `apply_to` are committed and durable here: apply what can be applied now."""
+        if apply_to > self._target:
+            self._target = apply_to
+            self._continue()
+
+    def _continue(self) -> None:
+        if self._reading_log or self._resume_scheduled:
+            return
+        machine = self._machine
+        before = machine.applied_index
+        stop_ns = self._clock.elapsed_ns() + SLICE_NS
+        while machine.applied_index < self._target and not self.is_held_back:
+            first = Index(machine.applied_index + 1)
+            entries = self._raft.entries(first, self._target, SLICE_BYTES)
+            if entries is None:
+                self._read_log(first)
+                break
+            self._apply(entries, stop_ns)
+            if self._clock.elapsed_ns() >= stop_ns and machine.applied_index < self._target:
+                self._resume_scheduled = True
+                self._loop.call_soon(self._resume)
+                break
+        if machine.applied_index > before:
+            self._reads.applied(machine.applied_index)
+            self._raft.forget(machine.applied_index)
+            self._consider_flush()
+
+    def _resume(self) -> None:
+        self._resume_scheduled = False
+        self._guarded(self._continue)
+
+    def _apply(self, entries: Sequence[Entry], stop_ns: int) -> None:
+        machine, waiting = self._machine, self._waiting
+        now_ns = self._clock.elapsed_ns
+        for count, entry in enumerate(entries):
+            if entry.kind == EntryKind.COMMAND:
+                result = machine.apply(entry.index, entry.time, decode_request(entry.payload)).result
+                if waiting.has_placed and (started := waiting.applied(entry.index, entry.term, result)):
+                    self.commit_seconds.observe((now_ns() - started) / 1e9)
+            else:
+                machine.skip(entry.index, entry.time)
+                waiting.applied(entry.index, entry.term, None)
+            if count % 64 == 63 and now_ns() >= stop_ns:
+                break
+        waiting.skipped_to(machine.applied_index)
+
+    def _read_log(self, first: Index) -> None:
+        """The entries have left memory: read them back from disk, then go on."""
+        self._reading_log = True
+        last, log = self._target, self._log
+
+        def done(entries: Sequence[Entry]) -> None:
+            self._reading_log = False
+            assert entries, (first, last)
+            self._apply(entries, self._clock.elapsed_ns() + SLICE_NS)
+            self._reads.applied(self._machine.applied_index)
+            self._consider_flush()
+            self._continue()
+
+        self._log_reader.submit(
+            lambda: log.read(first, last, SLICE_BYTES),
+            lambda entries: self._guarded(lambda: done(entries)),
+            self._on_failed,
+        )
+
+    # ── flushing ────────────────────────────────────────────────────────────────────────────────────
+
+    def _consider_flush(self) -> None:
+        machine, settings = self._machine, self._settings
+        if self._cut is not None:
+            return
+        if machine.recent_versions >= settings.flush_versions or machine.recent_bytes >= settings.flush_bytes:
+            self.flush()
+        elif self._flush_timer is None:
+            self._flush_timer = self._loop.call_later(settings.flush_ms / 1e3, self._flush_due)
+
+    def _flush_due(self) -> None:
+        self._flush_timer = None
+        self._guarded(self.flush)
+
+    def flush(self) -> bool:
+        """Start writing everything applied so far to the store; False if there is nothing or one is under way."""
+        if self._cut is not None:
+            return False
+        cut = self._machine.cut()
+        if cut is None:
+            return False
+        self._cut = cut
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
+        backend, elapsed_ns = self._backend, self._clock.elapsed_ns
+
+        def job() -> float:
+            started = elapsed_ns()
+            backend.commit(cut)
+            return (elapsed_ns() - started) / 1e9
+
+        self._flusher.submit(job, lambda seconds: self._guarded(lambda: self._flushed(cut, seconds)), self._on_failed)
+        return True
+
+    def _flushed(self, cut: Cut, seconds: float) -> None:
+        self._machine.evict(cut)
+        self._cut = None
+        self.flush_seconds.observe(seconds)
+        if self._machine.recent_versions:
+            self._consider_flush()
+        if self._machine.applied_index < self._target:
+            self._continue()
+
+    def close(self) -> None:
+        """Start the last flush; the flusher's `close` waits for it."""
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+        self.flush()
+
+    def _guarded(self, step: Callable[[], object]) -> None:
+        """An exception here means that apply is broken: the node must end, not go on half alive."""
+        try:
+            step()
+        except BaseException as error:  # noqa: BLE001
+            self._on_failed(error)

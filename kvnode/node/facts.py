@@ -1,0 +1,93 @@
+"""Facts of the core → the operator's log, counters, and whoever waits for a leader."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import assert_never
+
+from kvnode.ids import NOBODY, NodeId
+from kvnode.observe.log import get_logger
+from kvnode.raft.output import (
+    BecameCandidate,
+    BecameFollower,
+    BecameLeader,
+    BecamePreCandidate,
+    Fact,
+    LeaderKnown,
+    LogTruncated,
+    SnapshotNeeded,
+    TransferAborted,
+    TransferBegan,
+    VoteGranted,
+)
+
+log = get_logger("raft")
+
+
+class FactLog:
+    """Lives on the node's loop."""
+
+    def __init__(self, node: NodeId) -> None:
+        self._node = node
+        self._waiting: list[asyncio.Future[None]] = []
+        self.leader_changes = 0
+        self._led = False
+
+    async def leader_changed(self, within_ms: int) -> None:
+        """Return when a leader became known, or after `within_ms`."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(future)
+        timer = loop.call_later(within_ms / 1e3, _wake, future)
+        try:
+            await future
+        finally:
+            timer.cancel()
+            if future in self._waiting:
+                self._waiting.remove(future)
+
+    def wake_all(self) -> None:
+        """Let everybody who waits for a leader look again."""
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            _wake(future)
+
+    def record(self, fact: Fact) -> None:
+        node = self._node
+        match fact:
+            case BecameLeader(term=term, took_ms=took_ms):
+                self.leader_changes += 1
+                self._led = True
+                log.info("election.won", node=node, term=term, took_ms=took_ms)
+                self.wake_all()
+            case LeaderKnown(term=term, leader=leader):
+                self.leader_changes += 1
+                log.info("leader.known", node=node, term=term, leader=leader)
+                self.wake_all()
+            case BecameFollower(term=term, leader=leader, reason=reason):
+                event = "leader.stepped_down" if self._led else "follower.became"
+                self._led = False
+                log.info(event, node=node, term=term, leader=leader or None, reason=reason)
+                if leader != NOBODY:
+                    self.wake_all()
+            case BecamePreCandidate(term=term, reason=reason):
+                log.info("election.started", node=node, term=term, pre=True, reason=reason)
+            case BecameCandidate(term=term, reason=reason):
+                log.info("election.started", node=node, term=term, pre=False, reason=reason)
+            case LogTruncated(from_index=index, last_index=last):
+                log.warning("log.truncated", node=node, index=index, last_index=last)
+            case TransferBegan(to=to):
+                log.info("transfer.began", node=node, peer=to)
+            case TransferAborted(to=to, reason=reason):
+                log.warning("transfer.aborted", node=node, peer=to, reason=reason)
+            case SnapshotNeeded(peer=peer, next_index=index):
+                log.warning("peer.needs_snapshot", node=node, peer=peer, index=index)
+            case VoteGranted(term=term, candidate=candidate):
+                log.info("vote.granted", node=node, term=term, candidate=candidate)
+            case _:
+                assert_never(fact)
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,166 @@
+"""Status: one read-only view of the node, the same for /v1/status, metrics, dashboards and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+
+from kvnode.config import Config
+from kvnode.ids import NOBODY, NodeId
+from kvnode.kv.interface import MemberInfo, PeerProgress, Status
+from kvnode.machine.backend import Backend
+from kvnode.machine.machine import StateMachine
+from kvnode.node.applier import Applier
+from kvnode.node.driver import Driver
+from kvnode.node.facts import FactLog
+from kvnode.node.log_writer import LogWriter
+from kvnode.node.ports import LinkInfo, Transport
+from kvnode.node.waiting_list import WaitingList
+from kvnode.raft.core import Raft
+from kvnode.raft.quorum import majority
+from kvnode.version import __version__
+
+
+class NodeIdentity(msgspec.Struct, frozen=True):
+    """What the node knows of itself that no core keeps."""
+
+    cluster_id: int
+    peer_addresses: dict[NodeId, str]  # this node included
+    client_url: str
+    free_bytes: Callable[[], int]  # on the data directory's file system
+    alarms: Callable[[], tuple[str, ...]]
+
+
+def build(
+    *,
+    config: Config,
+    identity: NodeIdentity,
+    raft: Raft,
+    machine: StateMachine,
+    backend: Backend,
+    driver: Driver,
+    transport: Transport,
+    log_bytes: int,
+    ready: bool,
+    now_ms: int,
+    started_ms: int,
+    space_alarm: str,
+) -> Status:
+    """Cheap enough to be asked once a second."""
+    links = transport.links()
+    voters = raft.configuration.voters
+    reachable = sum(1 for voter in voters if voter == raft.node or voter in driver.connected)
+    alarms = [*identity.alarms()]
+    alarms += [f"peer {link.peer}: {link.refused}" for link in links.values() if link.refused]
+    alarms += [space_alarm] if space_alarm else []
+    alarms += ["a write to the log hangs"] if driver.disk_stalled else []
+    return Status(
+        id=raft.node,
+        name=config.name,
+        cluster_id=f"{identity.cluster_id:016x}",
+        role=raft.role,
+        term=raft.term,
+        leader=raft.leader if raft.leader != NOBODY else None,
+        commit_index=raft.commit_index,
+        applied_index=machine.applied_index,
+        durable_index=raft.durable_index,
+        last_index=raft.last_index,
+        revision=machine.revision,
+        compact_revision=machine.compact_revision,
+        state_hash=machine.digest.hex(),
+        members=_members(identity, raft, links),
+        peers=_progress(raft, links, now_ms),
+        quorum={"voters": len(voters), "needed": majority(len(voters)), "reachable": reachable},
+        wal_bytes=log_bytes,
+        store_bytes=backend.bytes_used,
+        queue_length=driver.queue.length,
+        alarms=tuple(alarms),
+        ready=ready,
+        version=__version__,
+        uptime_ms=now_ms - started_ms,
+    )
+
+
+def _members(identity: NodeIdentity, raft: Raft, links: Any) -> tuple[MemberInfo, ...]:
+    configuration = raft.configuration
+
+    def client_url(member: NodeId) -> str:
+        if member == raft.node:
+            return identity.client_url
+        link: LinkInfo | None = links.get(member)
+        return link.client_url if link is not None else ""
+
+    return tuple(
+        MemberInfo(
+            id=member,
+            peer_address=identity.peer_addresses.get(member, ""),
+            client_url=client_url(member),
+            voter=member in configuration.voters,
+        )
+        for member in sorted((*configuration.voters, *configuration.learners))
+    )
+
+
+def _progress(raft: Raft, links: Any, now_ms: int) -> tuple[PeerProgress, ...]:
+    """Replication as the leader sees it; empty elsewhere."""
+    if raft.role != "leader":
+        return ()
+    found = []
+    for peer, progress in sorted(raft.progress.items()):
+        link: LinkInfo | None = links.get(peer)
+        state: Literal["probe", "replicate", "snapshot"] = progress.state
+        found.append(
+            PeerProgress(
+                id=peer,
+                match_index=progress.match_index,
+                next_index=progress.next_index,
+                state=state,
+                in_flight=progress.in_flight,
+                last_contact_ms=raft.last_contact_ms(peer, now_ms),
+                connected=link is not None and link.connected,
+                reconnects=max(0, link.epoch - 1) if link is not None else 0,
+            )
+        )
+    return tuple(found)
+
+
+def counters(
+    *,
+    raft: Raft,
+    machine: StateMachine,
+    backend: Backend,
+    driver: Driver,
+    writer: LogWriter,
+    applier: Applier,
+    waiting: WaitingList,
+    facts: FactLog,
+    log_bytes: int,
+    proposals: int,
+    proposals_failed: int,
+) -> dict[str, Any]:
+    """Plain numbers and histograms by metric name; the table in `kvnode.observe.metrics` describes each."""
+    return {
+        "kvnode_is_leader": int(raft.role == "leader"),
+        "kvnode_has_leader": int(raft.leader != NOBODY),
+        "kvnode_leader_changes_total": facts.leader_changes,
+        "kvnode_term": raft.term,
+        "kvnode_commit_index": raft.commit_index,
+        "kvnode_applied_index": machine.applied_index,
+        "kvnode_durable_index": raft.durable_index,
+        "kvnode_revision": machine.revision,
+        "kvnode_proposals_total": proposals,
+        "kvnode_proposals_failed_total": proposals_failed,
+        "kvnode_proposals_pending": len(waiting),
+        "kvnode_queue_length": driver.queue.length,
+        "kvnode_queue_bytes": driver.queue.bytes_used,
+        "kvnode_loop_lag_seconds": driver.loop_lag_seconds,
+        "kvnode_wal_fsync_seconds": writer.fsync_seconds,
+        "kvnode_wal_batch_entries": writer.batch_entries,
+        "kvnode_commit_seconds": applier.commit_seconds,
+        "kvnode_flush_seconds": applier.flush_seconds,
+        "kvnode_wal_bytes": log_bytes,
+        "kvnode_store_bytes": backend.bytes_used,
+        "kvnode_recent_bytes": machine.recent_bytes,
+    }

@@ -1,0 +1,333 @@
+"""Composition root: builds every part of a node, starts them in order, stops them in order.
+
+The only production file that knows all of row 2. Start order: data directory (lock, identity, boot counter) →
+peer transport → bootstrap, at the very first start → log and store → core → requests. Clients are let in last.
+Stop order is the reverse, after leadership has been handed over and requests in flight have been answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import uvloop
+
+from kvnode.api.app import ClientServer, build_app
+from kvnode.clocks.clock import Clock
+from kvnode.clocks.system import SystemClock
+from kvnode.config import Config, parse_address
+from kvnode.errors import ConfigInvalid, Fatal, KvnodeError
+from kvnode.ids import Index, NodeId
+from kvnode.machine.backend import Backend
+from kvnode.machine.machine import StateMachine
+from kvnode.node.node import Node, Workers
+from kvnode.node.ports import Receiver
+from kvnode.node.recovery import restore
+from kvnode.node.roster import Roster
+from kvnode.node.status import NodeIdentity
+from kvnode.node.worker import ThreadWorker
+from kvnode.observe import log as observe_log
+from kvnode.observe.log import get_logger
+from kvnode.raft.core import Raft
+from kvnode.raft.messages import PeerMessage
+from kvnode.storage.datadir import DataDir
+from kvnode.storage.lmdb_backend import LmdbBackend
+from kvnode.storage.memory_backend import MemoryBackend
+from kvnode.storage.realdisk import RealDisk
+from kvnode.storage.wal import Recovered, Stamp, Wal
+from kvnode.transport.peers import PeerTransport
+
+EXIT_OK = 0
+EXIT_FATAL = 5
+
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread may keep the interpreter while the loop waits for it: bounds what a flush adds to a request."""
+
+log = get_logger("server")
+
+
+class Switchboard:
+    """The transport's receiver from the first connection on; passes everything to the node once there is one.
+
+    Before that messages are dropped (a node that has not bootstrapped does not vote); connections are remembered.
+    """
+
+    def __init__(self) -> None:
+        self._node: Receiver | None = None
+        self._connected: dict[NodeId, None] = {}
+
+    def attach(self, node: Receiver) -> None:
+        self._node = node
+        for peer in self._connected:
+            node.on_connected(peer)
+
+    def on_message(self, message: PeerMessage, size: int) -> None:
+        if self._node is not None:
+            self._node.on_message(message, size)
+
+    def on_connected(self, peer: NodeId) -> None:
+        self._connected[peer] = None
+        if self._node is not None:
+            self._node.on_connected(peer)
+
+    def on_disconnected(self, peer: NodeId) -> None:
+        self._connected.pop(peer, None)
+        if self._node is not None:
+            self._node.on_disconnected(peer)
+
+    def on_refused(self, peer: NodeId) -> None:
+        if self._node is not None:
+            self._node.on_refused(peer)
+
+
+class RunningNode:
+    """A started node and everything it owns. Made by `start`, ended by `stop`; `failed` is set when it broke."""
+
+    def __init__(self, config: Config, clock: Clock) -> None:
+        self.config = config
+        self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        self.node: Node
+        self._clock = clock
+        self._data: DataDir | None = None
+        self._roster: Roster
+        self._transport: PeerTransport | None = None
+        self._client_socket: socket.socket | None = None
+        self._client_url = ""
+        self._server: ClientServer | None = None
+        self._started_node = False
+
+    @classmethod
+    async def start(cls, config: Config, *, serve_clients: bool = True, clock: Clock | None = None) -> RunningNode:
+        """Bring one node up as far as "takes part in its cluster and listens to clients".
+
+        At the very first start this waits until all initial members have been met.
+        Raises: Fatal (bad data, identity or configuration), OSError (an address that cannot be bound).
+        """
+        running = cls(config, clock or SystemClock())
+        try:
+            await running._start(serve_clients)
+        except BaseException:
+            await running.stop()
+            raise
+        return running
+
+    async def _start(self, serve_clients: bool) -> None:
+        config = self.config
+        disk = RealDisk()
+        if serve_clients:
+            self._client_socket, self._client_url = _bind(config.client.listen, config.client.advertise)
+        self._data = data = DataDir.open(
+            disk,
+            config.node.data_dir,
+            member=config.node.id,
+            cluster_name=config.cluster.name,
+            random_u64=lambda: secrets.randbits(64),
+            allow_unsafe_filesystem=config.storage.allow_unsafe_filesystem,
+        )
+        switchboard = Switchboard()
+        self._roster = make_roster(config, data, self._client_url)
+        self._transport = make_transport(config, self._roster, self._clock)
+        await self._transport.start(switchboard)
+        await self._bootstrap()
+        machine, backend, log_store, recovered = open_storage(config, data, disk)
+        loop = asyncio.get_running_loop()
+        clock = self._clock
+        raft = Raft(
+            node=NodeId(config.node.id),
+            settings=config.raft,
+            rng=random.Random(secrets.randbits(64)),
+            restored=restore(
+                hard_state=recovered.hard_state,
+                base=recovered.base,
+                term_runs=recovered.term_runs,
+                last_index=recovered.last_index,
+                tail=recovered.tail,
+                last_time=recovered.last_time,
+                voters=[NodeId(member) for member in data.identity.members],
+                machine=machine,
+            ),
+            now_ms=clock.monotonic_ms(),
+        )
+        self.node = Node(
+            config=config,
+            raft=raft,
+            machine=machine,
+            backend=backend,
+            log_store=log_store,
+            transport=self._transport,
+            workers=Workers(lambda name: ThreadWorker(loop, f"kvnode-{name}")),
+            clock=clock,
+            loop=loop,
+            identity=NodeIdentity(
+                cluster_id=data.identity.cluster_id,
+                peer_addresses={NodeId(m): found.address for m, found in data.identity.members.items()},
+                client_url=self._client_url,
+                free_bytes=lambda: disk.free_bytes(config.node.data_dir),
+                alarms=lambda: tuple(self._roster.alarms),
+            ),
+            on_failed=self._on_failed,
+        )
+        self._started_node = True
+        self.node.start()
+        switchboard.attach(self.node.receiver)
+        if self._client_socket is not None:
+            self._server = ClientServer(build_app(self.node, self.node, config), config)
+            await self._server.start(self._client_socket)
+        log.info(
+            "node.started",
+            node=config.node.id,
+            cluster_id=f"{data.identity.cluster_id:016x}",
+            client=self._client_url or None,
+            peer=config.peer.listen,
+            last_index=recovered.last_index,
+            applied_index=machine.applied_index,
+        )
+
+    async def _bootstrap(self) -> None:
+        """The very first start: wait until every initial member has been met and the cluster id is fixed."""
+        waited = 0
+        while not self._roster.is_bootstrapped:
+            if waited % 100 == 0:
+                log.info("bootstrap.waiting", node=self.config.node.id, missing=self._roster.missing())
+            waited += 1
+            await asyncio.sleep(0.05)
+        if waited:
+            log.info("bootstrap.finished", node=self.config.node.id)
+
+    def _on_failed(self, error: BaseException) -> None:
+        if not self.failed.done():
+            code = error.code if isinstance(error, KvnodeError) else type(error).__name__
+            log.error("node.failed", node=self.config.node.id, code=code, message=str(error), exc_info=error)
+            self.failed.set_result(error)
+
+    async def stop(self) -> None:
+        """Hand over, drain, make durable, release. Safe after a start that failed half-way."""
+        if self._server is not None:
+            await self._server.stop_listening()
+        if self._started_node:
+            await self.node.stop()
+        if self._server is not None:
+            await self._server.close()
+        elif self._client_socket is not None:
+            self._client_socket.close()
+        if self._transport is not None:
+            await self._transport.close()
+        if self._data is not None:
+            self._data.close()
+        log.info("node.stopped", node=self.config.node.id)
+
+
+def make_roster(config: Config, data: DataDir, client_url: str) -> Roster:
+    """Who is who, on top of what the data directory remembers."""
+    raise NotImplementedError
+
+
+def make_transport(config: Config, roster: Roster, clock: Clock) -> PeerTransport:
+    """The peer connections. Raises: ConfigInvalid when the secret cannot be read."""
+    raise NotImplementedError
+
+
+def read_secret(config: Config) -> bytes:
+    """The 32 bytes that peers prove to each other; empty for a cluster of one without a secret file."""
+    if not config.cluster.secret_file:
+        return b""
+    path = Path(config.cluster.secret_file)
+    try:
+        secret = path.read_bytes()
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise ConfigInvalid(f"cluster.secret_file {path}: {error.strerror}") from error
+    if len(secret) != 32:
+        raise ConfigInvalid(f"cluster.secret_file {path} has {len(secret)} bytes, not 32")
+    if mode & 0o077:
+        raise ConfigInvalid(f"cluster.secret_file {path} is readable by others: chmod 600 it")
+    return secret
+
+
+def open_storage(config: Config, data: DataDir, disk: RealDisk) -> tuple[StateMachine, Backend, Wal, Recovered]:
+    """Store first, then the log after the store's applied index."""
+    backend: Backend
+    if config.storage.backend == "lmdb":
+        backend = LmdbBackend(data.store_dir, map_bytes=config.storage.map_bytes)
+    else:
+        backend = MemoryBackend()
+    machine = StateMachine(backend, config.limits)
+    identity = data.identity
+    log_store, recovered = Wal.open(
+        disk,
+        data.wal_dir,
+        Stamp(cluster_id=identity.cluster_id, member=identity.member, incarnation=identity.incarnation),
+        applied_index=Index(machine.applied_index),
+        segment_bytes=config.storage.segment_bytes,
+        batch_bytes_max=config.storage.batch_bytes_max,
+        create=False,
+    )
+    return machine, backend, log_store, recovered
+
+
+def _bind(listen: str, advertise: str) -> tuple[socket.socket, str]:
+    """Take the client address before anything else, so that a port in use is found at once. Not listening yet."""
+    host, port = parse_address(listen, "client.listen")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+    except OSError as error:
+        found.close()
+        raise ConfigInvalid(f"client.listen {listen}: {error.strerror}") from error
+    bound_host, bound_port = found.getsockname()[:2]
+    shown = f"[{bound_host}]" if ":" in bound_host else bound_host
+    return found, f"http://{advertise or f'{shown}:{bound_port}'}"
+
+
+# ── the process ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def run(config: Config, *, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = uvloop.new_event_loop) -> int:
+    """Run one node until SIGTERM or SIGINT; returns the process's exit code.
+
+    A node that fails ends the process at once, without clean-up: after a failed fsync nothing may be written,
+    and everything acknowledged is already durable.
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(_serve(config))
+
+
+async def _serve(config: Config) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    starting = loop.create_task(RunningNode.start(config))
+    stopping = loop.create_task(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        await asyncio.wait({starting})
+        return EXIT_OK
+    try:
+        running = starting.result()
+    except Fatal as error:
+        log.error("node.failed", node=config.node.id, code=error.code, message=error.message, **error.detail)
+        return EXIT_FATAL
+    await asyncio.wait([running.failed, asyncio.ensure_future(stopping)], return_when=asyncio.FIRST_COMPLETED)
+    if running.failed.done():
+        observe_log.flush()
+        os._exit(EXIT_FATAL)
+    try:
+        async with asyncio.timeout(config.limits.shutdown_ms / 1e3):
+            await running.stop()
+    except TimeoutError:
+        log.error("node.failed", node=config.node.id, code="timeout", message="the clean shutdown took too long")
+        observe_log.flush()
+        os._exit(EXIT_FATAL)
+    return EXIT_OK
