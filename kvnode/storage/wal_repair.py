@@ -1,0 +1,85 @@
+"""What a start changes on disk before the log goes on; each step may be interrupted and done again."""
+
+from __future__ import annotations
+
+import msgspec
+
+from kvnode.errors import IdentityRefused
+from kvnode.ids import Index, Term
+from kvnode.raft.messages import HardState
+from kvnode.storage.disk import Disk, DiskFile
+from kvnode.storage.segment import HEADER_BYTES, FormatError, Stamp, parse_name, unpack_header
+from kvnode.storage.wal_recovery import TORN_PREFIX, Found, TornTail, corrupted, find_log
+
+_COPY_BYTES_MAX = 1 << 20
+_COPIES_MAX = 8
+_CHUNK_BYTES = 1 << 20
+
+
+def make_durable(file: DiskFile, start: int, end: int) -> None:
+    """Write the bytes from `start` to `end` once more as they are, and sync.
+
+    They were read, but that does not make them durable: after ``kill -9`` they may stand in memory only, and after
+    a failed fsync the kernel takes such pages for clean. Identical bytes cannot tear.
+    """
+    for at in range(start, end, _CHUNK_BYTES):
+        file.pwrite(at, file.pread(at, min(_CHUNK_BYTES, end - at)))
+    file.fdatasync()
+
+
+def sweep(disk: Disk, directory: str, found: Found) -> None:
+    """Remove what was never part of the log or is no longer."""
+    gone = [*found.temporary, *found.stale]
+    if found.empty_successor:
+        gone.append(found.empty_successor)
+    for path in gone:
+        disk.unlink(path)
+    if gone:
+        disk.fsync_dir(directory)
+
+
+def save_copy(disk: Disk, directory: str, file: DiskFile, sequence: int, torn: TornTail) -> TornTail:
+    """Keep the first MiB of the cut bytes for diagnosis; only the newest few copies are kept."""
+    name = f"{TORN_PREFIX}{sequence:010d}-{torn.offset:010d}.bin"
+    kept = [other for other in disk.listdir(directory) if other.startswith(TORN_PREFIX)]
+    for old in kept[: max(0, len(kept) - _COPIES_MAX + 1)] + ([name] if name in kept else []):
+        if disk.exists(f"{directory}/{old}"):
+            disk.unlink(f"{directory}/{old}")
+    path = f"{directory}/{name}"
+    copy = disk.open(path, create=True)
+    try:
+        copy.pwrite(0, file.pread(torn.offset, min(torn.bytes_cut, _COPY_BYTES_MAX)))
+        copy.fdatasync()
+    finally:
+        copy.close()
+    disk.fsync_dir(directory)
+    return msgspec.structs.replace(torn, saved=path)
+
+
+def clear_unused(disk: Disk, directory: str, stamp: Stamp) -> None:
+    """Remove a log that was begun but never used: no term, no vote, no entry.
+
+    Raises: IdentityRefused if it was used, or by somebody else; LogCorrupted, OSError.
+    """
+    paths = [f"{directory}/{name}" for name in disk.listdir(directory) if parse_name(name)]
+    if not paths:
+        return
+    file = disk.open(paths[0])
+    try:
+        written_by = unpack_header(file.pread(0, HEADER_BYTES)).stamp
+    except FormatError as error:
+        raise corrupted(paths[0], 0, str(error)) from error
+    finally:
+        file.close()
+    found = find_log(disk, directory, written_by, Index(0))
+    assert found is not None
+    unused = found.state.index.last_index == 0 and found.state.hard_state == HardState(Term(0))
+    if (written_by.member, written_by.incarnation) != (stamp.member, stamp.incarnation) or not unused:
+        raise IdentityRefused(
+            f"{directory} holds the log of member {written_by.member} of cluster {written_by.cluster_id:016x}, but the "
+            f"identity beside it has never been part of a cluster; the two do not belong together",
+            file=paths[0],
+        )
+    for path in reversed(paths):
+        disk.unlink(path)
+    disk.fsync_dir(directory)
