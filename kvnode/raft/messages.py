@@ -129,6 +129,7 @@ class TimeoutNow(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
 
     term: Term
     sender: NodeId
+    last_index: Index = Index(0)  # the log's end it was sent for; once the leader has appended more it is void
 
 
 class Proposed(msgspec.Struct, frozen=True, array_like=True, gc=False):

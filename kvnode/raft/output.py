@@ -131,6 +131,13 @@ class VoteGranted(msgspec.Struct, frozen=True, gc=False):
     candidate: NodeId
 
 
+class SnapshotNeeded(msgspec.Struct, frozen=True, gc=False):
+    """A follower needs entries from `next_index` on, which the leader's log no longer holds."""
+
+    peer: NodeId
+    next_index: Index
+
+
 Fact = (
     BecameFollower
     | BecamePreCandidate
@@ -141,6 +148,7 @@ Fact = (
     | TransferBegan
     | TransferAborted
     | VoteGranted
+    | SnapshotNeeded
 )
 
 

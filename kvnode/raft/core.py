@@ -1,0 +1,260 @@
+"""The Raft core: inputs and the time go in, an `Output` comes out. Dispatch only; the rules are in their modules.
+
+    raft.step(now_ms, wall_ms, cause)     # any number of times
+    output = raft.take_output()           # one write, one burst of appends, however many steps there were
+    raft.next_deadline_ms()               # when to step a Tick at the latest
+
+Pure: no clock, no I/O, no randomness but the generator given. Equal inputs give equal outputs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final, Literal, assert_never
+
+from kvnode.config import RaftSection
+from kvnode.ids import Index, NodeId, Term
+from kvnode.raft import election, forwarding, generation, read_index, replication, timers, transfer
+from kvnode.raft.messages import (
+    AppendEntries,
+    AppendReply,
+    Configuration,
+    DiskRecovered,
+    DiskStalled,
+    Entry,
+    Fetched,
+    ForwardProposals,
+    ForwardReply,
+    Input,
+    PeerConnected,
+    PeerDisconnected,
+    PeerMessage,
+    PeerRefused,
+    Persisted,
+    Proposals,
+    ReadIndexReply,
+    ReadIndexRequest,
+    ReadRequest,
+    Tick,
+    TimeoutNow,
+    TransferLeadership,
+    VoteReply,
+    VoteRequest,
+)
+from kvnode.raft.output import Output
+from kvnode.raft.progress import Progress
+from kvnode.raft.state import Restored, Role, initial_state
+
+RoleName = Literal["follower", "candidate", "leader", "learner"]
+
+_PEER_MESSAGES: Final = (
+    AppendReply,
+    AppendEntries,
+    ForwardProposals,
+    ForwardReply,
+    ReadIndexRequest,
+    ReadIndexReply,
+    VoteRequest,
+    VoteReply,
+    TimeoutNow,
+)
+
+_NO_PROGRESS: Final[Mapping[NodeId, Progress]] = MappingProxyType({})
+
+
+class Raft:
+    """One member of the consensus group."""
+
+    def __init__(
+        self, *, node: NodeId, settings: RaftSection, rng: random.Random, restored: Restored, now_ms: int
+    ) -> None:
+        self.state = initial_state(node, settings, rng, restored, now_ms)
+        timers.reset_election(self.state)
+
+    # ── in ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def step(self, now_ms: int, wall_ms: int, cause: Input) -> None:
+        """Take in one message or local cause. Its effects wait for `take_output`."""
+        state = self.state
+        gap_ms = now_ms - state.now_ms
+        state.now_ms = max(now_ms, state.now_ms)
+        state.wall_ms = wall_ms
+        if gap_ms > state.settings.election_timeout_ms and state.leadership is not None:
+            election.check_quorum(state, state.leadership)  # after a pause, before anything is done as a leader
+        if isinstance(cause, _PEER_MESSAGES) and not self._admit(cause):
+            return
+        match cause:
+            case AppendReply():
+                replication.on_append_reply(state, cause)
+            case AppendEntries():
+                replication.on_append_entries(state, cause)
+            case Proposals():
+                forwarding.on_proposals(state, cause.batch)
+            case Persisted():
+                election.on_persisted(state, cause.number)
+            case ReadRequest():
+                read_index.on_read_request(state, cause.number)
+            case ForwardProposals():
+                forwarding.on_forward_proposals(state, cause)
+            case ForwardReply():
+                forwarding.on_forward_reply(state, cause)
+            case ReadIndexRequest():
+                read_index.on_read_index_request(state, cause)
+            case ReadIndexReply():
+                read_index.on_read_index_reply(state, cause)
+            case Tick():
+                self._on_tick()
+            case VoteRequest():
+                election.on_vote_request(state, cause)
+            case VoteReply():
+                election.on_vote_reply(state, cause)
+            case TimeoutNow():
+                transfer.on_timeout_now(state, cause)
+            case Fetched():
+                replication.on_fetched(state, cause)
+            case PeerConnected() | PeerDisconnected():
+                self._on_connection_changed(cause.peer, is_up=isinstance(cause, PeerConnected))
+            case PeerRefused():
+                self._on_peer_refused(cause.peer)
+            case TransferLeadership():
+                transfer.on_transfer_requested(state, cause.to)
+            case DiskStalled():
+                election.on_disk_stalled(state)
+            case DiskRecovered():
+                election.on_disk_recovered(state)
+            case _:
+                assert_never(cause)
+
+    def _admit(self, message: PeerMessage) -> bool:
+        """Members only, then the rule of terms."""
+        state = self.state
+        sender = message.sender
+        if sender not in state.log.membership.members or sender == state.node:
+            return False
+        state.contacts[sender] = state.now_ms
+        return generation.admit(state, message)
+
+    def _on_tick(self) -> None:
+        state = self.state
+        if timers.is_election_due(state):
+            election.campaign(state, "election timeout")
+        if state.leadership is not None and state.now_ms >= state.leadership.quorum_deadline_ms:
+            election.check_quorum(state, state.leadership)
+        leadership = state.leadership
+        if leadership is not None:
+            if state.now_ms >= leadership.heartbeat_deadline_ms:
+                replication.on_heartbeat_due(state, leadership)
+            if leadership.transfer_to and state.now_ms >= leadership.transfer_deadline_ms:
+                transfer.on_transfer_timeout(state, leadership)
+        read_index.expire_forwarded(state)
+
+    def _on_connection_changed(self, peer: NodeId, *, is_up: bool) -> None:
+        """What was in flight on the old connection is lost, in either direction."""
+        state = self.state
+        if is_up:
+            state.disconnected.pop(peer, None)
+        else:
+            state.disconnected[peer] = True
+        if state.leadership is not None and peer in state.leadership.progress:
+            state.leadership.progress[peer].become_probe()
+        if peer == state.leader:
+            read_index.fail_forwarded(state)
+
+    def _on_peer_refused(self, peer: NodeId) -> None:
+        if peer == self.state.leader and peer != self.state.node:
+            timers.on_leader_gone(self.state)
+
+    # ── out ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def take_output(self) -> Output:
+        """Everything decided since the last call. Appends and the write are built here, once for all steps."""
+        state = self.state
+        forwarding.flush(state)
+        leadership = state.leadership
+        if leadership is not None:
+            read_index.open_round(state, leadership)
+            replication.send_appends(state, leadership)
+            transfer.push(state, leadership)
+        output, state.output = state.output, Output()
+        output.persist = state.writes.take(state.log, generation.hard_state(state))
+        state.apply_to = max(state.apply_to, min(state.commit_index, state.writes.durable_index))
+        output.apply_to = state.apply_to
+        return output
+
+    def next_deadline_ms(self) -> int:
+        """When the core wants a Tick at the latest."""
+        return timers.next_deadline_ms(self.state)
+
+    # ── views ───────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def node(self) -> NodeId:
+        return self.state.node
+
+    @property
+    def term(self) -> Term:
+        return self.state.term
+
+    @property
+    def role(self) -> RoleName:
+        match self.state.role:
+            case Role.LEADER:
+                return "leader"
+            case Role.CANDIDATE | Role.PRE_CANDIDATE:
+                return "candidate"
+            case Role.FOLLOWER:
+                return "follower" if self.state.is_voter else "learner"
+
+    @property
+    def leader(self) -> NodeId:
+        """The current term's leader; NOBODY if unknown."""
+        return self.state.leader
+
+    @property
+    def commit_index(self) -> Index:
+        return self.state.commit_index
+
+    @property
+    def durable_index(self) -> Index:
+        return self.state.writes.durable_index
+
+    @property
+    def last_index(self) -> Index:
+        return self.state.log.last_index
+
+    @property
+    def configuration(self) -> Configuration:
+        return self.state.configuration
+
+    @property
+    def progress(self) -> Mapping[NodeId, Progress]:
+        """How far each follower is; empty unless this node leads. To be read only."""
+        return self.state.leadership.progress if self.state.leadership is not None else _NO_PROGRESS
+
+    @property
+    def uncommitted_bytes(self) -> int:
+        return self.state.uncommitted_bytes
+
+    def last_contact_ms(self, peer: NodeId, now_ms: int) -> int:
+        """Milliseconds since the last message of `peer`; -1 if there never was one."""
+        return timers.since_contact_ms(self.state, peer, now_ms)
+
+    # ── the entries in memory ───────────────────────────────────────────────────────────────────────
+
+    def entries(self, first: Index, last: Index, bytes_max: int) -> tuple[Entry, ...] | None:
+        """Entries from `first` to at most `last`, at least one if it exists; None: not in memory, read the disk."""
+        return self.state.log.slice(first, last, bytes_max)
+
+    def forget(self, applied_index: Index) -> None:
+        """Entries up to `applied_index` are applied: those that are durable too may leave memory beyond its budget.
+
+        A state machine that falls behind is not waited for without end: committed entries go at four times that.
+        """
+        state = self.state
+        budget = state.settings.log_cache_bytes
+        log, durable = state.log, state.writes.durable_index
+        if log.bytes_in_memory > budget + budget // 8:  # in steps of an eighth: evicting moves the rest
+            log.evict(min(applied_index, durable), budget)
+            log.evict(min(state.commit_index, durable), 4 * budget)

@@ -1,0 +1,89 @@
+"""Forwarding: any node takes a proposal; one that does not lead hands it to the leader, once.
+
+The leader appends or refuses and says which, by the origin's own ids (trap S54); it never passes a proposal on, so
+there is no ring (trap S5), and nothing is sent twice, so nothing is appended twice. A proposal refused here is
+certainly in no log. One forwarded and unanswered is unknown: the origin's applier, not this module, tells its fate.
+"""
+
+from __future__ import annotations
+
+from kvnode.ids import NOBODY, Index, RequestId
+from kvnode.raft import replication
+from kvnode.raft.messages import ForwardProposals, ForwardReply, Proposed
+from kvnode.raft.output import Forwarded, Placed, Refused
+from kvnode.raft.state import RaftState
+
+_NO_LEADER = "no_leader"
+_OVERLOADED = "overloaded"
+
+
+def on_proposals(state: RaftState, batch: tuple[Proposed, ...]) -> None:
+    """Commands of this node's clients."""
+    if state.leadership is None:
+        state.proposals_waiting.extend(batch)
+        return
+    first = Index(state.log.last_index + 1)
+    taken, code = _append(state, batch)
+    term = state.term
+    placed = state.output.placed
+    for position in range(taken):
+        placed.append(Placed(batch[position].id, Index(first + position), term))
+    _refuse(state, batch[taken:], code)
+
+
+def _append(state: RaftState, batch: tuple[Proposed, ...]) -> tuple[int, str]:
+    """How many stand in the log now, and why the others do not."""
+    if state.leadership is None or state.leadership.transfer_to != NOBODY:
+        return 0, _NO_LEADER
+    return replication.append_proposals(state, batch), _OVERLOADED
+
+
+def _refuse(state: RaftState, batch: tuple[Proposed, ...] | list[Proposed], code: str) -> None:
+    state.output.refused.extend(Refused(proposed.id, code) for proposed in batch)
+
+
+def flush(state: RaftState) -> None:
+    """Send what waits for the leader known by now. Called once per output, so that many batches make one message."""
+    waiting = state.proposals_waiting
+    if not waiting:
+        return
+    state.proposals_waiting = []
+    if state.leadership is not None:
+        on_proposals(state, tuple(waiting))
+    elif state.leader == NOBODY or state.leader in state.disconnected:
+        _refuse(state, waiting, _NO_LEADER)
+    else:
+        for batch in _split(waiting, state.settings.append_bytes_max):
+            state.send(state.leader, ForwardProposals(state.term, state.node, batch))
+            state.output.forwarded.extend(Forwarded(proposed.id, state.leader, state.term) for proposed in batch)
+
+
+def _split(waiting: list[Proposed], bytes_max: int) -> list[tuple[Proposed, ...]]:
+    """Consecutive batches of at most `bytes_max` payload bytes, at least one proposal each."""
+    batches: list[tuple[Proposed, ...]] = []
+    start = size = 0
+    for position, proposed in enumerate(waiting):
+        size += len(proposed.payload)
+        if size > bytes_max and position > start:
+            batches.append(tuple(waiting[start:position]))
+            start, size = position, len(proposed.payload)
+    batches.append(tuple(waiting[start:]))
+    return batches
+
+
+def on_forward_proposals(state: RaftState, message: ForwardProposals) -> None:
+    """A follower's clients' commands: append them if we lead, else refuse them."""
+    first = state.log.last_index + 1
+    batch = message.batch
+    taken, code = _append(state, batch)
+    placed: tuple[tuple[RequestId, Index], ...] = tuple(
+        (batch[position].id, Index(first + position)) for position in range(taken)
+    )
+    refused = tuple((proposed.id, code) for proposed in batch[taken:])
+    state.send(message.sender, ForwardReply(state.term, state.node, placed, refused))
+
+
+def on_forward_reply(state: RaftState, message: ForwardReply) -> None:
+    """Where our commands stand. True of the reply's term, whatever ours has become since."""
+    state.output.placed.extend(Placed(id_, index, message.term) for id_, index in message.placed)
+    state.output.refused.extend(Refused(id_, code) for id_, code in message.refused)

@@ -1,0 +1,317 @@
+"""Replicated log: the leader offers entries after a point both hold, the follower takes them or says where they part.
+
+Leader: appends are built once per output, so that many proposals make one message; followers with the same next
+index share it. A heartbeat is an empty append at the follower's *match*, on its own schedule, never behind the window
+or the disk (traps S43, S44). When the commit index rises on an idle line an empty append tells it at once.
+
+Follower: an append is judged by (prev_index, prev_term) alone, the empty log included (traps S18, C4); entries in
+place are skipped, and only a proven conflict of terms above the commit index is cut (trap C5; scenarios S20–S26).
+Source: Raft thesis §3.5; back-up by terms §3.5, end; pipelining §10.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kvnode.ids import Index, NodeId, Term
+from kvnode.raft import generation, high_water_mark, read_index
+from kvnode.raft.log import RaftLog
+from kvnode.raft.messages import (
+    ENTRY_OVERHEAD_BYTES,
+    AppendEntries,
+    AppendReply,
+    Entry,
+    EntryKind,
+    Fetched,
+    Proposed,
+    entry_bytes,
+)
+from kvnode.raft.output import Fetch, LogTruncated, SnapshotNeeded
+from kvnode.raft.progress import Progress
+from kvnode.raft.state import Leadership, RaftState
+
+# ── leader: its own log ─────────────────────────────────────────────────────────────────────────────
+
+
+def append_no_op(state: RaftState) -> None:
+    """A new leader's first entry: commits what earlier terms left behind."""
+    index = Index(state.log.last_index + 1)
+    payload = str(state.node).encode()
+    state.log.extend((Entry(state.term, index, state.clock.next(state.wall_ms), EntryKind.NOOP.value, payload),))
+
+
+def append_proposals(state: RaftState, batch: Sequence[Proposed]) -> int:
+    """Append as many of `batch` as the uncommitted budget allows, stamped in order; how many that were."""
+    settings, log, term = state.settings, state.log, state.term
+    stamp, wall_ms = state.clock.next, state.wall_ms
+    room = settings.uncommitted_bytes_max - state.uncommitted_bytes
+    index = log.last_index
+    entries: list[Entry] = []
+    for proposed in batch:
+        if room <= 0:
+            break
+        payload = proposed.payload
+        room -= len(payload) + ENTRY_OVERHEAD_BYTES
+        index = Index(index + 1)
+        entries.append(Entry(term, index, stamp(wall_ms), proposed.kind, payload, proposed.session, proposed.sequence))
+    configuration = state.configuration
+    log.extend(entries)
+    if state.configuration is not configuration and state.leadership is not None:
+        state.leadership.progress = track_members(state, state.leadership.progress)
+    return len(entries)
+
+
+def track_members(state: RaftState, known: dict[NodeId, Progress]) -> dict[NodeId, Progress]:
+    """Progress of every member but this node; a new one starts as a probe at the end of the log."""
+    next_index = Index(state.log.last_index + 1)
+    return {
+        member: known.get(member) or Progress(next_index, contact_ms=state.now_ms)
+        for member in state.log.membership.members
+        if member != state.node
+    }
+
+
+# ── leader: to the followers ────────────────────────────────────────────────────────────────────────
+
+
+def on_heartbeat_due(state: RaftState, leadership: Leadership) -> None:
+    """Beat, let probes try again, and give up on appends that were not answered for an election timeout."""
+    leadership.heartbeat_deadline_ms = state.now_ms + state.settings.heartbeat_ms
+    leadership.heartbeat_due = True
+    leadership.transfer_sent = False
+    for progress in leadership.progress.values():
+        progress.is_paused = False
+        if progress.is_stuck(state.now_ms, state.settings.election_timeout_ms):
+            progress.become_probe()
+
+
+class _Burst:
+    """The appends of one output; equal ones are built once and shared."""
+
+    __slots__ = ("_appends", "_leadership", "_state")
+
+    def __init__(self, state: RaftState, leadership: Leadership) -> None:
+        self._state = state
+        self._leadership = leadership
+        self._appends: dict[Index, tuple[AppendEntries, int]] = {}
+
+    def send_to(self, peer: NodeId, progress: Progress) -> None:
+        """Heartbeat if due, what the window holds of new entries, and the commit index if nothing else told it."""
+        state = self._state
+        if self._leadership.heartbeat_due:
+            self._send_empty(peer, progress)
+        if peer not in state.disconnected:
+            if progress.state == "probe":
+                if not progress.is_paused:
+                    self._send_entries(peer, progress)
+            else:
+                settings, last_index = state.settings, state.log.last_index
+                while progress.next_index <= last_index and progress.has_room(
+                    settings.window_messages_max, settings.window_bytes_max
+                ):
+                    if not self._send_entries(peer, progress):
+                        break
+        if min(state.commit_index, progress.match_index) > progress.commit_sent:
+            self._send_empty(peer, progress)
+
+    def _send_empty(self, peer: NodeId, progress: Progress) -> None:
+        prev = progress.match_index
+        prev_term = self._state.log.term_at(prev)
+        if prev_term is None:  # it lies below our base: the empty prefix is the only point both are sure to share
+            prev, prev_term = Index(0), Term(0)
+        _send(self._state, peer, progress, _append(self._state, prev, prev_term, ()))
+
+    def _send_entries(self, peer: NodeId, progress: Progress) -> bool:
+        """One append at `next_index`, empty if there is nothing to send. False: the entries are not in memory."""
+        state, first = self._state, progress.next_index
+        shared = self._appends.get(first)
+        if shared is None:
+            prev = Index(first - 1)
+            prev_term = state.log.term_at(prev)
+            if prev_term is None:
+                _need_snapshot(state, peer, progress)
+                return False
+            entries = state.log.slice(first, state.log.last_index, state.settings.append_bytes_max)
+            if entries is None:
+                _fetch(state, peer, progress)
+                return False
+            size = state.log.bytes_between(prev, Index(prev + len(entries)))
+            shared = self._appends[first] = (_append(state, prev, prev_term, entries), size)
+        append, size = shared
+        progress.on_sent(Index(first - 1 + len(append.entries)), size, state.now_ms)
+        _send(state, peer, progress, append)
+        return True
+
+
+def send_appends(state: RaftState, leadership: Leadership) -> None:
+    """Everything this output has for the followers. Called once per output."""
+    burst = _Burst(state, leadership)
+    for peer, progress in leadership.progress.items():
+        burst.send_to(peer, progress)
+    leadership.heartbeat_due = False
+
+
+def _append(state: RaftState, prev: Index, prev_term: Term, entries: tuple[Entry, ...]) -> AppendEntries:
+    return AppendEntries(state.term, state.node, prev, prev_term, entries, state.commit_index, state.read_round)
+
+
+def _send(state: RaftState, peer: NodeId, progress: Progress, append: AppendEntries) -> None:
+    told = min(append.commit_index, Index(append.prev_index + len(append.entries)))
+    progress.commit_sent = max(progress.commit_sent, told)
+    state.send(peer, append)
+
+
+def _need_snapshot(state: RaftState, peer: NodeId, progress: Progress) -> None:
+    progress.is_paused = True
+    if not progress.needs_snapshot:
+        progress.needs_snapshot = True
+        state.output.facts.append(SnapshotNeeded(peer, progress.next_index))
+
+
+def _fetch(state: RaftState, peer: NodeId, progress: Progress) -> None:
+    if progress.is_fetching:
+        return
+    progress.is_fetching = True
+    last = Index(state.log.first_in_memory - 1)
+    state.output.fetches.append(Fetch(peer, progress.next_index, last, state.settings.append_bytes_max))
+
+
+def on_fetched(state: RaftState, message: Fetched) -> None:
+    """Entries came back from disk; they are sent if the follower still wants exactly these."""
+    leadership = state.leadership
+    progress = leadership.progress.get(message.peer) if leadership is not None else None
+    if progress is None or not progress.is_fetching:
+        return
+    progress.is_fetching = False
+    entries = message.entries
+    if not entries or entries[0].index != progress.next_index or progress.is_paused:
+        return
+    prev = Index(progress.next_index - 1)
+    prev_term = state.log.term_at(prev)
+    if prev_term is None:
+        return
+    progress.on_sent(entries[-1].index, sum(map(entry_bytes, entries)), state.now_ms)
+    _send(state, message.peer, progress, _append(state, prev, prev_term, entries))
+
+
+# ── leader: the answers ─────────────────────────────────────────────────────────────────────────────
+
+
+def on_append_reply(state: RaftState, message: AppendReply) -> None:
+    """An answer of this term: proof of life, echo of a read round, and news of the follower's log."""
+    leadership = state.leadership
+    progress = leadership.progress.get(message.sender) if leadership is not None else None
+    if leadership is None or progress is None:
+        return
+    progress.contact_ms = state.now_ms
+    progress.has_answered = True
+    if message.read_round > progress.read_round:
+        progress.read_round = message.read_round
+        read_index.confirm(state, leadership)
+    if not message.accepted:
+        progress.on_rejected(message.index, _look_at(state.log, message))
+        return
+    assert message.index <= state.log.last_index, (message, state.log.last_index)
+    if progress.on_accepted(message.index, state.now_ms, state.log.last_index):
+        high_water_mark.advance_leader(state, leadership)
+    elif message.last_index < progress.next_index - 1 and progress.is_stuck(
+        state.now_ms, 2 * state.settings.heartbeat_ms
+    ):
+        progress.become_probe()
+
+
+def _look_at(log: RaftLog, message: AppendReply) -> Index:
+    """The last index that may match, given that the one at `message.index` does not: skips a term at a time."""
+    limit = Index(max(message.index - 1, 0))
+    if message.hint_term == 0:
+        return min(message.hint_index, limit)
+    candidate = log.last_with_term_at_most(message.hint_term, limit)
+    if log.term_at(candidate) == message.hint_term:
+        return candidate
+    # We hold nothing of that term: no entry of it can match, so try just before the follower's first one.
+    return min(candidate, Index(max(message.hint_index - 1, 0)))
+
+
+# ── follower ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def on_append_entries(state: RaftState, message: AppendEntries) -> None:
+    """An append of our own term: the sender is its leader, whatever becomes of the entries."""
+    generation.follow(state, message.sender)
+    verified = _accept(state, message)
+    if verified is None:
+        _reject(state, message)
+        return
+    high_water_mark.advance_follower(state, message.commit_index, verified)
+    reply = AppendReply(
+        term=state.term,
+        sender=state.node,
+        accepted=True,
+        index=verified,
+        last_index=state.log.last_index,
+        read_round=message.read_round,
+    )
+    state.send(message.sender, reply, holds=verified)
+
+
+def _accept(state: RaftState, message: AppendEntries) -> Index | None:
+    """Take over the entries if the logs meet at prev; the last index now known to be equal, or None."""
+    log, commit = state.log, state.commit_index
+    entries = message.entries
+    last = Index(message.prev_index + len(entries))
+    if message.prev_index < commit:
+        # What is committed here equals the leader's log, even below our base (scenario S25).
+        if last <= commit:
+            return max(last, min(commit, state.writes.durable_index))
+        entries = entries[commit - message.prev_index :]
+    elif log.term_at(message.prev_index) != message.prev_term:
+        return None
+    fresh = _without_present(state, entries)
+    if fresh:
+        log.extend(fresh)
+        state.clock.observe(fresh[-1].time)
+    return last
+
+
+def _without_present(state: RaftState, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    """The entries not in the log yet, after cutting off ours from the first one of another term."""
+    log = state.log
+    if not entries or entries[0].index > log.last_index:
+        return entries
+    first = entries[0].index
+    overlap = min(log.last_index - first + 1, len(entries))
+    if log.term_at(entries[overlap - 1].index) == entries[overlap - 1].term:
+        return entries[overlap:]  # equal at the end of the overlap means equal throughout (Log Matching)
+    for position in range(overlap):
+        entry = entries[position]
+        if log.term_at(entry.index) != entry.term:
+            _truncate(state, entry.index)
+            return entries[position:]
+    raise AssertionError("terms differ at the end of the overlap but nowhere within it")
+
+
+def _truncate(state: RaftState, first: Index) -> None:
+    assert first > state.commit_index, ("a committed entry would be cut", first, state.commit_index)
+    state.output.facts.append(LogTruncated(first, state.log.last_index))
+    state.log.truncate_from(first)
+    state.writes.on_truncated(first)
+
+
+def _reject(state: RaftState, message: AppendEntries) -> None:
+    log, prev = state.log, message.prev_index
+    found = log.term_at(prev)
+    if found is None:
+        hint_term, hint_index = Term(0), log.last_index
+    else:
+        hint_term, hint_index = found, log.first_of_term_at(prev)
+    reply = AppendReply(
+        term=state.term,
+        sender=state.node,
+        accepted=False,
+        index=prev,
+        hint_term=hint_term,
+        hint_index=hint_index,
+        last_index=log.last_index,
+        read_round=message.read_round,
+    )
+    state.send(message.sender, reply)
