@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from email.message import Message
 from typing import Any
-from urllib.parse import quote_from_bytes, urlencode
+from urllib.parse import quote, quote_from_bytes, urlencode
 
 from kvnode.errors import (
     BadRequest,
@@ -93,13 +93,12 @@ def error_from(status: int, outcome: str, body: bytes) -> KvnodeError:
     """
     try:
         data = json.loads(body)
-        error = data["error"]
+        words = data["error"]
         outcome = outcome or str(data.get("outcome", ""))
-        code, message, detail = str(error["code"]), str(error["message"]), dict(error.get("detail") or {})
+        code, message, detail = str(words["code"]), str(words["message"]), dict(words.get("detail") or {})
     except (ValueError, KeyError, TypeError, AttributeError):
         code, detail = "", {}
         message = f"answer {status} without an error body: {body[:200]!r}"
-    detail.pop("message", None)
     cls = by_code().get(code)
     if outcome == "unknown" and (cls is None or not cls.may_have_applied):
         cls = Unknown
@@ -107,7 +106,9 @@ def error_from(status: int, outcome: str, body: bytes) -> KvnodeError:
         cls = TryAgain  # e.g. a timeout of which the node knows that nothing happened
     if cls is None:
         cls = Rejected if 400 <= status < 500 else TryAgain if outcome == "not-applied" or status == 503 else Unknown
-    return cls(message, **detail)
+    error = cls(message)
+    error.detail = detail
+    return error
 
 
 class Caller:
@@ -159,7 +160,7 @@ def fetch(endpoint: str, path: str, timeout_ms: int) -> Answer:
 
 
 def _target(path: str, query: Mapping[str, str | bytes], left_ms: int) -> str:
-    return f"{path}?{urlencode({**query, 'timeout': f'{left_ms}ms'})}"
+    return f"{path}?{urlencode({**query, 'timeout': f'{left_ms}ms'}, quote_via=quote)}"  # a plus is a plus
 
 
 def _exchange(endpoint: str, method: str, path: str, body: bytes | None, left_ms: int) -> Answer:

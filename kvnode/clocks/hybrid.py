@@ -56,3 +56,12 @@ def to_text(stamp: int) -> str:
     """``2026-11-22T10:00:00.123Z.0007``: UTC, milliseconds, then the counter."""
     instant = _EPOCH + timedelta(milliseconds=stamp >> COUNTER_BITS)
     return f"{instant:%Y-%m-%dT%H:%M:%S}.{instant.microsecond // 1000:03d}Z.{stamp & _COUNTER_MASK:04d}"
+
+
+def from_text(text: str) -> int:
+    """The timestamp that `to_text` wrote. Raises ValueError."""
+    date, zone, counter = text.partition("Z.")
+    instant = datetime.fromisoformat(date).replace(tzinfo=UTC)
+    if not zone or not counter.isdigit() or int(counter) > _COUNTER_MASK:
+        raise ValueError(f"{text!r} is not a hybrid timestamp")
+    return (instant - _EPOCH) // timedelta(milliseconds=1) << COUNTER_BITS | int(counter)

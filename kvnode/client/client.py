@@ -1,0 +1,283 @@
+"""Client: the `KV` interface over HTTP, for asyncio programs, against several nodes at once.
+
+Any node takes any request, so which one is asked matters for speed only (`endpoints`). The deadline of a call is its
+only budget: within it, what certainly had no effect is tried again elsewhere, after a jittered pause.
+
+What may have had an effect is never sent twice, and its outcome never guessed:
+
+* writes travel as ``POST`` (a single one as a batch of one). aiohttp resends a GET, PUT or DELETE by itself when a
+  reused connection dies; a compare-and-set sent twice would refuse its own success. POST it sends once;
+* the node's word decides: an answer that says ``not-applied`` is a `TryAgain` or a `Rejected`, one that says
+  ``unknown`` is an `Unknown`, and a request that left without a complete answer is an `Unknown`, too;
+* only `TryAgain`, and failures of reads, are retried.
+
+Nothing happens at construction; connections open at the first call, and `close` ends them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, assert_never, overload
+from urllib.parse import quote, urlencode, urlsplit
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from kvnode.client import bodies
+from kvnode.client.endpoints import Endpoints, RetryPolicy
+from kvnode.client.http import error_from, key_path, parse_endpoints
+from kvnode.errors import (
+    CompareFailed,
+    ConnectionLost,
+    KeyNotFound,
+    KvnodeError,
+    NoLeader,
+    NoSpace,
+    NotReady,
+    Timeout,
+    TryAgain,
+    Unknown,
+)
+from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options
+from kvnode.kv.keys import ONE_KEY
+from kvnode.kv.requests import (
+    MUST_EXIST,
+    Compare,
+    Delete,
+    DeleteReply,
+    Put,
+    PutReply,
+    Range,
+    RangeReply,
+    Reply,
+    Request,
+    Txn,
+    TxnReply,
+)
+
+_CONNECT_MS_MAX = 2_000
+_GRACE_MS = 1_000  # the node answers 504 at the deadline; its answer gets this long to arrive
+_KEEPALIVE_S = 30  # below the server's 75 s: the server never closes a connection we are about to use
+
+RETRY_DEFAULT = RetryPolicy()
+
+
+class Client(KV):
+    """A cluster seen from outside. Use as ``async with Client("n1:7401,n2:7401") as kv``, on one event loop."""
+
+    def __init__(
+        self,
+        endpoints: str | Sequence[str],
+        *,
+        retry: RetryPolicy | None = RETRY_DEFAULT,
+        rng: random.Random | None = None,
+    ) -> None:
+        """`retry=None` reports the first failure. Raises: BadRequest for a malformed endpoint."""
+        addresses = parse_endpoints(endpoints if isinstance(endpoints, str) else ",".join(endpoints))
+        self._retry = retry
+        self._rng = rng or random.Random()
+        self._endpoints = Endpoints(addresses, self._rng, retry or RETRY_DEFAULT)
+        self._session: aiohttp.ClientSession | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open" if self._session else "new"
+        return f"<kvnode.Client {','.join(self._endpoints.addresses)} {state}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_session", None) is not None and not self._closed:
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2)
+
+    async def close(self) -> None:
+        """End all connections. Calls in flight fail as if the connection broke."""
+        self._closed = True
+        if self._session is not None:
+            await self._session.close()
+
+    @overload
+    async def execute(self, request: Put, options: Options = ...) -> PutReply: ...
+    @overload
+    async def execute(self, request: Delete, options: Options = ...) -> DeleteReply: ...
+    @overload
+    async def execute(self, request: Range, options: Options = ...) -> RangeReply: ...
+    @overload
+    async def execute(self, request: Txn, options: Options = ...) -> TxnReply: ...
+    async def execute(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Reply:
+        """Carry out one request. Raises: a `KvnodeError`; see `kvnode.errors` for what its family promises."""
+        if self._closed:
+            raise NotReady("this client is closed")
+        if isinstance(request, Put | Delete) and request.if_revision == MUST_EXIST:
+            return await self._execute_if_exists(request, options)
+        deadline_ms = _now_ms() + options.timeout_ms
+        attempt = 0
+        while True:
+            address = self._endpoints.choose(_now_ms())
+            try:
+                reply = await self._attempt(address, request, options, deadline_ms)
+            except KvnodeError as error:
+                self._learn(address, error)
+                attempt += 1
+                pause_ms = self._pause_ms(error, attempt, read=_only_reads(request))
+                if pause_ms is None or _now_ms() + pause_ms >= deadline_ms:
+                    raise
+                await asyncio.sleep(pause_ms / 1000)
+            else:
+                self._endpoints.on_answer(address)
+                return reply
+
+    async def _execute_if_exists(self, request: Put | Delete, options: Options) -> Reply:
+        """The condition "must exist, at whatever revision" has no JSON form of its own; a transaction says it."""
+        key = request.key if isinstance(request, Put) else request.start
+        plain = msgspec.structs.replace(request, if_revision=-1)
+        reply = await self.execute(Txn((Compare(key, "exists", "=", 1),), (plain,)), options)
+        if not reply.succeeded:
+            raise CompareFailed("the key does not exist", revision=0)
+        return reply.results[0]
+
+    def _learn(self, address: str, error: KvnodeError) -> None:
+        now_ms = _now_ms()
+        if isinstance(error, TryAgain | Unknown):
+            self._endpoints.on_failure(address, now_ms)
+        else:
+            self._endpoints.on_answer(address)
+        leader_url = error.detail.get("leader_url")
+        if isinstance(error, NoLeader) and isinstance(leader_url, str):
+            self._endpoints.on_leader_hint(leader_url.removeprefix("http://").rstrip("/"), now_ms)
+
+    def _pause_ms(self, error: KvnodeError, attempt: int, *, read: bool) -> int | None:
+        """How long to wait before trying again; None = report the error."""
+        again = isinstance(error, TryAgain) or (read and isinstance(error, Unknown))
+        if self._retry is None or not again or isinstance(error, NoSpace):  # space does not come back by asking
+            return None
+        wanted = error.detail.get("retry_after_ms", 0)
+        return max(self._retry.delay_ms(attempt, self._rng), wanted if isinstance(wanted, int) else 0)
+
+    async def _attempt(self, address: str, request: Request, options: Options, deadline_ms: int) -> Reply:
+        left_ms = deadline_ms - _now_ms()
+        if left_ms <= 0:
+            raise NotReady("the deadline passed before the request could be sent")
+        sender = _Exchange(self._open_session(), address, options, left_ms)
+        match request:
+            case Range():
+                return await _read(sender, request, options)
+            case Txn():
+                status, _, body = await sender.post("/v1/txn", bodies.txn_body(request))
+                return bodies.txn_reply(request, _json(status, body))
+            case Put() | Delete():
+                operation = bodies.operation_body(request, condition=True)
+                status, _, body = await sender.post("/v1/batch", [operation])
+                [result] = _json(status, body)["results"]
+                if "error" in result:
+                    raise error_from(result["status"], result.get("outcome", ""), bodies.encode(result))
+                return bodies.operation_reply(request, result)
+            case _:
+                assert_never(request)
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=10, keepalive_timeout=_KEEPALIVE_S),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                trust_env=False,
+            )
+        return self._session
+
+
+def connect(endpoints: str | Sequence[str], *, retry: RetryPolicy | None = RETRY_DEFAULT) -> Client:
+    """A client of the cluster behind `endpoints` (``"n1:7401,n2:7401"``); use it with ``async with``."""
+    return Client(endpoints, retry=retry)
+
+
+class _Exchange:
+    """One attempt at one node: sends, reads the whole answer, and turns every failure into the error that is true."""
+
+    def __init__(self, session: aiohttp.ClientSession, address: str, options: Options, left_ms: int) -> None:
+        self._session = session
+        self._address = address
+        self._left_ms = left_ms
+        self._query: dict[str, str | bytes] = {"timeout": f"{left_ms}ms"}
+        self._headers = {"Accept-Encoding": "identity"}
+        if options.request_id:
+            self._headers["X-Request-Id"] = options.request_id
+        if not options.forward:
+            self._headers["Kv-No-Forward"] = "1"
+
+    async def get(self, path: str, query: Mapping[str, bytes]) -> tuple[int, Mapping[str, str], bytes]:
+        return await self._send("GET", path, {**self._query, **query}, None)
+
+    async def post(self, path: str, body: Any) -> tuple[int, Mapping[str, str], bytes]:
+        return await self._send("POST", path, self._query, bodies.encode(body))
+
+    async def _send(
+        self, method: str, path: str, query: Mapping[str, str | bytes], body: bytes | None
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        # The path and query are bytes percent-encoded by us; yarl must not touch them. A plus is a plus, not a space.
+        url = URL(f"http://{self._address}{path}?{urlencode(query, quote_via=quote)}", encoded=True)
+        connect_s = min(self._left_ms, _CONNECT_MS_MAX) / 1000
+        answer_s = (self._left_ms + _GRACE_MS) / 1000
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=answer_s)
+        try:
+            async with (
+                asyncio.timeout(connect_s + answer_s),
+                self._session.request(
+                    method, url, data=body, headers=self._headers, timeout=timeout, allow_redirects=False
+                ) as response,
+            ):
+                data = await response.read()
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:  # nothing was sent
+            raise NotReady(f"{self._address}: cannot connect ({error})") from error
+        except TimeoutError as error:
+            raise Timeout(f"{self._address}: no answer within {self._left_ms} ms") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise ConnectionLost(f"{self._address}: connection lost before the answer ({error!r})") from error
+        if response.status == 307:
+            leader = urlsplit(response.headers.get("Location", "")).netloc
+            raise NoLeader(f"{self._address} is not the leader", leader_url=leader)
+        if response.status >= 400:
+            refusal = error_from(response.status, response.headers.get("Kv-Outcome", ""), data)
+            if isinstance(refusal, KeyNotFound):  # an answer, too: absent at this revision
+                refusal.detail["revision"] = int(response.headers.get("Kv-Revision", "0"))
+            raise refusal
+        return response.status, response.headers, data
+
+
+async def _read(sender: _Exchange, request: Range, options: Options) -> RangeReply:
+    query = {} if options.consistency == "linearizable" else {"consistency": options.consistency.encode()}
+    if request.end != ONE_KEY or request.keys_only or request.count_only or request.revision:
+        status, _, body = await sender.get("/v1/kv", {**query, **bodies.range_query(request)})
+        return bodies.range_reply(_json(status, body))
+    try:
+        _, headers, body = await sender.get(key_path(request.start), query)
+    except KeyNotFound as error:
+        return RangeReply(error.detail["revision"], (), 0)
+    item = bodies.key_value_from_headers(request.start, body, headers)
+    return RangeReply(int(headers["Kv-Revision"]), (item,), 1)
+
+
+def _json(status: int, body: bytes) -> Any:
+    try:
+        return bodies.decode(body)
+    except msgspec.DecodeError as error:
+        raise ConnectionLost(f"answer {status} is not JSON: {body[:200]!r}") from error
+
+
+def _only_reads(request: Request) -> bool:
+    if isinstance(request, Txn):
+        return all(isinstance(operation, Range) for operation in (*request.success, *request.failure))
+    return isinstance(request, Range)
+
+
+def _now_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
