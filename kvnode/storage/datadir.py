@@ -1,0 +1,257 @@
+"""The data directory: who this node is, and that only one process is it.
+
+    LOCK        held exclusively while the process runs
+    identity    format, cluster name, member id, incarnation; after bootstrap the cluster id and all members
+    boot        how often this directory was started, and a random number for this start
+    peers       the highest boot counter and its number met of each peer
+    wal/        the log
+    store/      the store's own files
+    snap/       snapshots
+
+The incarnation is a random number made with the directory: a member that comes back with an empty directory has
+another one, and its peers refuse it, for it has forgotten its votes. The boot counter tells a copy of the
+directory from the original. All three files are made before anything else and checked at each start; one that is
+missing or damaged beside the others is refused, never made anew.
+
+The first start may be interrupted anywhere: `identity` is written last, so without it nothing has ever been
+promised, and the next start begins again.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import msgspec
+
+from kvnode.errors import ConfigInvalid, DataDirLocked, IdentityRefused, StorageFailed
+from kvnode.storage.disk import DirectoryLock, Disk
+from kvnode.storage.small_file import DamagedFile, T, read_small, write_small
+
+FORMAT = 1
+
+UNSAFE_FILESYSTEMS = frozenset(
+    {
+        "tmpfs",
+        "ramfs",
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "9p",
+        "afs",
+        "ceph",
+        "fuse.ceph",
+        "fuse.glusterfs",
+        "fuse.s3fs",
+        "fuse.sshfs",
+        "glusterfs",
+        "ncpfs",
+        "vboxsf",
+    }
+)
+"""In memory, or over a network, where an fsync or a lock may promise less than it says."""
+
+
+class MemberIdentity(msgspec.Struct, frozen=True):
+    """An initial member as it was met at bootstrap."""
+
+    incarnation: int
+    address: str
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who this node is. `cluster_id` is 0 and `members` empty until bootstrap has finished."""
+
+    format: int
+    cluster_name: str
+    member: int
+    incarnation: int
+    cluster_id: int = 0
+    members: dict[int, MemberIdentity] = {}
+
+
+class PeerBoot(msgspec.Struct, frozen=True):
+    """One start of a node: the counter rises at each, the number is random."""
+
+    counter: int
+    nonce: int
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+class DataDir:
+    """An open, locked data directory. `open` is the only way to make one."""
+
+    def __init__(self, disk: Disk, path: str, lock: DirectoryLock) -> None:
+        self.path = path
+        self.wal_dir = f"{path}/wal"
+        self.store_dir = f"{path}/store"
+        self.snap_dir = f"{path}/snap"
+        self.identity = Identity(0, "", 0, 0)
+        self.boot = PeerBoot(0, 0)
+        self._peer_boots: dict[int, PeerBoot] = {}
+        self._disk = disk
+        self._lock = lock
+        self._identity_path = f"{path}/identity"
+        self._boot_path = f"{path}/boot"
+        self._peers_path = f"{path}/peers"
+
+    @classmethod
+    def open(
+        cls,
+        disk: Disk,
+        path: str,
+        *,
+        member: int,
+        cluster_name: str,
+        random_u64: Callable[[], int],
+        allow_unsafe_filesystem: bool,
+    ) -> DataDir:
+        """Lock the directory, make it if it is new, check that it is this node's, and count this start.
+
+        Raises: DataDirLocked, IdentityRefused, ConfigInvalid (file system), StorageFailed.
+        """
+        path = path.rstrip("/") or path
+        lock: DirectoryLock | None = None
+        try:
+            _refuse_unsafe(disk, path, allow_unsafe_filesystem)
+            _make_directory(disk, path)
+            lock = _take_lock(disk, path)
+            found = cls(disk, path, lock)
+            found._load_or_make(member, cluster_name, random_u64)
+            found._count_start(random_u64)
+        except BaseException as error:
+            if lock is not None:
+                lock.release()
+            if isinstance(error, DamagedFile):
+                raise IdentityRefused(f"{error}. Without it this node cannot prove who it is", path=path) from error
+            if isinstance(error, OSError):
+                raise StorageFailed(f"the data directory {path} cannot be used: {error}") from error
+            raise
+        return found
+
+    @property
+    def peer_boots(self) -> Mapping[int, PeerBoot]:
+        """The newest start met of each peer, by member id."""
+        return MappingProxyType(self._peer_boots)
+
+    def save_identity(self, identity: Identity) -> None:
+        """Replace the identity, durably; who this is never changes. Raises: StorageFailed."""
+        before = self.identity
+        assert (identity.member, identity.incarnation) == (before.member, before.incarnation), (identity, before)
+        assert before.cluster_id in {0, identity.cluster_id}, (identity, before)
+        self._save(self._identity_path, identity)
+        self.identity = identity
+
+    def save_peer_boot(self, member: int, boot: PeerBoot) -> None:
+        """Remember a peer's start, durably. Raises: StorageFailed."""
+        boots = {**self._peer_boots, member: boot}
+        self._save(self._peers_path, boots)
+        self._peer_boots = boots
+
+    def close(self) -> None:
+        """Release the lock. Idempotent."""
+        self._lock.release()
+
+    def _load_or_make(self, member: int, cluster_name: str, random_u64: Callable[[], int]) -> None:
+        disk = self._disk
+        if not disk.exists(self._identity_path):
+            self._refuse_leftovers()
+            for directory in (self.wal_dir, self.store_dir, self.snap_dir):
+                disk.mkdir(directory)
+            write_small(disk, self._boot_path, PeerBoot(0, 0))
+            write_small(disk, self._peers_path, {})
+            identity = Identity(FORMAT, cluster_name, member, random_u64())
+            write_small(disk, self._identity_path, identity)
+        disk.fsync_dir(self.path)
+        self.identity = self._read_identity(member, cluster_name)
+        self.boot = self._read(self._boot_path, PeerBoot)
+        self._peer_boots = self._read(self._peers_path, dict[int, PeerBoot])
+        for directory in (self.wal_dir, self.store_dir, self.snap_dir):
+            if not disk.exists(directory):
+                raise IdentityRefused(f"{directory} is missing beside {self._identity_path}", path=directory)
+
+    def _refuse_leftovers(self) -> None:
+        """Without an identity there must be nothing it could have promised."""
+        disk = self._disk
+        for directory in (self.wal_dir, self.store_dir, self.snap_dir):
+            if disk.exists(directory) and disk.listdir(directory):
+                raise IdentityRefused(
+                    f"{directory} holds files, but {self._identity_path} is missing: the directory is damaged or not "
+                    f"kvnode's. Start with an empty directory, as a new member",
+                    path=directory,
+                )
+        if disk.exists(self._boot_path) and self._read(self._boot_path, PeerBoot).counter:
+            raise IdentityRefused(
+                f"{self._identity_path} is missing, but {self._boot_path} shows that there was one. Start with an "
+                f"empty directory, as a new member",
+                path=self._identity_path,
+            )
+
+    def _read_identity(self, member: int, cluster_name: str) -> Identity:
+        version = self._read(self._identity_path, _Format).format
+        if version != FORMAT:
+            raise IdentityRefused(
+                f"{self.path} has format {version}, this version of kvnode knows format {FORMAT}", path=self.path
+            )
+        identity = self._read(self._identity_path, Identity)
+        if identity.member != member:
+            raise IdentityRefused(
+                f"{self.path} belongs to member {identity.member}, but node.id is {member}", path=self.path
+            )
+        if identity.cluster_name != cluster_name:
+            raise IdentityRefused(
+                f"{self.path} belongs to cluster {identity.cluster_name!r}, but cluster.name is {cluster_name!r}",
+                path=self.path,
+            )
+        return identity
+
+    def _count_start(self, random_u64: Callable[[], int]) -> None:
+        boot = PeerBoot(self.boot.counter + 1, random_u64())
+        write_small(self._disk, self._boot_path, boot)
+        self.boot = boot
+
+    def _read(self, path: str, kind: type[T]) -> T:
+        try:
+            return read_small(self._disk, path, kind)
+        except FileNotFoundError:
+            raise IdentityRefused(f"{path} is missing beside the other files of {self.path}", path=path) from None
+
+    def _save(self, path: str, content: object) -> None:
+        try:
+            write_small(self._disk, path, content)
+        except OSError as error:
+            raise StorageFailed(f"writing {path} failed: {error}") from error
+
+
+def _refuse_unsafe(disk: Disk, path: str, allowed: bool) -> None:
+    kind = disk.filesystem(path)
+    if kind in UNSAFE_FILESYSTEMS and not allowed:
+        raise ConfigInvalid(
+            f"the data directory {path} is on {kind}, where a synced write may still be lost. Use a local disk, or set "
+            f"storage.allow_unsafe_filesystem for a test"
+        )
+
+
+def _make_directory(disk: Disk, path: str) -> None:
+    """Make the directory and what is missing above it, durably."""
+    made = []
+    at = path
+    while at and not disk.exists(at):
+        made.append(at)
+        at = posixpath.dirname(at)
+    disk.mkdir(path)
+    for directory in reversed(made):
+        disk.fsync_dir(posixpath.dirname(directory) or ".")
+
+
+def _take_lock(disk: Disk, path: str) -> DirectoryLock:
+    try:
+        return disk.lock(f"{path}/LOCK")
+    except BlockingIOError as error:
+        raise DataDirLocked(f"the data directory {path} is in use by another process", path=path) from error
