@@ -1,0 +1,194 @@
+"""Clusters to measure: three kvnode nodes, or three etcd nodes, as real processes on loopback.
+
+Both are started with their defaults, data on the disk under `home`, fsync on. A cluster owns its processes and
+its directory: `stop` ends the former, the caller removes the latter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kvnode.bench import http1
+from kvnode.bench.load import Address
+from kvnode.bench.process import Process, free_ports
+
+READY_S = 30.0
+_POLL_S = 0.02
+
+
+class ClusterFailed(Exception):
+    """A cluster did not come up, or has no leader in time. Carries the end of a node's output."""
+
+
+class Cluster:
+    """Nodes 1..n. Subclasses say how one is started and how it is asked whether it leads."""
+
+    def __init__(self, home: Path, nodes: int) -> None:
+        self.home = home
+        self.ids = range(1, nodes + 1)
+        ports = free_ports(2 * nodes)
+        self.clients: dict[int, Address] = {i: ("127.0.0.1", ports[i - 1]) for i in self.ids}
+        self.peers: dict[int, Address] = {i: ("127.0.0.1", ports[nodes + i - 1]) for i in self.ids}
+        self.processes: dict[int, Process] = {}
+        home.mkdir(parents=True, exist_ok=True)
+
+    def command(self, node: int) -> list[str]:
+        raise NotImplementedError
+
+    async def leader_seen_by(self, node: int) -> int:
+        """Id of the leader that a ready node knows; 0 if it knows none or is not ready. Raises: OSError."""
+        raise NotImplementedError
+
+    def start(self, node: int) -> Process:
+        assert node not in self.processes or self.processes[node].exit_code is not None, f"node {node} runs already"
+        self.processes[node] = Process(self.command(node), self.home / f"{node}.out")
+        return self.processes[node]
+
+    def start_all(self) -> None:
+        for node in self.ids:
+            self.start(node)
+
+    def stop(self) -> None:
+        """End all processes of this cluster, patiently at first."""
+        for process in self.processes.values():
+            process.kill()
+
+    def running(self) -> list[int]:
+        return [node for node, process in self.processes.items() if process.exit_code is None]
+
+    async def wait_ready(self, limit_s: float = READY_S) -> int:
+        """Until every running node is ready and all name one leader → its id. Raises: ClusterFailed."""
+        return await self._wait(lambda leaders: len(set(leaders.values())) == 1, limit_s)
+
+    async def wait_leader(self, limit_s: float = READY_S) -> int:
+        """Until the node that a majority names leader says so itself → its id. Raises: ClusterFailed."""
+        return await self._wait(lambda leaders: any(leaders.get(to) == to for to in leaders.values()), limit_s)
+
+    async def _wait(self, enough: Callable[[Mapping[int, int]], bool], limit_s: float) -> int:
+        leaders: dict[int, int] = {}
+        try:
+            async with asyncio.timeout(limit_s):
+                while True:
+                    leaders = {node: await self._ask_leader(node) for node in self.running()}
+                    named = [leader for leader in leaders.values() if leader and leader in leaders]
+                    if named and enough(leaders):
+                        return max(named, key=named.count)
+                    self._check_alive()
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            raise ClusterFailed(f"not ready after {limit_s} s; leaders seen: {leaders}\n{self._outputs()}") from None
+
+    async def _ask_leader(self, node: int) -> int:
+        try:
+            async with asyncio.timeout(1.0):
+                return await self.leader_seen_by(node)
+        except (OSError, TimeoutError):
+            return 0
+
+    def _check_alive(self) -> None:
+        for node, process in self.processes.items():
+            if process.exit_code not in {None, -9}:
+                raise ClusterFailed(f"node {node} ended with {process.exit_code}\n{process.last_output()}")
+
+    def _outputs(self) -> str:
+        return "\n".join(f"node {node}: {process.last_output(5)}" for node, process in self.processes.items())
+
+
+class KvnodeCluster(Cluster):
+    """Configuration files as a person would write them. `settings`: further dotted settings for every node."""
+
+    def __init__(self, home: Path, nodes: int = 3, settings: Mapping[str, Any] | None = None) -> None:
+        super().__init__(home, nodes)
+        self.settings: dict[str, Any] = {"log.level": "warning", **(settings or {})}
+        self.secret_file = home / "secret"
+        self.secret_file.write_bytes(secrets.token_bytes(32))
+        self.secret_file.chmod(0o600)
+        for node in self.ids:
+            self.write_config(node)
+
+    def config_file(self, node: int) -> Path:
+        return self.home / f"node{node}.toml"
+
+    def data_dir(self, node: int) -> Path:
+        return self.home / f"n{node}"
+
+    def write_config(self, node: int, **overrides: Any) -> None:
+        """`overrides`: dotted names with two underscores for the dot."""
+        members = [f"{i}={host}:{port}" for i, (host, port) in self.peers.items()]
+        values: dict[str, Any] = {
+            "node.id": node,
+            "node.data_dir": str(self.data_dir(node)),
+            "cluster.name": "bench",
+            "cluster.members": members,
+            "cluster.secret_file": str(self.secret_file),
+            "client.listen": "{}:{}".format(*self.clients[node]),
+            "peer.listen": "{}:{}".format(*self.peers[node]),
+            **self.settings,
+            **{name.replace("__", "."): value for name, value in overrides.items()},
+        }
+        self.config_file(node).write_text(_toml(values), encoding="utf-8")
+
+    def command(self, node: int) -> list[str]:
+        return [sys.executable, "-m", "kvnode", "serve", "--config", str(self.config_file(node))]
+
+    async def status(self, node: int) -> dict[str, Any]:
+        """`GET /v1/status`. Raises: OSError, ValueError."""
+        _, body = await http1.ask("GET", "/v1/status", self.clients[node])
+        found: dict[str, Any] = json.loads(body)
+        return found
+
+    async def leader_seen_by(self, node: int) -> int:
+        code, _ = await http1.ask("GET", "/readyz", self.clients[node])
+        if code != 200:
+            return 0
+        return (await self.status(node)).get("leader") or 0
+
+
+class EtcdCluster(Cluster):
+    """etcd with its defaults (heartbeat 100 ms, election timeout 1 s)."""
+
+    def __init__(self, home: Path, nodes: int = 3) -> None:
+        super().__init__(home, nodes)
+        self._member_ids: dict[int, int] = {}  # etcd's own id → node
+
+    @staticmethod
+    def version() -> str:
+        """As `etcd --version` tells it; "" if there is no etcd on the PATH."""
+        binary = shutil.which("etcd")
+        if binary is None:
+            return ""
+        return os.popen(f"{binary} --version").readline().partition(":")[2].strip()  # noqa: S605
+
+    def command(self, node: int) -> list[str]:
+        client, peer = (f"http://{host}:{port}" for host, port in (self.clients[node], self.peers[node]))
+        members = ",".join(f"n{i}=http://{host}:{port}" for i, (host, port) in self.peers.items())
+        return [
+            *("etcd", "--name", f"n{node}", "--data-dir", str(self.home / f"n{node}")),
+            *("--listen-client-urls", client, "--advertise-client-urls", client),
+            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
+            *("--initial-cluster", members, "--initial-cluster-token", "bench"),
+            *("--logger", "zap", "--log-level", "warn"),
+        ]
+
+    async def leader_seen_by(self, node: int) -> int:
+        _, body = await http1.ask("POST", "/v3/maintenance/status", self.clients[node], b"{}")
+        answer = json.loads(body)
+        self._member_ids[int(answer["header"]["member_id"])] = node
+        return self._member_ids.get(int(answer.get("leader", 0)), 0)
+
+
+def _toml(values: Mapping[str, Any]) -> str:
+    """Dotted names → a TOML document; JSON's strings, numbers, booleans and arrays are TOML's too."""
+    sections: dict[str, list[str]] = {}
+    for name, value in values.items():
+        section, _, field = name.partition(".")
+        sections.setdefault(section, []).append(f"{field} = {json.dumps(value)}")
+    return "".join(f"[{section}]\n" + "\n".join(lines) + "\n\n" for section, lines in sections.items())

@@ -1,0 +1,89 @@
+"""Process: one server process that this program started, watched, measured and ended. Linux's /proc where measured."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+STOP_S = 10.0
+
+
+class Process:
+    """Started at once; its output goes to a file. Only ever signals the process it started itself."""
+
+    def __init__(self, command: list[str], output: Path, *, environment: dict[str, str] | None = None) -> None:
+        self.output = output
+        with output.open("ab") as sink:
+            self._process = subprocess.Popen(  # noqa: S603 - the command is this program's own
+                command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, env=environment
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative: ended by that signal."""
+        return self._process.poll()
+
+    def signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        self.signal(signal.SIGKILL)
+        self._process.wait()
+
+    def wait(self, limit_s: float = STOP_S) -> int:
+        """Its exit code. Raises: subprocess.TimeoutExpired."""
+        return self._process.wait(limit_s)
+
+    def stop(self) -> int:
+        """SIGTERM; SIGKILL if that does not help in time."""
+        self.signal(signal.SIGTERM)
+        try:
+            return self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return self._process.wait()
+
+    def last_output(self, lines: int = 20) -> str:
+        text = self.output.read_text(encoding="utf-8", errors="replace")
+        return "\n".join(text.splitlines()[-lines:])
+
+    def cpu_seconds(self) -> float:
+        """Processor time used so far, user and system."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def resident_bytes(self) -> int:
+        for line in Path(f"/proc/{self.pid}/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+        return 0
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports nobody listens on now, below the range the kernel hands out for outgoing connections."""
+    found: list[int] = []
+    rng = random.Random()
+    for _ in range(1000):
+        port = rng.randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in found:
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise OSError("no free ports")

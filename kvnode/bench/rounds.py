@@ -1,0 +1,206 @@
+"""Rounds: each system in turn, on a fresh cluster that has the machine to itself, several times over.
+
+Alternating whole clusters, rather than running both at once, keeps either from paying for the other's heartbeats;
+repeating the alternation spreads the machine's moods over both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from kvnode.bench import load
+from kvnode.bench.cluster import Cluster, EtcdCluster, KvnodeCluster
+from kvnode.bench.failover import measure_gap
+from kvnode.bench.workloads import ETCD_GRPC, ETCD_JSON, KEYS, KVNODE_HTTP, WORKLOADS, Front, Workload, key, value
+
+_PRELOAD_LIMIT_S = 120.0
+_SETTLE_S = 1.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how often. `rows`: names of what to measure; `preload`: keys that gets choose from."""
+
+    rows: tuple[str, ...]
+    rounds: int = 3
+    warm_up_s: float = 0.5
+    measure_s: float = 4.0
+    idle_s: float = 10.0
+    kills: int = 2
+    preload: int = 20_000
+    spread: bool = False
+    seed: int = 1
+
+    def quick(self) -> Plan:
+        """One short round."""
+        return replace(self, rounds=1, measure_s=1.5, idle_s=3.0, kills=1, preload=2_000)
+
+
+FAILOVER = {"failover1": 1, "failover8": 8}  # row → writers
+ROWS = (*(workload.name for workload in WORKLOADS), *FAILOVER, "idle", "memory")
+
+
+@dataclass(frozen=True)
+class System:
+    name: str
+    version: str
+    make: Callable[[Path], Cluster]
+    fronts: tuple[Front, ...]  # the first one carries the preload and the failover writers
+
+
+@dataclass
+class Series:
+    """All measurements of one row through one front. `values`: requests/s, ms, per cent or MiB, one per measurement."""
+
+    row: str
+    system: str
+    front: str
+    values: list[float] = field(default_factory=list)
+    p50_ms: list[float] = field(default_factory=list)
+    p99_ms: list[float] = field(default_factory=list)
+    generator_cpu: list[float] = field(default_factory=list)
+    failures: int = 0
+
+
+class Results:
+    """Series by row, system and front; `progress` is told of each measurement as it is made."""
+
+    def __init__(self, progress: Callable[[str], None]) -> None:
+        self.series: dict[tuple[str, str, str], Series] = {}
+        self.progress = progress
+
+    def add(self, row: str, system: str, front: str, number: float, text: str) -> Series:
+        found = self.series.setdefault((row, system, front), Series(row, system, front))
+        found.values.append(number)
+        self.progress(f"  {system:7} {front:5} {row:10} {text}")
+        return found
+
+
+def systems(kvnode_version: str) -> list[System]:
+    """kvnode, and etcd if it is on the PATH."""
+    found = [System("kvnode", kvnode_version, KvnodeCluster, (KVNODE_HTTP,))]
+    etcd = EtcdCluster.version()
+    if etcd:
+        found.append(System("etcd", etcd, EtcdCluster, (ETCD_GRPC, ETCD_JSON)))
+    return found
+
+
+async def run(plan: Plan, competitors: list[System], home: Path, progress: Callable[[str], None]) -> Results:
+    """Raises: ClusterFailed, TimeoutError. Whatever happens, the processes end and the data goes."""
+    results = Results(progress)
+    for number in range(1, plan.rounds + 1):
+        progress(f"round {number} of {plan.rounds}")
+        order = competitors if number % 2 else competitors[::-1]
+        for system in order:
+            with _fresh(system, home / f"{system.name}-{number}") as cluster:
+                cluster.start_all()
+                rng = random.Random(plan.seed * 1000 + number)
+                await _Round(plan, system, cluster, rng, results).run()
+    return results
+
+
+@contextlib.contextmanager
+def _fresh(system: System, home: Path) -> Iterator[Cluster]:
+    shutil.rmtree(home, ignore_errors=True)
+    cluster = system.make(home)
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Round:
+    """One system's turn, on a cluster that has just been started."""
+
+    plan: Plan
+    system: System
+    cluster: Cluster
+    rng: random.Random
+    results: Results
+
+    async def run(self) -> None:
+        await self.cluster.wait_ready()
+        if "idle" in self.plan.rows:
+            await self._idle()
+        await self._preload()
+        for workload in WORKLOADS:
+            if workload.name in self.plan.rows:
+                for front in self.system.fronts:
+                    await self._load(front, workload)
+        if "memory" in self.plan.rows:
+            for node in self.cluster.running():
+                mebibytes = self.cluster.processes[node].resident_bytes() / (1 << 20)
+                self._add("memory", "node", mebibytes, f"{mebibytes:.0f} MiB resident on node {node}")
+        for _ in range(self.plan.kills):
+            for row, writers in FAILOVER.items():
+                if row in self.plan.rows:
+                    await self._failover(row, writers)
+
+    def _add(self, row: str, front: str, number: float, text: str) -> Series:
+        return self.results.add(row, self.system.name, front, number, text)
+
+    async def _idle(self) -> None:
+        await asyncio.sleep(_SETTLE_S)
+        processes = self.cluster.processes
+        before = {node: processes[node].cpu_seconds() for node in self.cluster.running()}
+        await asyncio.sleep(self.plan.idle_s)
+        for node, used in before.items():
+            percent = (processes[node].cpu_seconds() - used) / self.plan.idle_s * 100
+            self._add("idle", "node", percent, f"{percent:.1f} % of a core on node {node}")
+
+    async def _preload(self) -> None:
+        address = self.cluster.clients[await self.cluster.wait_ready()]
+        front = self.system.fronts[0]
+        connections, slots_each = front.connections(128)
+        failed = await load.send_all(
+            front.connect_put,
+            [front.put(address, key(number), value(self.rng)) for number in range(self.plan.preload)],
+            address,
+            connections=connections,
+            slots_each=slots_each,
+            limit_s=_PRELOAD_LIMIT_S,
+        )
+        if failed:
+            raise OSError(f"{failed} of {self.plan.preload} puts of the preload failed")
+
+    async def _load(self, front: Front, workload: Workload) -> None:
+        leader = await self.cluster.wait_ready()
+        clients = self.cluster.clients
+        addresses = list(clients.values()) if self.plan.spread else [clients[leader]]
+        keys = self.plan.preload if workload.kind == "get" else KEYS
+        connections, slots_each = front.connections(workload.in_flight)
+        measured = await load.measure(
+            front.connect_put if workload.kind == "put" else front.connect_get,
+            workload.requests(front, addresses[0], keys, self.rng),
+            addresses,
+            connections=connections,
+            slots_each=slots_each,
+            warm_up_s=self.plan.warm_up_s,
+            measure_s=self.plan.measure_s,
+        )
+        p50, p99 = measured.quantile_ms(0.5), measured.quantile_ms(0.99)
+        text = f"{measured.per_second:,.0f}/s  p50 {p50:.2f} ms  p99 {p99:.2f} ms  failed {measured.failures}"
+        series = self._add(workload.name, front.name, measured.per_second, text)
+        series.p50_ms.append(p50)
+        series.p99_ms.append(p99)
+        series.generator_cpu.append(measured.generator_cpu)
+        series.failures += measured.failures
+
+    async def _failover(self, row: str, writers: int) -> None:
+        leader = await self.cluster.wait_ready()
+        front = self.system.fronts[0]
+        requests = WORKLOADS[0].requests(front, self.cluster.clients[leader], KEYS, self.rng)
+        gap = await measure_gap(self.cluster, front, requests, writers)
+        self._add(row, front.name, gap * 1000, f"gap {gap * 1000:.0f} ms")
+        for node in self.cluster.ids:
+            if node not in self.cluster.running():
+                self.cluster.start(node)
+        await self.cluster.wait_ready()
