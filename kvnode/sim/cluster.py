@@ -27,6 +27,7 @@ from kvnode.storage.memory_backend import MemoryBackend
 from kvnode.storage.wal import Stamp, Wal
 
 CLUSTER_ID = 0x5EED
+LOG_DIRECTORY = "/wal"
 
 
 class Cluster:
@@ -38,7 +39,11 @@ class Cluster:
         self.network = Network(self.loop, self.fork("network"))
         self.ids = [NodeId(number) for number in range(1, size + 1)]
         members = tuple(f"{number}=127.0.0.1:{7500 + number}" for number in self.ids)
-        common: dict[str, object] = {"cluster.members": members, "cluster.secret_file": "secret"}
+        common: dict[str, object] = {
+            "cluster.members": members,
+            "cluster.secret_file": "secret",
+            "storage.segment_bytes": 64 << 10,  # small: the fake disk pays for every byte, and rolls are exercised
+        }
         self._config = load(None, environment={}, overrides={**common, **(settings or {})})
         self._disks = {member: FakeDisk(self.fork(f"disk-{member}")) for member in self.ids}
         self._initialised: dict[NodeId, bool] = {}
@@ -121,10 +126,11 @@ class Member:
         raft_settings: RaftSection = config.raft
         machine = StateMachine(backend, limits)
         if create:
-            disk.mkdir("wal")
+            disk.mkdir(LOG_DIRECTORY)
+            disk.fsync_dir("/")
         self.wal, recovered = Wal.open(
             disk,
-            "wal",
+            LOG_DIRECTORY,
             Stamp(cluster_id=CLUSTER_ID, member=member, incarnation=1000 + member),
             applied_index=Index(machine.applied_index),
             segment_bytes=storage.segment_bytes,
