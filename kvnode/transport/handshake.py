@@ -86,7 +86,7 @@ class Handshake:
         self._secret = secret
         self._roster = roster
         self._expected = expected  # whom the dialler means to reach
-        self._own = hello
+        self.own = hello
         self._own_bytes = encode_hello(hello)
         self._peer_bytes = b""
         self._next: Callable[[list[tuple[int, bytes]]], bytes] = (
@@ -192,8 +192,12 @@ class Handshake:
             return Refusal(
                 "wrong_member", f"dialled member {self._expected}, found member {self.peer.member} at its address"
             )
-        if self.peer.lane != self._own.lane:
-            return Refusal("malformed", f"the {self._own.lane} lane was answered as {self.peer.lane}")
+        if self._role == "acceptor" and self.peer.member > self.own.member:
+            return Refusal(
+                "wrong_direction", f"member {self.own.member} dials member {self.peer.member}, not the reverse"
+            )
+        if self.peer.lane != self.own.lane:
+            return Refusal("malformed", f"the {self.own.lane} lane was answered as {self.peer.lane}")
         return self._roster.judge(self.peer)
 
     def _check_proof(self, proof: bytes) -> Refusal | None:

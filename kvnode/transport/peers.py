@@ -1,0 +1,368 @@
+"""PeerTransport: messages to and from all peers. Satisfies `kvnode.node.ports.Transport` by shape.
+
+One task tends each link, apart from all others: the smaller id dials, the larger waits, and both look, the moment a
+link is lost and then again and again with growing, jittered pauses, whether the peer's port refuses connections
+(`on_refused`: its process is gone; this is what makes failover fast). A connection counts from the moment both lanes
+are proven; when either lane ends, both are cut. A newer connection of a peer replaces the older one.
+
+What breaks a peer's connection (damage, silence, a lie about the sender) is that peer's affair: it is counted and the
+connection closed. What breaks *this* node (a full identity disk, a bug) goes to `on_failed`, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
+from typing import Protocol
+
+import aiohttp
+
+from kvnode.clocks.clock import Clock
+from kvnode.config import PeerSection, parse_address
+from kvnode.errors import ConfigInvalid
+from kvnode.ids import NodeId
+from kvnode.observe.log import Logger, get_logger
+from kvnode.raft.messages import Lane, PeerMessage, lane
+from kvnode.transport.channel import Channel, Counters, WebSocket
+from kvnode.transport.dialler import Dialler
+from kvnode.transport.handshake import Handshake, Role, Roster
+from kvnode.transport.link import Dial, Link
+from kvnode.transport.peer_server import ROUTES, PeerServer
+from kvnode.transport.probe import Probed, probe
+from kvnode.wire.codec import decode_message, encode_message
+from kvnode.wire.frames import NONCE_BYTES, FrameKind, Hello, encode_frame
+from kvnode.wire.limits import CodecError
+from kvnode.wire.links import LinkInfo
+
+LANES: tuple[Lane, Lane] = ("control", "data")
+SECRET_BYTES_MIN = 16
+_DRAIN_MS = 200
+_REFUSAL_LOG_MS = 1_000
+_CONNECTION_ENDED = (OSError, TimeoutError, aiohttp.ClientError, CodecError)
+
+COUNTERS = (
+    *(f"{what}_{name}" for what in ("messages_sent", "messages_received", "messages_dropped") for name in LANES),
+    *(f"{what}_{name}" for what in ("bytes_sent", "bytes_received") for name in LANES),
+    "connects",  # pairs that came up
+    "reconnects",  # … other than the first with each peer
+    "frames_bad",  # connections closed because something on them could not be believed
+    "handshakes_refused",  # by either side
+    "handshakes_unfinished",  # connections to the listener that ended or stayed silent before they were proven
+    "connections_turned_away",  # one too many
+    "ports_refused",  # a lost peer's port was probed and refused
+    "silences",  # connections closed because nothing arrived any more
+)
+
+
+class Receiver(Protocol):
+    """Where messages and connection changes go (`kvnode.node.ports.Receiver`)."""
+
+    def on_message(self, message: PeerMessage, size: int) -> None: ...
+
+    def on_connected(self, peer: NodeId) -> None: ...
+
+    def on_disconnected(self, peer: NodeId) -> None: ...
+
+    def on_refused(self, peer: NodeId) -> None: ...
+
+
+class PeerTransport:
+    """All links of one node. Lives on one loop; nothing here may be called from another thread."""
+
+    def __init__(
+        self,
+        *,
+        node: NodeId,
+        roster: Roster,
+        secret: bytes,
+        listen: str,
+        members: Mapping[NodeId, str],
+        settings: PeerSection,
+        clock: Clock,
+        rng: random.Random,
+        log: Logger | None = None,
+        on_failed: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self.counters: Counters = dict.fromkeys(COUNTERS, 0)
+        self._node = node
+        self._roster = roster
+        self._secret = secret
+        self._settings = settings
+        self._clock = clock
+        self._rng = rng
+        self._log = log or get_logger("peers")
+        self._on_failed = on_failed
+        self._links = {peer: Link(peer, address) for peer, address in sorted(members.items()) if peer != node}
+        if self._links and len(secret) < SECRET_BYTES_MIN:
+            raise ConfigInvalid(f"the cluster's secret has {len(secret)} bytes, at least {SECRET_BYTES_MIN} are needed")
+        self._receiver: Receiver
+        self._dialler: Dialler
+        self._dials = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._is_closing = False
+        self._refusal_logged_ms = -_REFUSAL_LOG_MS
+        self._server = PeerServer(
+            listen=listen,
+            settings=settings,
+            make_handshake=partial(self._make_handshake, "acceptor"),
+            accept=self._accept,
+            on_refused=self._note_refusal,
+            on_crashed=self._fail,
+            counters=self.counters,
+        )
+
+    @property
+    def address(self) -> str:
+        """Where peers reach this node: the real port if 0 was asked for. Needs `bind` or `start`."""
+        return self._server.address
+
+    def bind(self) -> None:
+        """Take the listening address without serving yet; `start` does it if nobody has. Raises OSError."""
+        self._server.bind()
+
+    def set_address(self, peer: NodeId, address: str) -> None:
+        """Dial `peer` there from the next attempt on."""
+        self._links[peer].address = address
+
+    async def start(self, receiver: Receiver) -> None:
+        """Listen and dial. Raises OSError if the address cannot be bound."""
+        self._receiver = receiver
+        self._dialler = Dialler(self._settings)
+        self._roster.begin()
+        await self._server.start()
+        for link in self._links.values():
+            self._own(self._tend(link), f"peer-{link.peer}")
+        self._own(self._keep_alive(), "peers-keep-alive")
+
+    def send(self, to: NodeId, message: PeerMessage) -> None:
+        """Queue for `to` on the message's lane; dropped, and counted, if the link is down or its queue is full."""
+        name = lane(message)
+        link = self._links.get(to)
+        if (
+            link is not None
+            and link.is_connected
+            and link.lanes[name].send(encode_frame(FrameKind.MESSAGE, encode_message(message)))
+        ):
+            self.counters["messages_sent_" + name] += 1
+        else:
+            self.counters["messages_dropped_" + name] += 1
+
+    def links(self) -> Mapping[NodeId, LinkInfo]:
+        """Every peer, connected or not."""
+        return {
+            peer: LinkInfo(peer, link.is_connected, link.epoch, link.client_url, link.refused)
+            for peer, link in self._links.items()
+        }
+
+    async def close(self) -> None:
+        """Stop listening, let queued frames leave for a moment, cut everything. Takes well under two seconds."""
+        if self._is_closing:
+            return
+        self._is_closing = True
+        self._server.stop_listening()
+        await self._drain()
+        for link in self._links.values():
+            link.take_down()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.close()
+        if hasattr(self, "_dialler"):
+            await self._dialler.close()
+
+    # ── one link ────────────────────────────────────────────────────────────────────────────────────
+
+    async def _tend(self, link: Link) -> None:
+        """Keep `link` up (or wait for the peer to), and report a port that refuses, until cancelled."""
+        attempt = 0
+        while True:
+            link.went_down.clear()
+            if link.is_connected:
+                await link.went_down.wait()
+                attempt = 0
+                continue
+            if await self._look(link) == "open" and self._node < link.peer:
+                lived_ms = await self._dial(link)
+                if lived_ms:
+                    await self._look(link)
+                if lived_ms >= self._settings.reconnect_ms_max:
+                    attempt = 0
+                link.went_down.clear()
+            await self._pause(link, attempt)
+            attempt += 1
+
+    async def _look(self, link: Link) -> Probed:
+        """Is the peer's process there? A refused port is reported, unless the link has come up meanwhile."""
+        host, port = parse_address(link.address, f"address of member {link.peer}")
+        found = await probe(host, port, self._settings.handshake_timeout_ms / 1_000)
+        if found == "refused" and not link.is_connected and not self._is_closing:
+            self.counters["ports_refused"] += 1
+            self._receiver.on_refused(link.peer)
+        return found
+
+    async def _pause(self, link: Link, attempt: int) -> None:
+        """Exponential, jittered; ends early when a connection that came up meanwhile is lost."""
+        longest_ms = min(self._settings.reconnect_ms_max, self._settings.reconnect_ms_min << min(attempt, 20))
+        try:
+            async with asyncio.timeout(longest_ms * self._rng.uniform(0.5, 1.0) / 1_000):
+                await link.went_down.wait()
+        except TimeoutError:
+            return
+
+    async def _dial(self, link: Link) -> int:
+        """One connection from dial to end. Returns for how many ms it was up, at least 1; 0 if it never was."""
+        self._dials += 1
+        epoch, started_ms = link.epoch, self._clock.monotonic_ms()
+        lanes = [asyncio.create_task(self._dial_lane(link, name, self._dials)) for name in LANES]
+        try:
+            await asyncio.wait(lanes, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._take_down(link, "closed")
+            for task in lanes:
+                task.cancel()
+            ended = await asyncio.gather(*lanes, return_exceptions=True)
+        for error in ended:
+            if isinstance(error, Exception) and not isinstance(error, _CONNECTION_ENDED):
+                raise error
+        return 0 if link.epoch == epoch else max(1, self._clock.monotonic_ms() - started_ms)
+
+    async def _dial_lane(self, link: Link, name: Lane, number: int) -> None:
+        handshake = self._make_handshake("dialler", name, number=number, expected=link.peer)
+        path = next(path for path, served in ROUTES.items() if served == name)
+        websocket = await self._dialler.open(link.address, path, handshake)
+        try:
+            if handshake.outcome == "refused":
+                self._note_refusal(handshake, link)
+                return
+            assert handshake.peer is not None
+            await self._serve(websocket, link, name, (handshake.own.boot_counter, number), handshake.peer)
+        finally:
+            await websocket.close()
+
+    async def _accept(self, websocket: WebSocket, hello: Hello) -> None:
+        """A proven connection of a peer that dialled us."""
+        link = self._links.get(hello.member)
+        if link is not None and not self._is_closing:
+            await self._serve(websocket, link, hello.lane, (hello.boot_counter, hello.link), hello)
+
+    async def _serve(self, websocket: WebSocket, link: Link, name: Lane, dial: Dial, hello: Hello) -> None:
+        """One proven lane, from its place in the pair to its end."""
+        channel = Channel(
+            websocket,
+            peer=link.peer,
+            lane=name,
+            queue_bytes_max=self._settings.queue_bytes_max,
+            message_bytes_max=self._settings.message_bytes_max,
+            counters=self.counters,
+        )
+        reason = "closed"
+        try:
+            if link.is_newer(dial):
+                self._take_down(link, "replaced")
+            if link.attach(channel, dial):
+                self._on_pair(link, hello)
+            async with asyncio.timeout(self._settings.handshake_timeout_ms / 1_000):
+                await link.settled.wait()  # what arrives before the pair is complete waits in the socket
+            if link.owns(channel):
+                await channel.run(partial(self._on_payload, link, name))
+        except CodecError as error:
+            self.counters["frames_bad"] += 1
+            reason = f"refused to read on: {error}"
+        except _CONNECTION_ENDED as error:
+            reason = f"{type(error).__name__}: {error}"
+        finally:
+            channel.abort()
+            if link.owns(channel):
+                self._take_down(link, reason)
+
+    def _on_payload(self, link: Link, name: Lane, payload: memoryview) -> None:
+        message = decode_message(payload, self._settings.message_bytes_max)
+        if message.sender != link.peer:
+            raise CodecError(f"a message signed {message.sender} from member {link.peer}")
+        self.counters["messages_received_" + name] += 1
+        self._receiver.on_message(message, len(payload))
+
+    def _on_pair(self, link: Link, hello: Hello) -> None:
+        link.client_url = hello.client_url
+        self.counters["connects"] += 1
+        self.counters["reconnects"] += link.epoch > 1
+        self._log.info("peer.connected", peer=link.peer, epoch=link.epoch)
+        self._receiver.on_connected(link.peer)
+
+    def _take_down(self, link: Link, reason: str) -> None:
+        was_connected = link.is_connected
+        link.take_down()
+        if was_connected and not self._is_closing:
+            self._log.info("peer.lost", peer=link.peer, epoch=link.epoch, reason=reason)
+            self._receiver.on_disconnected(link.peer)
+
+    # ── handshakes ──────────────────────────────────────────────────────────────────────────────────
+
+    def _make_handshake(self, role: Role, name: Lane, *, number: int = 0, expected: NodeId | None = None) -> Handshake:
+        hello = self._roster.hello(name, link=number, nonce=secrets.token_bytes(NONCE_BYTES))
+        return Handshake(role, secret=self._secret, hello=hello, roster=self._roster, expected=expected)
+
+    def _note_refusal(self, handshake: Handshake, dialled: Link | None = None) -> None:
+        """Show a refusal in `links` where it is known whom it concerns: who was dialled, or who proved to be a peer."""
+        assert handshake.refusal is not None
+        self.counters["handshakes_refused"] += 1
+        sentence = handshake.refusal.sentence
+        link = dialled
+        if link is None and handshake.proven and handshake.peer is not None:
+            link = self._links.get(handshake.peer.member)
+        is_news = link is None or link.refused != sentence
+        if link is not None and not link.is_connected:
+            link.refused = sentence
+        now_ms = self._clock.monotonic_ms()
+        if is_news and now_ms - self._refusal_logged_ms >= _REFUSAL_LOG_MS:
+            self._refusal_logged_ms = now_ms
+            self._log.warning(
+                "peer.refused",
+                peer=link.peer if link is not None else None,
+                code=handshake.refusal.code,
+                reason=sentence,
+                by="peer" if handshake.refused_by_peer else "this node",
+            )
+
+    # ── tasks of the whole ──────────────────────────────────────────────────────────────────────────
+
+    async def _keep_alive(self) -> None:
+        """Ping every lane; cut a link on which nothing arrives any more. A late wake-up of ours accuses nobody."""
+        interval_ms = self._settings.keepalive_ms
+        last_ms = self._clock.monotonic_ms()
+        while True:
+            await asyncio.sleep(interval_ms / 1_000)
+            now_ms = self._clock.monotonic_ms()
+            slept = now_ms - last_ms > 2 * interval_ms
+            last_ms = now_ms
+            for link in self._links.values():
+                silent_ms = [channel.keep_alive(now_ms, slept=slept) for channel in link.lanes.values()]
+                if max(silent_ms, default=0) >= self._settings.silence_ms_max:
+                    self.counters["silences"] += 1
+                    self._take_down(link, "silent")
+
+    async def _drain(self) -> None:
+        deadline_ms = self._clock.monotonic_ms() + _DRAIN_MS
+        while any(channel.queue_bytes for link in self._links.values() for channel in link.lanes.values()):
+            if self._clock.monotonic_ms() >= deadline_ms:
+                return
+            await asyncio.sleep(0.001)
+
+    def _own(self, work: Coroutine[None, None, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._on_task_done)
+        self._tasks.append(task)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """A task of the transport died: that is a bug or a failed disk, and the node must not go on half deaf."""
+        if self._on_failed is not None:
+            self._on_failed(error)
+        else:
+            self._log.error("node.failed", code=getattr(error, "code", type(error).__name__), message=str(error))
