@@ -122,7 +122,8 @@ class Operations:
             return self._page(scan, request, revision)
 
     def _page(self, scan: Iterator[KeyValue], request: Range, revision: int) -> RangeReply:
-        limit = min(request.limit or self._limits.page_items, self._limits.page_items_max)
+        wanted = request.limit if request.limit > 0 else self._limits.page_items
+        limit = min(wanted, self._limits.page_items_max)
         items: list[KeyValue] = []
         size, more = 0, False
         for kv in scan:

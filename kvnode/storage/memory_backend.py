@@ -21,6 +21,7 @@ class MemoryBackend(Backend):
     def __init__(self) -> None:
         self._rows: SortedDict = SortedDict()
         self._undo: dict[bytes, bytes | None] = {}  # row before the staged, unsynced writes; None: absent
+        self._bytes = 0  # of keys and values
         self._lock = threading.RLock()
 
     def seek(self, key: bytes) -> Row | None:
@@ -42,8 +43,10 @@ class MemoryBackend(Backend):
         with self._lock:
             for key, value in rows:
                 assert 0 < len(key) <= KEY_BYTES_MAX, len(key)
-                self._undo.setdefault(key, self._rows.get(key))
-                self._rows[key] = value
+                before = self._rows.get(key)
+                self._undo.setdefault(key, before)
+                self._bytes += len(value) - len(before) if before is not None else len(key) + len(value)
+            self._rows.update(rows)
 
     def sync(self) -> None:
         """The second half: what was staged survives `lose_power`."""
@@ -53,17 +56,17 @@ class MemoryBackend(Backend):
     def lose_power(self) -> None:
         """Forget what was staged since the last sync."""
         with self._lock:
-            for key, value in self._undo.items():
-                if value is None:
-                    del self._rows[key]
-                else:
-                    self._rows[key] = value
+            for key, before in self._undo.items():
+                lost = self._rows.pop(key)
+                self._bytes -= len(key) + len(lost)
+                if before is not None:
+                    self._rows[key] = before
+                    self._bytes += len(key) + len(before)
             self._undo.clear()
 
     @property
     def bytes_used(self) -> int:
-        with self._lock:
-            return sum(len(key) + len(value) for key, value in self._rows.items())
+        return self._bytes
 
     def close(self) -> None:
         """Nothing to give back; the rows stay, so that a test can open a machine over them again."""

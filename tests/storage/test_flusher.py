@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import queue
+import random
 import threading
 from pathlib import Path
 
 from kvnode.config import LimitsSection
 from kvnode.errors import StorageFailed
 from kvnode.ids import Index
-from kvnode.kv.requests import Put, Range
+from kvnode.kv.keys import TO_THE_END
+from kvnode.kv.requests import Delete, Put, Range
 from kvnode.machine.backend import Batch
 from kvnode.machine.machine import Cut, StateMachine
 from kvnode.storage.flusher import Flusher
@@ -45,6 +48,41 @@ def test_cuts_are_committed_in_another_thread(tmp_path: Path) -> None:
     assert [cut.applied_index for cut, _ in done] == [1, 2, 3]
     assert {name for _, name in done} == {"kvnode-flush"}
     assert StateMachine(backend, LimitsSection()).applied_index == 3
+    backend.close()
+
+
+def test_reads_agree_while_flushes_run(tmp_path: Path) -> None:
+    """Cuts are made, committed and evicted under a stream of writes; no read may ever notice."""
+    chance = random.Random(7)
+    backend = LmdbBackend(str(tmp_path), map_bytes=64 << 20)
+    machine = StateMachine(backend, LimitsSection())
+    done: queue.SimpleQueue[Cut] = queue.SimpleQueue()
+    flusher = Flusher(backend, on_done=done.put, on_failed=unexpected)
+    expected: dict[bytes, bytes] = {}
+    flushes = 0
+    for index in range(1, 4_001):
+        key = b"k%02d" % chance.randrange(80)
+        if chance.random() < 0.2:
+            machine.apply(Index(index), index, Delete(key))
+            expected.pop(key, None)
+        else:
+            expected[key] = b"%d" % index
+            machine.apply(Index(index), index, Put(key, expected[key]))
+        cut = machine.cut()
+        if cut is not None:
+            flusher.submit(cut)
+        if not done.empty() or index % 200 == 0:  # wait at times, lest the loop outrun the disk altogether
+            machine.evict(done.get(timeout=TIMEOUT_S))
+            flushes += 1
+        probe = b"k%02d" % chance.randrange(80)
+        assert [kv.value for kv in machine.range(Range(probe)).items] == (
+            [expected[probe]] if probe in expected else []
+        )
+        if index % 50 == 0:
+            items = machine.range(Range(b"", TO_THE_END)).items
+            assert [(kv.key, kv.value) for kv in items] == sorted(expected.items())
+    flusher.close(wait=True)
+    assert flushes >= 20
     backend.close()
 
 

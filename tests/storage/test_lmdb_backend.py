@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +71,26 @@ def test_a_full_map_fails_the_commit_as_a_whole(tmp_path: Path) -> None:
     with pytest.raises(StorageFailed, match="MDB_MAP_FULL"):
         commit(backend, (b"b", b"2"), (b"c", bytes(2 * MIB)))
     assert all_rows(backend) == [(b"a", b"1")]
+    backend.close()
+
+
+def test_a_commit_does_not_wait_for_a_reader(tmp_path: Path) -> None:
+    backend = LmdbBackend(str(tmp_path), map_bytes=64 * MIB)
+    commit(backend, (b"a", b"1"))
+    committing = threading.Thread(target=commit, args=(backend, (b"b", b"2")))
+    with backend.read() as cursor:
+        committing.start()
+        committing.join(30)
+        assert not committing.is_alive()
+        assert cursor.seek(b"b") is None, "the view is as old as it was"
+    assert backend.seek(b"b") == (b"b", b"2")
+    backend.close()
+
+
+def test_the_same_store_is_not_opened_twice(tmp_path: Path) -> None:
+    backend = LmdbBackend(str(tmp_path), map_bytes=64 * MIB)
+    with pytest.raises(StorageFailed):
+        LmdbBackend(str(tmp_path), map_bytes=64 * MIB)
     backend.close()
 
 

@@ -19,8 +19,10 @@ def test_what_is_not_synced_is_lost_with_the_power() -> None:
     commit(backend, (b"a", b"1"), (b"meta", b"1"))
     backend.stage(Rows([(b"b", b"2"), (b"meta", b"2")]))
     assert all_rows(backend) == [(b"a", b"1"), (b"b", b"2"), (b"meta", b"2")], "staged rows are visible"
+    used = backend.bytes_used
     backend.lose_power()
     assert all_rows(backend) == [(b"a", b"1"), (b"meta", b"1")]
+    assert backend.bytes_used == used - 2
 
 
 def test_what_is_synced_survives() -> None:
