@@ -10,7 +10,9 @@ KvnodeError
 │   ├── NotFound        not_found
 │   │   ├── KeyNotFound         key_not_found
 │   │   └── MemberNotFound      member_not_found
+│   ├── PermissionDenied        permission_denied
 │   ├── MethodNotAllowed        method_not_allowed
+│   ├── UnsupportedMediaType    unsupported_media_type
 │   ├── Conflict                conflict
 │   ├── Compacted               compacted
 │   ├── CompareFailed           compare_failed
@@ -117,8 +119,18 @@ class MemberNotFound(NotFound):
     code = "member_not_found"
 
 
+class PermissionDenied(Rejected):
+    code = "permission_denied"
+
+
 class MethodNotAllowed(Rejected):
     code = "method_not_allowed"
+
+
+class UnsupportedMediaType(Rejected):
+    """A compressed or otherwise transformed request body, which is not taken."""
+
+    code = "unsupported_media_type"
 
 
 class Conflict(Rejected):

@@ -1,0 +1,206 @@
+"""One client request on its way through a handler: what was asked, and the words to answer it with."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from aiohttp import hdrs, web
+from multidict import CIMultiDictProxy
+
+from kvnode.api import errors, query, shapes
+from kvnode.api.answer import ALWAYS, KIND_JSON, KIND_NONE, STATUS_LINE, Answer
+from kvnode.errors import BadRequest, KvnodeError, NoLeader, TooLarge, UnsupportedMediaType
+from kvnode.kv.interface import Consistency, Options
+from kvnode.kv.requests import KeyValue
+
+if TYPE_CHECKING:
+    from kvnode.api.app import App
+
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_NO_FORWARD = {"0": True, "1": False}
+
+
+class Call:
+    """Lives as long as one request. `app` is what all requests share."""
+
+    __slots__ = (
+        "app",
+        "closes",
+        "has_effect",
+        "headers",
+        "is_head",
+        "may_write",
+        "parameters",
+        "request",
+        "request_id",
+        "rest",
+    )
+
+    def __init__(self, app: App, request: web.BaseRequest) -> None:
+        self.app = app
+        self.request = request
+        self.headers: CIMultiDictProxy[str] = request.headers
+        method = request.method
+        self.is_head = method == "HEAD"
+        self.may_write = not self.is_head and method != "GET"
+        self.has_effect = self.may_write  # a transaction that only reads takes it back
+        self.closes = not request.keep_alive
+        self.rest = ""  # the still encoded key of a path that ends in one
+        self.parameters: dict[str, bytes] = {}
+        self.request_id = ""
+
+    # What was asked.
+
+    def options(self) -> Options:
+        """Deadline, consistency and forwarding, from parameters and headers."""
+        parameters = self.parameters
+        limits = self.app.config.limits
+        timeout_ms = limits.timeout_ms
+        consistency: Consistency = "linearizable"
+        if parameters:
+            if "timeout" in parameters:
+                timeout_ms = query.parse_duration_ms(parameters["timeout"], "timeout", most_ms=limits.timeout_ms_max)
+            if "consistency" in parameters:
+                consistency = _parse_consistency(parameters["consistency"])
+        no_forward = self.headers.get("Kv-No-Forward", "0")
+        if no_forward not in _NO_FORWARD:
+            raise BadRequest("Kv-No-Forward takes 1 or 0")
+        return Options(timeout_ms, consistency, self.request_id, _NO_FORWARD[no_forward])
+
+    def flag(self, name: str) -> bool:
+        value = self.parameters.get(name)
+        return value is not None and query.parse_flag(value, name)
+
+    def refuse_body(self) -> None:
+        """For calls that take none: a body there is a misunderstanding."""
+        if self.request.can_read_body:
+            self.closes = True
+            raise BadRequest("this call takes no body")
+
+    async def body(self, size_max: int) -> bytes:
+        """The whole request body. Raises: TooLarge, BadRequest (late or broken off), UnsupportedMediaType."""
+        headers, content = self.headers, self.request.content
+        if hdrs.CONTENT_ENCODING in headers:
+            self.closes = True
+            raise UnsupportedMediaType("request bodies must not be compressed: leave Content-Encoding out")
+        length = headers.get(hdrs.CONTENT_LENGTH)
+        if length is not None and int(length) > size_max:
+            raise self._too_large(size_max)
+        if content.is_eof():
+            data = content.read_nowait(-1)
+            if len(data) > size_max:
+                raise self._too_large(size_max)
+            return data
+        if hdrs.EXPECT in headers:
+            self._continue(headers[hdrs.EXPECT])
+        return await self._read_slowly(size_max)
+
+    async def _read_slowly(self, size_max: int) -> bytes:
+        content = self.request.content
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self.app.config.client.body_timeout_ms / 1_000):
+                while part := await content.readany():
+                    parts.append(part)
+                    size += len(part)
+                    if size > size_max:
+                        raise self._too_large(size_max)
+        except TimeoutError:
+            self.closes = True
+            raise BadRequest("the body did not arrive in time") from None
+        except (web.RequestPayloadError, ConnectionError):
+            self.closes = True
+            raise BadRequest("the body broke off or is not framed as HTTP says") from None
+        return b"".join(parts)
+
+    def _continue(self, expected: str) -> None:
+        if expected.lower() != "100-continue":
+            self.closes = True
+            raise BadRequest("Expect takes 100-continue only")
+        transport = self.request.transport
+        if transport is not None:
+            transport.write(_CONTINUE)
+
+    def _too_large(self, size_max: int) -> TooLarge:
+        self.closes = True  # the rest of the body is not worth reading
+        return TooLarge(f"the body is over the limit of {size_max} bytes", limit=size_max)
+
+    # How it is answered.
+
+    def answer(self, status: int, body: bytes, *, kind: str = KIND_JSON, revision: int = 0, extra: str = "") -> Answer:
+        """`revision`: what the answer reflects, 0 = this node's applied state. `extra`: header lines of this answer."""
+        app = self.app
+        revision = revision or app.admin.revision
+        closing = self.closes
+        connection = "Connection: close\r\n" if closing else ""
+        if not closing and self.request.version.minor == 0:
+            connection = "Connection: keep-alive\r\n"
+        length = f"Content-Length: {len(body)}\r\n" if status != 304 else ""
+        head = (
+            f"{STATUS_LINE[status]}{app.node_line}Kv-Term: {app.admin.term}\r\nKv-Revision: {revision}\r\n"
+            f"Kv-Token: {app.token(revision)}\r\nX-Request-Id: {self.request_id}\r\n"
+            f"{app.date.line()}{ALWAYS}{kind}{extra}{length}{connection}\r\n"
+        )
+        return Answer(status, head, b"" if self.is_head else body, not closing)
+
+    def json(self, status: int, value: object, *, revision: int = 0, extra: str = "") -> Answer:
+        return self.answer(status, shapes.encode(value) + b"\n", revision=revision, extra=extra)
+
+    def not_modified(self, kv: KeyValue, revision: int) -> Answer:
+        return self.answer(304, b"", kind=KIND_NONE, revision=revision, extra=key_lines(kv))
+
+    def refuse(self, error: KvnodeError) -> Answer:
+        """The answer to a request that failed."""
+        outcome = errors.outcome_of(error, has_effect=self.has_effect)
+        status = errors.status_of(error).value
+        extra = f"Kv-Outcome: {outcome}\r\n" if self.may_write else ""
+        location = error.detail.get("leader_url") if isinstance(error, NoLeader) else None
+        if location and self.headers.get("Kv-No-Forward") == "1":
+            status = 307
+            extra += f"Location: {_absolute(location)}{_target(self.request.raw_path)}\r\n"
+        elif (seconds := errors.retry_after_seconds(error)) is not None:
+            extra += f"Retry-After: {seconds}\r\n"
+        if "allow" in error.detail:
+            extra += f"Allow: {error.detail['allow']}\r\n"
+        return self.answer(status, errors.encode(error, outcome), extra=extra)
+
+
+def _target(raw_path: str) -> str:
+    """The request target again, with nothing in it that may not stand in a header."""
+    return quote(raw_path, safe="/%?&=:@!$'()*+,;~-._", errors="surrogateescape")
+
+
+def _absolute(address: str) -> str:
+    return address.rstrip("/") if "://" in address else f"http://{address}"
+
+
+def _parse_consistency(value: bytes) -> Consistency:
+    if value == b"linearizable":
+        return "linearizable"
+    if value == b"stale":
+        return "stale"
+    if value in {b"causal", b"bounded"}:
+        raise BadRequest(f"consistency={value.decode()} is not built yet; linearizable and stale are")
+    raise BadRequest("consistency= takes linearizable or stale", parameter="consistency")
+
+
+def key_lines(kv: KeyValue) -> str:
+    """The headers of an answer about one version of a key."""
+    return version_lines(kv.mod_revision, kv.create_revision, kv.version, kv.time) + (
+        f"Kv-Lease: {kv.lease}\r\n" if kv.lease else ""
+    )
+
+
+def version_lines(mod_revision: int, create_revision: int, version: int, time: int) -> str:
+    return (
+        f'ETag: "{mod_revision}"\r\nKv-Mod-Revision: {mod_revision}\r\nKv-Create-Revision: {create_revision}\r\n'
+        f"Kv-Version: {version}\r\nKv-Time: {shapes.time_text(time)}\r\n"
+    )
+
+
+def staleness_line(wall_ms: int, applied_ms: int) -> str:
+    """`Kv-Staleness-Ms`, an upper bound: nothing older than the newest applied entry can be missing."""
+    return f"Kv-Staleness-Ms: {max(0, wall_ms - applied_ms)}\r\n"

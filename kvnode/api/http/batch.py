@@ -1,0 +1,37 @@
+"""``POST /v1/batch``: many operations in one request, each its own transaction, revision and outcome.
+
+All are handed to the node in order before the first is answered, so they share its group commit and take
+effect in the order given. Nothing is atomic: each result has its own status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from kvnode.api import errors, shapes, strict_json
+from kvnode.api.answer import Answer
+from kvnode.api.call import Call
+from kvnode.api.http.operations import OperationParser, Result, items_max, result_of
+from kvnode.errors import KvnodeError
+from kvnode.kv.interface import KV, Options
+from kvnode.kv.requests import Operation, Range
+
+
+async def execute_batch(call: Call) -> Answer:
+    limits = call.app.config.limits
+    options = call.options()
+    body = await call.body(limits.request_bytes_max)
+    value = strict_json.loads(body, depth_max=limits.json_depth_max, items_max=items_max(limits))
+    operations = strict_json.expect_list(value, "the body", limits.batch_operations_max)
+    parser = OperationParser(limits, conditions=True)
+    parsed = [parser.parse(operation, f"[{n}]") for n, operation in enumerate(operations)]
+    results = await asyncio.gather(*(_execute(call.app.kv, operation, options) for operation in parsed))
+    return call.json(200, shapes.BatchAnswer(results=results))
+
+
+async def _execute(kv: KV, operation: Operation, options: Options) -> Result | shapes.FailedResult:
+    try:
+        return result_of(operation, await kv.execute(operation, options), status=200)
+    except KvnodeError as error:
+        body = errors.body_of(error, errors.outcome_of(error, has_effect=not isinstance(operation, Range)))
+        return shapes.FailedResult(status=errors.status_of(error), error=body.error, outcome=body.outcome)

@@ -1,0 +1,73 @@
+"""One key: ``PUT GET HEAD DELETE /v1/kv/{key}``. The hot path of the front door."""
+
+from __future__ import annotations
+
+from kvnode.api import query, shapes
+from kvnode.api.answer import KIND_RAW, Answer
+from kvnode.api.call import Call, key_lines, version_lines
+from kvnode.api.http.conditions import is_known_to_caller, is_unwanted, write_condition
+from kvnode.errors import BadKey, CompareFailed, KeyNotFound, TooLarge
+from kvnode.kv.requests import Delete, Put, Range
+
+
+def path_key(call: Call) -> bytes:
+    """The key that ends the path, as bytes. Raises: BadEncoding, BadKey, TooLarge."""
+    return check_key(query.percent_decode(call.rest), call.app.config.limits.key_bytes_max)
+
+
+def check_key(key: bytes, size_max: int) -> bytes:
+    if not key:
+        raise BadKey("a key has at least one byte")
+    if len(key) > size_max:
+        raise TooLarge(f"the key is over the limit of {size_max} bytes", limit=size_max)
+    return key
+
+
+async def put_key(call: Call) -> Answer:
+    key = path_key(call)
+    condition = write_condition(call)
+    prev = call.flag("prev")
+    options = call.options()
+    value = await call.body(call.app.config.limits.value_bytes_max)
+    reply = await call.app.kv.execute(Put(key, value, if_revision=condition, return_previous=prev), options)
+    extra = version_lines(reply.revision, reply.create_revision, reply.version, reply.time)
+    if prev:
+        answer = shapes.PutAnswer(
+            revision=reply.revision, created=reply.created, prev=shapes.previous_of(reply.previous)
+        )
+        return call.json(200, answer, revision=reply.revision, extra=extra)
+    created = b"true" if reply.created else b"false"
+    body = b'{"revision": %d, "created": %b}\n' % (reply.revision, created)
+    return call.answer(200, body, revision=reply.revision, extra=extra)
+
+
+async def get_key(call: Call) -> Answer:
+    """GET and HEAD: HEAD has the same headers and no body."""
+    key = path_key(call)
+    meta = call.flag("meta")
+    options = call.options()
+    call.refuse_body()
+    reply = await call.app.kv.execute(Range(key), options)
+    staleness = call.app.staleness_line() if options.consistency == "stale" else ""
+    if not reply.items:
+        raise KeyNotFound(f"there is no key {shapes.as_text(key)[0][:128]!r}")
+    kv = reply.items[0]
+    if is_unwanted(call, kv.mod_revision):
+        raise CompareFailed("the key is at another revision than If-Match names", revision=kv.mod_revision)
+    if is_known_to_caller(call, kv.mod_revision):
+        return call.not_modified(kv, reply.revision)
+    extra = key_lines(kv) + staleness
+    if meta:
+        return call.json(200, shapes.item_of(kv), revision=reply.revision, extra=extra)
+    return call.answer(200, kv.value, kind=KIND_RAW, revision=reply.revision, extra=extra)
+
+
+async def delete_key(call: Call) -> Answer:
+    key = path_key(call)
+    condition = write_condition(call)
+    prev = call.flag("prev")
+    options = call.options()
+    call.refuse_body()
+    request = Delete(key, if_revision=condition, return_previous=prev)
+    reply = await call.app.kv.execute(request, options)
+    return call.json(200, shapes.delete_result(reply, prev=prev, one_key=True), revision=reply.revision)

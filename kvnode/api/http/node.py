@@ -1,0 +1,78 @@
+"""The node about itself: status, liveness, readiness, metrics, version, and handing leadership over."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from kvnode.api import query
+from kvnode.api.answer import KIND_TEXT, Answer
+from kvnode.api.call import Call
+from kvnode.errors import BadRequest, NotReady, Timeout
+from kvnode.ids import NodeId
+from kvnode.observe import metrics
+from kvnode.version import __version__
+
+
+class Live(msgspec.Struct):
+    live: bool
+
+
+class Ready(msgspec.Struct):
+    ready: bool
+
+
+class Version(msgspec.Struct):
+    version: str
+
+
+class Transferred(msgspec.Struct):
+    """Who leads now."""
+
+    leader: int
+
+
+async def show_status(call: Call) -> Answer:
+    call.options()  # checked like everywhere; the answer waits for nothing
+    return call.json(200, call.app.admin.status())
+
+
+async def show_live(call: Call) -> Answer:
+    """That the loop runs this far is the whole proof."""
+    return call.json(200, Live(live=True))
+
+
+async def show_ready(call: Call) -> Answer:
+    if not call.app.admin.is_ready():
+        raise NotReady("this node has no leader or has not caught up with it yet")
+    return call.json(200, Ready(ready=True))
+
+
+async def show_metrics(call: Call) -> Answer:
+    values = call.app.admin.counters() | call.app.counters()
+    # Rendering takes milliseconds of pure Python: not on the loop.
+    text = await asyncio.to_thread(metrics.render, values)
+    return call.answer(200, text, kind=KIND_TEXT)
+
+
+async def show_version(call: Call) -> Answer:
+    return call.json(200, Version(version=__version__))
+
+
+async def show_openapi(call: Call) -> Answer:
+    return call.answer(200, call.app.openapi)
+
+
+async def transfer_leadership(call: Call) -> Answer:
+    options = call.options()
+    call.refuse_body()
+    if "to" not in call.parameters:
+        raise BadRequest("to= names the member that shall lead", parameter="to")
+    to = NodeId(query.parse_integer(call.parameters["to"], "to", least=1))
+    try:
+        async with asyncio.timeout(options.timeout_ms / 1_000):
+            await call.app.admin.transfer_leadership(to)
+    except TimeoutError as error:  # ours or the node's own
+        raise Timeout(f"leadership did not reach member {to} in time") from error
+    return call.json(200, Transferred(leader=to))

@@ -1,0 +1,169 @@
+"""The client listener: aiohttp's connection handling with our limits and our words for what is not HTTP.
+
+Accepts at most `client.connections_max` connections; further ones get one 503 and are closed. What the parser
+cannot read is answered 400 in JSON and logged as one line at most every ten seconds, never as a traceback with
+a stranger's bytes in it. An incomplete or idle head ends with `client.head_timeout_ms`; bodies have a deadline
+of their own (`Call.body`). Handlers go on when their client leaves: a proposal, once made, completes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+import aiohttp.http_parser
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from kvnode.api import errors
+from kvnode.api.answer import ALWAYS, KIND_JSON, STATUS_LINE, Answer
+from kvnode.config import KIB, Config, parse_address
+from kvnode.errors import BadRequest, ConfigInvalid, KvnodeError, Overloaded
+from kvnode.observe.log import get_logger
+
+if TYPE_CHECKING:
+    from kvnode.api.app import App
+
+BACKLOG = 1_024
+LINE_BYTES_MAX = 32 * KIB  # a 4 KiB key is 12 KiB percent-encoded, a range holds two
+FIELD_BYTES_MAX = 8 * KIB
+HEADERS_MAX = 64
+LINGER_S = 2.0  # how long an unwanted body is read and dropped, so that the refusal arrives
+SHUTDOWN_S = 5.0
+_LOG_EVERY_S = 10.0
+
+log = get_logger("api")
+
+
+class ClientServer:
+    """Listens where `client.listen` says."""
+
+    def __init__(self, app: App, config: Config) -> None:
+        self._app = app
+        self._config = config
+        self._runner: web.ServerRunner | None = None
+        self._site: web.BaseSite | None = None
+
+    async def start(self, bound: socket.socket | None = None) -> None:
+        """Listen, on `bound` if somebody has taken the address already.
+
+        Raises: ConfigInvalid (no compiled parser), OSError (address in use).
+        """
+        _require_compiled_parser()
+        host, port = parse_address(self._config.client.listen, "client.listen")
+        self._runner = web.ServerRunner(_Front(self._app, self._config), shutdown_timeout=SHUTDOWN_S)
+        await self._runner.setup()
+        if bound is not None:
+            self._site = web.SockSite(self._runner, bound, backlog=BACKLOG)
+        else:
+            self._site = web.TCPSite(self._runner, host, port, backlog=BACKLOG)
+        await self._site.start()
+
+    @property
+    def address(self) -> str:
+        """host:port that is listened on; the port is the real one if 0 was asked for."""
+        assert self._runner is not None, "not started"
+        host, port = self._runner.addresses[0][:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    async def stop_listening(self) -> None:
+        """Accept no more connections; those there are go on."""
+        if self._site is not None:
+            await self._site.stop()
+            self._site = None
+
+    async def close(self) -> None:
+        """Accept no more, give requests in flight a little time, then close every connection."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+
+def _require_compiled_parser() -> None:
+    # aiohttp's pure-Python parser has a history of request smuggling.
+    if aiohttp.http_parser.HttpRequestParser.__module__ != "aiohttp._http_parser":
+        raise ConfigInvalid("aiohttp runs without its compiled parser; unset AIOHTTP_NO_EXTENSIONS or install a wheel")
+
+
+class _Front(web.Server):
+    """Makes a `_Connection` for each client."""
+
+    def __init__(self, app: App, config: Config) -> None:
+        super().__init__(app.handle)
+        self.app = app
+        self.connections_max = config.client.connections_max
+        self._settings: dict[str, Any] = {
+            "access_log": None,
+            "keepalive_timeout": config.client.head_timeout_ms / 1_000,
+            "max_line_size": LINE_BYTES_MAX,
+            "max_field_size": FIELD_BYTES_MAX,
+            "max_headers": HEADERS_MAX,
+            "lingering_time": LINGER_S,
+            "auto_decompress": False,
+        }
+        self._next_line_at = 0.0
+        self._unlogged = 0
+
+    def __call__(self) -> RequestHandler:
+        return _Connection(self, self._loop, self._settings)
+
+    def note_malformed(self, reason: str) -> None:
+        """One line for many: what strangers send must not fill the log."""
+        self.app.malformed += 1
+        now = time.monotonic()
+        if now < self._next_line_at:
+            self._unlogged += 1
+            return
+        log.warning("request.malformed", reason=reason[:120], unlogged=self._unlogged)
+        self._next_line_at = now + _LOG_EVERY_S
+        self._unlogged = 0
+
+
+class _Connection(RequestHandler):
+    """One client connection."""
+
+    __slots__ = ("_admitted", "_front")
+
+    def __init__(self, front: _Front, loop: asyncio.AbstractEventLoop, settings: dict[str, Any]) -> None:
+        super().__init__(front, loop=loop, **settings)
+        self._front = front
+        self._admitted = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        app = self._front.app
+        self._admitted = app.connections < self._front.connections_max
+        app.connections += 1
+        super().connection_made(transport)
+        if not self._admitted:
+            assert isinstance(transport, asyncio.WriteTransport), transport
+            transport.write(_last_words(app, 503, Overloaded("this node has as many connections as it may")).wire())
+            transport.close()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._front.app.connections -= 1
+        super().connection_lost(exc)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """The answer to what never became a request. `App.handle` lets nothing else get here."""
+        reason = " ".join(ascii(message or exc or "").strip("'\"").split())
+        self._front.note_malformed(reason)
+        return _last_words(self._front.app, 400, BadRequest("the request is not well-formed HTTP"))
+
+
+def _last_words(app: App, status: int, error: KvnodeError) -> Answer:
+    """A refusal before a request was understood: nothing is known of it but that nothing was done."""
+    body = errors.encode(error, errors.NOT_APPLIED)
+    head = (
+        f"{STATUS_LINE[status]}{app.node_line}Kv-Outcome: {errors.NOT_APPLIED}\r\nKv-Term: {app.admin.term}\r\n"
+        f"Kv-Revision: {app.admin.revision}\r\nKv-Token: {app.token(app.admin.revision)}\r\n"
+        f"X-Request-Id: {app.guard.new_request_id()}\r\n{app.date.line()}{ALWAYS}"
+        f"{KIND_JSON}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return Answer(status, head, body, keep_alive=False)

@@ -1,0 +1,77 @@
+"""The request target, taken apart by hand: keys and ranges are bytes, so no text decoding may stand in between.
+
+RFC 3986 rules: ``%XX`` is a byte, ``+`` is a plus (not a space, as in HTML forms). A ``%`` without two hex
+digits, a repeated or unknown parameter and a value outside its range are refused, never guessed at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from urllib.parse import unquote_to_bytes
+
+from kvnode.errors import BadEncoding, BadRequest, UnknownParameter
+
+INTEGER_MAX = (1 << 63) - 1
+
+_BAD_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_DURATION = re.compile(rb"(\d{1,9})(ms|s|m|h)")
+_UNIT_MS = {b"ms": 1, b"s": 1_000, b"m": 60_000, b"h": 3_600_000}
+_FLAGS = {b"1": True, b"true": True, b"0": False, b"false": False}
+
+
+def percent_decode(text: str) -> bytes:
+    """The bytes a percent-encoded part of the target stands for. Raises: BadEncoding."""
+    raw = text.encode("utf-8", "surrogateescape")  # undoes the parser's decoding, byte for byte
+    if b"%" not in raw:
+        return raw
+    if _BAD_PERCENT.search(raw):
+        raise BadEncoding("a % must be followed by two hexadecimal digits")
+    return unquote_to_bytes(raw)
+
+
+def parse(query: str, known: Collection[str]) -> dict[str, bytes]:
+    """Parameters by name. Raises: UnknownParameter, BadRequest for a repeated one, BadEncoding."""
+    found: dict[str, bytes] = {}
+    for part in query.split("&"):
+        if not part:
+            continue
+        name, _, value = part.partition("=")
+        if name not in known:
+            wanted = ", ".join(sorted(known)) or "none"
+            raise UnknownParameter(f"unknown parameter {name[:64]!r}; this call takes: {wanted}", parameter=name[:64])
+        if name in found:
+            raise BadRequest(f"parameter {name!r} is given twice", parameter=name)
+        found[name] = percent_decode(value)
+    return found
+
+
+def parse_flag(value: bytes, name: str) -> bool:
+    if value not in _FLAGS:
+        raise BadRequest(f"{name}= takes 1 or 0", parameter=name)
+    return _FLAGS[value]
+
+
+def parse_integer(value: bytes, name: str, *, least: int = 0, most: int = INTEGER_MAX) -> int:
+    number = int(value) if value.isdigit() and len(value) <= 19 else -1
+    if not least <= number <= most:
+        raise BadRequest(f"{name}= takes an integer from {least} to {most}", parameter=name)
+    return number
+
+
+def parse_duration_ms(value: bytes, name: str, *, most_ms: int) -> int:
+    """``500ms``, ``30s``, ``5m``, ``1h`` → milliseconds, at least 1."""
+    match = _DURATION.fullmatch(value)
+    if match is None:
+        raise BadRequest(f"{name}= takes a duration such as 500ms, 30s, 5m or 1h", parameter=name)
+    duration_ms = int(match[1]) * _UNIT_MS[match[2]]
+    if not 1 <= duration_ms <= most_ms:
+        raise BadRequest(f"{name}= must lie between 1ms and {most_ms}ms", parameter=name)
+    return duration_ms
+
+
+def parse_choice(value: bytes, name: str, choices: Collection[str]) -> str:
+    text = value.decode("ascii", "replace")
+    if text not in choices:
+        raise BadRequest(f"{name}= takes one of: {', '.join(sorted(choices))}", parameter=name)
+    return text

@@ -1,0 +1,176 @@
+"""What answers look like in JSON: the types are encoded as they stand and described by `/openapi.json`.
+
+Keys and values are bytes. In JSON they are text when they are valid UTF-8; otherwise the same field holds
+base64 and ``key_encoding`` or ``encoding`` says so.
+"""
+
+from __future__ import annotations
+
+import base64
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from kvnode.api.errors import ErrorWords
+from kvnode.clocks import hybrid
+from kvnode.kv.requests import DeleteReply, KeyValue, PutReply, RangeReply
+
+
+class Item(msgspec.Struct, kw_only=True, frozen=True, gc=False):
+    """One version of a key."""
+
+    key: str
+    key_encoding: str | UnsetType = UNSET
+    value: str | UnsetType = UNSET  # left out by keys_only
+    encoding: str | UnsetType = UNSET
+    create_revision: int
+    mod_revision: int
+    version: int
+    lease: int
+    time: str
+
+
+class Listing(msgspec.Struct, kw_only=True, frozen=True):
+    """One page of keys."""
+
+    revision: int
+    count: int
+    more: bool
+    cursor: str | None
+    items: list[Item]
+
+
+class PutResult(msgspec.Struct, kw_only=True, frozen=True):
+    """A put inside a transaction or batch."""
+
+    status: int | UnsetType = UNSET  # in a batch only
+    revision: int
+    created: bool
+    create_revision: int
+    version: int
+    time: str
+    prev: Item | UnsetType | None = UNSET
+
+
+class GetResult(msgspec.Struct, kw_only=True, frozen=True):
+    """A get inside a transaction or batch; a missing key is an empty list."""
+
+    status: int | UnsetType = UNSET
+    revision: int
+    count: int
+    more: bool
+    items: list[Item]
+
+
+class DeleteResult(msgspec.Struct, kw_only=True, frozen=True):
+    """A delete; `prev` is one item (or null) for one key, a list for a range."""
+
+    status: int | UnsetType = UNSET
+    revision: int
+    deleted: int
+    prev: Item | list[Item] | UnsetType | None = UNSET
+
+
+class FailedResult(msgspec.Struct, kw_only=True, frozen=True):
+    """An operation of a batch that failed."""
+
+    status: int
+    error: ErrorWords
+    outcome: str
+
+
+class PutAnswer(msgspec.Struct, kw_only=True, frozen=True):
+    """What a plain PUT answers."""
+
+    revision: int
+    created: bool
+    prev: Item | UnsetType | None = UNSET
+
+
+class TxnAnswer(msgspec.Struct, kw_only=True, frozen=True):
+    """What a transaction answers: the results of the branch that ran, in order."""
+
+    revision: int
+    succeeded: bool
+    results: list[Any]  # PutResult | GetResult | DeleteResult; msgspec describes no such union, `openapi` does
+
+
+class BatchAnswer(msgspec.Struct, kw_only=True, frozen=True):
+    """What a batch answers: one result an operation, in order."""
+
+    results: list[Any]  # PutResult | GetResult | DeleteResult | FailedResult
+
+
+encode = msgspec.json.Encoder(enc_hook=repr).encode
+
+
+@lru_cache(maxsize=64)
+def _second_text(second: int) -> str:
+    return hybrid.to_text(second * 1_000 << hybrid.COUNTER_BITS)[:19]
+
+
+def time_text(stamp: int) -> str:
+    """`hybrid.to_text`, with the date of each second rendered once."""
+    second, ms = divmod(stamp >> hybrid.COUNTER_BITS, 1_000)
+    return f"{_second_text(second)}.{ms:03d}Z.{stamp & 0xFFFF:04d}"
+
+
+def as_text(raw: bytes) -> tuple[str, str | UnsetType]:
+    """(text, UNSET) for valid UTF-8, else (base64, "base64")."""
+    try:
+        return raw.decode(), UNSET
+    except UnicodeDecodeError:
+        return base64.b64encode(raw).decode(), "base64"
+
+
+def item_of(kv: KeyValue, *, keys_only: bool = False) -> Item:
+    key, key_encoding = as_text(kv.key)
+    value, encoding = (UNSET, UNSET) if keys_only else as_text(kv.value)
+    return Item(
+        key=key,
+        key_encoding=key_encoding,
+        value=value,
+        encoding=encoding,
+        create_revision=kv.create_revision,
+        mod_revision=kv.mod_revision,
+        version=kv.version,
+        lease=kv.lease,
+        time=time_text(kv.time),
+    )
+
+
+def put_result(reply: PutReply, *, prev: bool, status: int | UnsetType = UNSET) -> PutResult:
+    return PutResult(
+        status=status,
+        revision=reply.revision,
+        created=reply.created,
+        create_revision=reply.create_revision,
+        version=reply.version,
+        time=time_text(reply.time),
+        prev=previous_of(reply.previous) if prev else UNSET,
+    )
+
+
+def previous_of(kv: KeyValue | None) -> Item | None:
+    return None if kv is None else item_of(kv)
+
+
+def get_result(reply: RangeReply, *, keys_only: bool, status: int | UnsetType = UNSET) -> GetResult:
+    return GetResult(
+        status=status,
+        revision=reply.revision,
+        count=reply.count,
+        more=reply.more,
+        items=[item_of(kv, keys_only=keys_only) for kv in reply.items],
+    )
+
+
+def delete_result(reply: DeleteReply, *, prev: bool, one_key: bool, status: int | UnsetType = UNSET) -> DeleteResult:
+    previous: Item | list[Item] | UnsetType | None = UNSET
+    if prev and one_key:
+        previous = previous_of(reply.previous[0] if reply.previous else None)
+    elif prev:
+        previous = [item_of(kv) for kv in reply.previous]
+    return DeleteResult(status=status, revision=reply.revision, deleted=reply.deleted, prev=previous)

@@ -1,0 +1,119 @@
+"""JSON from strangers: one meaning or none.
+
+CPython's parser takes NaN, duplicate names (the last wins), UTF-16, lone surrogates and any depth. Here a body
+is strict UTF-8, no deeper than `limits.json_depth_max`, without duplicate names, without anything but integers
+for numbers; the size of what is built is bounded *before* it is built.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from typing import Any, NoReturn
+
+from kvnode.api.query import INTEGER_MAX
+from kvnode.errors import BadEncoding, BadRequest, TooLarge, UnknownParameter
+
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # an unfinished one runs to the end: linear on any input
+_NOT_STRUCTURE = bytes(set(range(256)) - set(b"[]{},"))
+
+JsonObject = dict[str, Any]
+
+
+def loads(body: bytes, *, depth_max: int, items_max: int) -> Any:
+    """The parsed body. Raises: BadRequest, BadEncoding (not UTF-8), TooLarge (more than `items_max` values)."""
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadEncoding("the body is not UTF-8") from None
+    structure = _STRING.sub(b"", body).translate(None, _NOT_STRUCTURE)
+    if structure.count(b",") + structure.count(b"[") + structure.count(b"{") > items_max:
+        raise TooLarge(f"the body holds more than {items_max} values", limit=items_max)
+    _check_depth(structure.replace(b",", b""), depth_max)
+    try:
+        return json.loads(
+            text, object_pairs_hook=_without_duplicates, parse_float=_refuse_number, parse_constant=_refuse_number
+        )
+    except ValueError as error:
+        raise BadRequest(f"the body is not JSON: {error}") from None
+
+
+def _check_depth(brackets: bytes, depth_max: int) -> None:
+    # Each round takes away the innermost pairs, so what n rounds leave is nested deeper than n, or unbalanced.
+    for _ in range(depth_max):
+        if not brackets:
+            return
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+    if brackets:
+        raise BadRequest(f"the body is nested deeper than {depth_max}, or its brackets do not match", limit=depth_max)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> JsonObject:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise BadRequest("the body names a field twice in one object")
+    return found
+
+
+def _refuse_number(text: str) -> NoReturn:
+    raise BadRequest(f"{text[:32]}: numbers here are integers")
+
+
+def expect_object(value: Any, place: str, known: frozenset[str]) -> JsonObject:
+    """`value` as an object with no field outside `known`. `place` names it in the refusal."""
+    if not isinstance(value, dict):
+        raise BadRequest(f"{place} must be an object")
+    unknown = value.keys() - known
+    if unknown:
+        name = min(unknown)[:64]
+        raise UnknownParameter(f"{place} has an unknown field {name!r}; known: {', '.join(sorted(known))}", field=name)
+    return value
+
+
+def expect_list(value: Any, place: str, length_max: int) -> list[Any]:
+    if not isinstance(value, list):
+        raise BadRequest(f"{place} must be an array")
+    if len(value) > length_max:
+        raise TooLarge(f"{place} holds {len(value)} elements, at most {length_max} are taken", limit=length_max)
+    return value
+
+
+def expect_integer(value: Any, place: str, *, least: int = 0, most: int = INTEGER_MAX) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise BadRequest(f"{place} must be an integer from {least} to {most}")
+    return value
+
+
+def expect_flag(value: Any, place: str) -> bool:
+    if not isinstance(value, bool):
+        raise BadRequest(f"{place} must be true or false")
+    return value
+
+
+def expect_choice(value: Any, place: str, choices: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise BadRequest(f"{place} must be one of: {', '.join(choices)}")
+    return value
+
+
+def expect_bytes(value: Any, encoding: Any, place: str) -> bytes:
+    """A key or value: text, or canonical base64 when `encoding` says so."""
+    if not isinstance(value, str):
+        raise BadRequest(f"{place} must be a string")
+    if encoding is None or encoding == "utf-8":
+        try:
+            return value.encode()
+        except UnicodeEncodeError:
+            raise BadEncoding(f"{place} holds a lone surrogate, which no UTF-8 text can") from None
+    if encoding != "base64":
+        raise BadEncoding(f'the encoding of {place} must be "utf-8" or "base64"')
+    try:
+        text = value.encode("ascii")
+        raw = base64.b64decode(text, validate=True)
+    except (UnicodeEncodeError, binascii.Error):
+        raise BadEncoding(f"{place} is not base64") from None
+    if base64.b64encode(raw) != text:
+        raise BadEncoding(f"{place} is not canonical base64")
+    return raw

@@ -1,0 +1,161 @@
+"""Metrics: every one declared once, counted as plain numbers, rendered only when somebody asks.
+
+The hot path bumps ints and `Histogram` buckets owned by the loop; no lock, no label look-up. A scrape hands
+the numbers to prometheus_client through a collector of its own, which writes the text format. No label ever
+holds a key or a client, so the number of series is fixed.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import msgspec
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector, CollectorRegistry
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+SECONDS_BOUNDS = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+COUNT_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0)
+
+
+class Histogram:
+    """Observations counted by bucket. Owned by one thread; a reader of another sees whole ints."""
+
+    __slots__ = ("bounds", "buckets", "total")
+
+    def __init__(self, bounds: tuple[float, ...] = SECONDS_BOUNDS) -> None:
+        self.bounds = bounds  # ascending upper bounds, inclusive; one more bucket takes the rest
+        self.buckets = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.buckets[bisect_left(self.bounds, seconds)] += 1
+        self.total += seconds
+
+    @property
+    def count(self) -> int:
+        return sum(self.buckets)
+
+
+Value = float | Histogram | Mapping[str, float]
+"""A number, a histogram, or numbers by the value of the metric's one label."""
+
+
+class MetricDeclaration(msgspec.Struct, frozen=True):
+    name: str
+    kind: Kind
+    unit: str
+    sentence: str
+    label: str = ""
+
+
+DECLARED: tuple[MetricDeclaration, ...] = (
+    MetricDeclaration("kvnode_is_leader", "gauge", "", "1 while this node is the leader."),
+    MetricDeclaration("kvnode_has_leader", "gauge", "", "1 while this node knows a leader."),
+    MetricDeclaration("kvnode_leader_changes_total", "counter", "", "Changes of leader this node has seen."),
+    MetricDeclaration("kvnode_term", "gauge", "", "Current term."),
+    MetricDeclaration("kvnode_commit_index", "gauge", "", "Highest log index known to be committed."),
+    MetricDeclaration("kvnode_applied_index", "gauge", "", "Highest log index applied to the store."),
+    MetricDeclaration("kvnode_durable_index", "gauge", "", "Highest log index synced to this node's disk."),
+    MetricDeclaration("kvnode_revision", "gauge", "", "Revision of this node's applied state."),
+    MetricDeclaration("kvnode_proposals_total", "counter", "", "Writes this node has proposed."),
+    MetricDeclaration(
+        "kvnode_proposals_failed_total", "counter", "", "Proposed writes that were not answered with ok."
+    ),
+    MetricDeclaration("kvnode_proposals_pending", "gauge", "", "Writes proposed and not yet answered."),
+    MetricDeclaration("kvnode_queue_length", "gauge", "", "Inputs waiting in the update queue."),
+    MetricDeclaration("kvnode_queue_bytes", "gauge", "bytes", "Bytes of proposals waiting in the update queue."),
+    MetricDeclaration("kvnode_loop_lag_seconds", "histogram", "seconds", "How late the event loop ran a timer."),
+    MetricDeclaration(
+        "kvnode_wal_fsync_seconds", "histogram", "seconds", "Duration of one write and fdatasync of the log."
+    ),
+    MetricDeclaration("kvnode_wal_batch_entries", "histogram", "", "Entries made durable by one fdatasync."),
+    MetricDeclaration("kvnode_commit_seconds", "histogram", "seconds", "From a proposal to its application."),
+    MetricDeclaration(
+        "kvnode_read_index_seconds", "histogram", "seconds", "From a linearizable read to its confirmed index."
+    ),
+    MetricDeclaration("kvnode_wal_bytes", "gauge", "bytes", "Size of the log on disk."),
+    MetricDeclaration("kvnode_store_bytes", "gauge", "bytes", "Size of the store on disk."),
+    MetricDeclaration("kvnode_recent_bytes", "gauge", "bytes", "Versions in memory that the store does not hold yet."),
+    MetricDeclaration("kvnode_flush_seconds", "histogram", "seconds", "Duration of one flush of recent versions."),
+    MetricDeclaration("kvnode_peer_messages_sent_total", "counter", "", "Messages handed to peer connections."),
+    MetricDeclaration("kvnode_peer_messages_received_total", "counter", "", "Messages received from peers."),
+    MetricDeclaration(
+        "kvnode_peer_messages_dropped_total", "counter", "", "Messages dropped: link down or queue full."
+    ),
+    MetricDeclaration("kvnode_peer_reconnects_total", "counter", "", "Peer connections made after the first."),
+    MetricDeclaration(
+        "kvnode_heartbeats_late_total", "counter", "", "Heartbeats that left later than twice their interval."
+    ),
+    MetricDeclaration("kvnode_waiting_requests", "gauge", "", "Client requests waiting for their entry to be applied."),
+    MetricDeclaration(
+        "kvnode_http_requests_total", "counter", "", "Client requests answered, by status class.", "status"
+    ),
+    MetricDeclaration("kvnode_http_request_seconds", "histogram", "seconds", "From a request's head to its answer."),
+    MetricDeclaration("kvnode_http_requests_in_flight", "gauge", "", "Client requests being served now."),
+    MetricDeclaration("kvnode_http_connections", "gauge", "", "Open client connections."),
+    MetricDeclaration("kvnode_http_malformed_total", "counter", "", "Requests refused because they were not HTTP."),
+)
+"""Every metric. A value under another name is a bug and fails the scrape."""
+
+BY_NAME: dict[str, MetricDeclaration] = {declared.name: declared for declared in DECLARED}
+
+
+def render(values: Mapping[str, Value]) -> bytes:
+    """Prometheus text format of the given values. Raises: KeyError for a name that is not declared."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Values(values))
+    return generate_latest(registry)
+
+
+class _Values(Collector):
+    """One scrape's numbers, as prometheus_client wants them."""
+
+    def __init__(self, values: Mapping[str, Value]) -> None:
+        self._values = values
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        for name, value in self._values.items():
+            declared = BY_NAME[name]
+            if isinstance(value, Histogram):
+                yield _histogram(declared, value)
+            else:
+                yield _number(declared, value)
+
+
+def _number(declared: MetricDeclaration, value: float | Mapping[str, float]) -> Metric:
+    family: CounterMetricFamily | GaugeMetricFamily
+    labels = [declared.label] if declared.label else []
+    if declared.kind == "counter":
+        family = CounterMetricFamily(declared.name, declared.sentence, labels=labels)
+    else:
+        assert declared.kind == "gauge", declared
+        family = GaugeMetricFamily(declared.name, declared.sentence, labels=labels)
+    if isinstance(value, Mapping):
+        for label, number in value.items():
+            family.add_metric([label], number)
+    else:
+        family.add_metric([], value)
+    return family
+
+
+def _histogram(declared: MetricDeclaration, value: Histogram) -> Metric:
+    assert declared.kind == "histogram", declared
+    counts = list(value.buckets)  # copied first: the loop goes on counting
+    buckets: list[tuple[str, float]] = []
+    running = 0
+    for bound, count in zip((*map(str, value.bounds), "+Inf"), counts, strict=True):
+        running += count
+        buckets.append((bound, running))
+    family = HistogramMetricFamily(declared.name, declared.sentence)
+    family.add_metric([], buckets=buckets, sum_value=value.total)
+    return family

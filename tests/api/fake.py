@@ -1,0 +1,211 @@
+"""A store in a dictionary behind the front door: revisions, compares and paging as the node does them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from kvnode.errors import CompareFailed, FutureRevision, KvnodeError, MemberNotFound
+from kvnode.ids import NodeId, Revision, Term
+from kvnode.kv import keys
+from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Admin, MemberInfo, Options, Status
+from kvnode.kv.requests import (
+    ANY_REVISION,
+    MUST_EXIST,
+    Compare,
+    Delete,
+    DeleteReply,
+    KeyValue,
+    Put,
+    PutReply,
+    Range,
+    RangeReply,
+    Txn,
+    TxnReply,
+)
+from kvnode.observe.metrics import Histogram
+
+START_MS = 1_795_341_600_000  # 2026-11-22T10:00:00Z
+
+
+class FakeKV(KV):
+    """Answers at once. `fail` makes the next request raise; `seen` keeps what arrived; `gate` holds answers back."""
+
+    def __init__(self) -> None:
+        self.revision = 1
+        self.history: dict[int, dict[bytes, KeyValue]] = {1: {}}
+        self.seen: list[tuple[Any, Options]] = []
+        self.fail: KvnodeError | Exception | None = None
+        self.fail_if: Callable[[Any], KvnodeError | None] = lambda _: None
+        self.gate: asyncio.Event | None = None
+
+    @property
+    def live(self) -> dict[bytes, KeyValue]:
+        return self.history[self.revision]
+
+    @property
+    def time(self) -> int:
+        return (START_MS + self.revision) << 16
+
+    async def execute(self, request: Any, options: Options = DEFAULT_OPTIONS) -> Any:
+        self.seen.append((request, options))
+        error = self.fail or self.fail_if(request)
+        if error is not None:
+            raise error
+        reply = self._carry_out(request)
+        if self.gate is not None:
+            await self.gate.wait()
+        return reply
+
+    def _carry_out(self, request: Any) -> Any:
+        if isinstance(request, Range):
+            return self._range(request, request.revision or self.revision)
+        state = dict(self.live)
+        revision = self.revision + 1
+        if isinstance(request, Txn):
+            succeeded = all(_holds(compare, state.get(compare.key)) for compare in request.compare)
+            before = dict(state)
+            results = tuple(
+                self._operate(op, state, revision) for op in (request.success if succeeded else request.failure)
+            )
+            self._commit(state, before, revision)
+            return TxnReply(self.revision, succeeded, results)
+        before = dict(state)
+        reply = self._operate(request, state, revision)
+        self._commit(state, before, revision)
+        return reply
+
+    def _commit(self, state: dict[bytes, KeyValue], before: dict[bytes, KeyValue], revision: int) -> None:
+        if state != before:
+            self.revision = revision
+            self.history[revision] = state
+
+    def _operate(self, request: Any, state: dict[bytes, KeyValue], revision: int) -> Any:
+        stamp = (START_MS + revision) << 16
+        if isinstance(request, Put):
+            old = state.get(request.key)
+            _check(request.if_revision, old)
+            new = KeyValue(
+                request.key,
+                request.value,
+                old.create_revision if old else revision,
+                revision,
+                old.version + 1 if old else 1,
+                0,
+                stamp,
+            )
+            state[request.key] = new
+            previous = old if request.return_previous else None
+            return PutReply(revision, old is None, new.create_revision, new.version, stamp, previous)
+        if isinstance(request, Delete):
+            found = [kv for key, kv in sorted(state.items()) if keys.contains(request.start, request.end, key)]
+            if request.if_revision != ANY_REVISION:
+                _check(request.if_revision, found[0] if found else None)
+            for kv in found:
+                del state[kv.key]
+            previous_all = tuple(found) if request.return_previous else ()
+            return DeleteReply(revision if found else self.revision, len(found), previous_all)
+        return _page(request, state, revision)
+
+    def _range(self, request: Range, revision: int) -> RangeReply:
+        if revision > self.revision:
+            raise FutureRevision("that revision is yet to come", revision=self.revision)
+        return _page(request, self.history[revision], revision)
+
+
+def _page(request: Range, state: dict[bytes, KeyValue], revision: int) -> RangeReply:
+    found = [kv for key, kv in sorted(state.items()) if keys.contains(request.start, request.end, key)]
+    if request.count_only:
+        return RangeReply(revision, (), len(found), False)
+    if request.descending:
+        found.reverse()
+    limit = request.limit or 1_000
+    return RangeReply(revision, tuple(found[:limit]), len(found[:limit]), len(found) > limit)
+
+
+def _check(condition: int, old: KeyValue | None) -> None:
+    current = old.mod_revision if old else 0
+    if condition in {ANY_REVISION, current} or (condition == MUST_EXIST and old):
+        return
+    raise CompareFailed("the key is at another revision", revision=current)
+
+
+def _holds(compare: Compare, old: KeyValue | None) -> bool:
+    actual: Any
+    if compare.target == "exists":
+        actual = int(old is not None)
+    elif compare.target == "value":
+        if old is None:
+            return False
+        actual = old.value
+    else:
+        actual = getattr(old, compare.target) if old else 0
+    wanted: Any = compare.value
+    return {"=": actual == wanted, "!=": actual != wanted, "<": actual < wanted, ">": actual > wanted}[compare.op]
+
+
+class FakeAdmin(Admin):
+    """Node 1, leader of term 3, over a `FakeKV`."""
+
+    def __init__(self, kv: FakeKV) -> None:
+        self.kv = kv
+        self.ready = True
+        self.transferred: list[int] = []
+
+    @property
+    def id(self) -> NodeId:
+        return NodeId(1)
+
+    @property
+    def term(self) -> Term:
+        return Term(3)
+
+    @property
+    def revision(self) -> Revision:
+        return Revision(self.kv.revision)
+
+    @property
+    def applied_time(self) -> int:
+        return self.kv.time
+
+    def status(self) -> Status:
+        return Status(
+            id=NodeId(1),
+            name="node-1",
+            cluster_id="00112233445566ff",
+            role="leader",
+            term=Term(3),
+            leader=NodeId(1),
+            commit_index=9,
+            applied_index=9,
+            durable_index=9,
+            last_index=9,
+            revision=self.revision,
+            compact_revision=0,
+            state_hash="ab",
+            members=(MemberInfo(NodeId(1), "127.0.0.1:7501", "127.0.0.1:7401", True),),
+            peers=(),
+            quorum={"voters": 1, "needed": 1, "reachable": 1},
+            wal_bytes=4096,
+            store_bytes=8192,
+            queue_length=0,
+            alarms=(),
+            ready=True,
+            version="0",
+            uptime_ms=1,
+        )
+
+    def is_ready(self) -> bool:
+        return self.ready
+
+    def leader_client_url(self) -> str:
+        return "http://127.0.0.1:7402"
+
+    async def transfer_leadership(self, to: NodeId) -> None:
+        if to > 3:
+            raise MemberNotFound(f"there is no member {to}")
+        self.transferred.append(to)
+
+    def counters(self) -> dict[str, Any]:
+        return {"kvnode_term": 3, "kvnode_proposals_total": 7, "kvnode_commit_seconds": Histogram()}
