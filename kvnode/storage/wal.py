@@ -28,33 +28,16 @@ from kvnode.errors import LogCorrupted, StorageFailed
 from kvnode.ids import Index, Term
 from kvnode.raft.messages import Entry, HardState, LogPosition
 from kvnode.raft.output import Persist
-from kvnode.storage.disk import Disk, DiskFile
-from kvnode.storage.log_index import SegmentIndex
+from kvnode.storage.disk import Disk
 from kvnode.storage.log_state import LogState
-from kvnode.storage.segment import (
-    HEAD_BYTES,
-    HEADER_BYTES,
-    MARK,
-    SECTOR_BYTES,
-    SEGMENT_END,
-    SNAPSHOT_MARKER,
-    TEMPORARY,
-    SegmentEnd,
-    SegmentHeader,
-    Stamp,
-    append_record,
-    encode_payload,
-    pack_header,
-    segment_name,
-)
+from kvnode.storage.segment import HEAD_BYTES, MARK, SECTOR_BYTES, SNAPSHOT_MARKER, Stamp, append_record
+from kvnode.storage.segment_writer import SegmentWriter
 from kvnode.storage.wal_batch import encode_batch
 from kvnode.storage.wal_read import read_entries
-from kvnode.storage.wal_recovery import Found, RecoveryReport, TornTail, find_log
+from kvnode.storage.wal_recovery import Found, RecoveryReport, TornTail, corrupted, find_log
 from kvnode.storage.wal_repair import clear_unused, make_durable, save_copy, sweep
 
 __all__ = ["Recovered", "RecoveryReport", "Stamp", "TornTail", "Wal"]
-
-_SEAL_RESERVE_BYTES = 4096  # room kept for the segment-end; a longer one makes the file grow
 
 
 class Recovered(msgspec.Struct, frozen=True):
@@ -95,31 +78,12 @@ class _Final:
 class Wal:
     """The log of one node; satisfies `kvnode.node.ports.LogStore`. `open` is the only way to make one."""
 
-    def __init__(
-        self,
-        disk: Disk,
-        directory: str,
-        stamp: Stamp,
-        state: LogState,
-        *,
-        segment_bytes: int,
-        batch_bytes_max: int,
-        random_u64: Callable[[], int],
-    ) -> None:
+    def __init__(self, disk: Disk, directory: str, state: LogState, writer: SegmentWriter) -> None:
         self._disk = disk
         self._directory = directory
-        self._stamp = stamp
         self._state = state
-        self._segment_bytes = segment_bytes
-        self._batch_bytes_max = batch_bytes_max
-        self._random_u64 = random_u64
+        self._writer = writer
         self._lock = threading.Lock()  # guards the index of `_state` between `write` and `read`
-        self._file: DiskFile | None = None
-        self._header: SegmentHeader | None = None
-        self._size = 0  # of the newest segment
-        self._offset = 0  # where the next record goes
-        self._crc_start = 0
-        self._prepared: DiskFile | None = None
         self._marked_seq = 0  # the last record is a mark if this is its seq
         self._failure = ""
         self._final = _Final(self)
@@ -158,16 +122,16 @@ class Wal:
                     offset=0,
                 )
             state = found.state if found else LogState.empty(applied_index)
-            wal = cls(
+            writer = SegmentWriter(
                 disk,
                 directory,
                 stamp,
-                state,
                 segment_bytes=segment_bytes,
                 batch_bytes_max=batch_bytes_max,
                 random_u64=random_u64,
             )
-            report = wal._go_on(found) if found else wal._begin_log()
+            wal = cls(disk, directory, state, writer)
+            report = wal._go_on(found, stamp) if found else wal._begin_log()
         except OSError as error:
             raise StorageFailed(f"opening the log in {directory} failed: {error}") from error
         recovered = Recovered(
@@ -190,21 +154,18 @@ class Wal:
         Raises: StorageFailed; the log is dead then.
         """
         with self._final:
-            file = self._usable()
-            encoded = encode_batch(batch, self._state, self._crc_start, self._offset)
+            writer = self._usable()
+            encoded = encode_batch(batch, self._state, writer.crc_start, writer.offset)
             length = len(encoded.buffer)
             if not length:
                 return
-            if not self._fits(length):
-                file = self._roll(length)
-                encoded = encode_batch(batch, self._state, self._crc_start, self._offset)
-            file.pwrite(self._offset, encoded.buffer)
-            file.fdatasync()
+            if not writer.fits(length):
+                self._roll(length)
+                encoded = encode_batch(batch, self._state, writer.crc_start, writer.offset)
+            writer.put(encoded.buffer)
             with self._lock:
                 encoded.accept(self._state)
-            self._offset += length
-            if self._prepared is None and self._offset * 2 > self._size:
-                self._prepare(self._segment_bytes)
+            writer.prepare_ahead()
 
     def mark(self) -> None:
         """Write an idle mark: proof for a later recovery that everything before it was durable.
@@ -212,19 +173,18 @@ class Wal:
         Raises: StorageFailed; the log is dead then.
         """
         with self._final:
-            file = self._usable()
-            if self._marked_seq == self._state.seq:
+            writer, state = self._usable(), self._state
+            if self._marked_seq == state.seq:
                 return
-            state, buffer = self._state, bytearray()
+            if not writer.fits(2 * HEAD_BYTES + SECTOR_BYTES):
+                self._roll(2 * HEAD_BYTES + SECTOR_BYTES)
             # The first mark fills its sector: no single lost sector takes both the last records and all proof.
-            filler = bytes(-(self._offset + HEAD_BYTES) % SECTOR_BYTES)
-            if not self._fits(2 * HEAD_BYTES + len(filler)):
-                file = self._roll(2 * HEAD_BYTES + SECTOR_BYTES)
-                filler = bytes(-(self._offset + HEAD_BYTES) % SECTOR_BYTES)
-            crc = append_record(buffer, self._crc_start, MARK, state.crc, state.seq + 1, 0, 0, state.seq, filler)
-            crc = append_record(buffer, self._crc_start, MARK, crc, state.seq + 2, 0, 0, state.seq, b"")
-            self._put(file, buffer)
-            state.seq, state.crc = state.seq + 2, crc
+            filler = bytes(-(writer.offset + HEAD_BYTES) % SECTOR_BYTES)
+            buffer, seq = bytearray(), state.seq
+            crc = append_record(buffer, writer.crc_start, MARK, state.crc, seq + 1, 0, 0, seq, filler)
+            crc = append_record(buffer, writer.crc_start, MARK, crc, seq + 2, 0, 0, seq, b"")
+            writer.put(buffer)
+            state.seq, state.crc = seq + 2, crc
             self._marked_seq = state.seq
 
     def drop_prefix(self, index: Index) -> None:
@@ -236,21 +196,20 @@ class Wal:
         Raises: StorageFailed; the log is dead then.
         """
         with self._final:
-            file = self._usable()
-            state = self._state
+            writer, state = self._usable(), self._state
             assert index <= state.index.last_index, (index, state.index.last_index)
-            count = state.index.droppable(index)
-            if not count:
+            if not state.index.droppable(index):
                 return
+            if not writer.fits(HEAD_BYTES):
+                self._roll(HEAD_BYTES)
             low_water = LogPosition(Term(state.index.term_at(index)), index)
-            if not self._fits(HEAD_BYTES):
-                file = self._roll(HEAD_BYTES)
             buffer, seq = bytearray(), state.seq + 1
             crc = append_record(
-                buffer, self._crc_start, SNAPSHOT_MARKER, state.crc, seq, low_water.term, index, state.seq, b""
+                buffer, writer.crc_start, SNAPSHOT_MARKER, state.crc, seq, low_water.term, index, state.seq, b""
             )
-            self._put(file, buffer)
+            writer.put(buffer)
             state.seq, state.crc, state.low_water = seq, crc, low_water
+            count = state.index.droppable(index)
             with self._lock:
                 dropped = state.index.segments[:count]
                 state.index.drop(count)
@@ -260,13 +219,11 @@ class Wal:
 
     def close(self) -> None:
         """Write a final mark and close the files. After a failure: only close."""
-        if not self._failure and self._file is not None:
+        if not self._failure:
             self.mark()
-        for file in (self._file, self._prepared):
-            if file is not None:
-                file.close()
-        self._file = self._prepared = None
         self._failure = self._failure or "it is closed"
+        with self._final:
+            self._writer.close()
 
     # Reading
 
@@ -309,151 +266,39 @@ class Wal:
     # Opening
 
     def _begin_log(self) -> RecoveryReport:
-        self._begin_segment(0, previous_end=0)
+        self._state.index.begin(self._writer.begin(self._state))
         return RecoveryReport(segments=1, segments_scanned=0)
 
-    def _go_on(self, found: Found) -> RecoveryReport:
+    def _go_on(self, found: Found, stamp: Stamp) -> RecoveryReport:
         """Make what was found durable, cut a torn tail, and stand ready to append."""
         disk, state = self._disk, self._state
         file = disk.open(found.last_path)
         make_durable(file, found.doubtful, found.end)
-        self._file, self._header = file, found.last
-        self._size, self._offset, self._crc_start = file.size(), found.end, found.last.crc_start
         sweep(disk, self._directory, found)
+        whole = self._writer.resume(file, found.last, found.end)
         torn = found.torn
+        if whole and torn is None:
+            return found.report(None)
         if torn is not None:
             torn = save_copy(disk, self._directory, file, found.last.sequence, torn)
-            self._begin_segment(0, previous_end=0)
-        elif self._size < found.last.size:
-            self._begin_segment(0, previous_end=0)  # the file lost its empty end; do not write to it
-        else:
-            return found.report(None)
-        again = find_log(disk, self._directory, self._stamp, Index(state.applied_index))
+        state.index.begin(self._writer.begin(state))
+        again = find_log(disk, self._directory, stamp, Index(state.applied_index))
         assert again is not None
-        if (again.state.seq, again.state.crc, again.state.index.last_index, again.torn) != (
-            state.seq,
-            state.crc,
-            state.index.last_index,
-            None,
-        ):
-            raise LogCorrupted(
-                f"{found.last_path}: the log reads differently after its torn end was cut",
-                file=found.last_path,
-                offset=found.end,
-            )
+        same = (again.state.seq, again.state.crc, again.state.index.last_index, again.torn)
+        if same != (state.seq, state.crc, state.index.last_index, None):
+            raise corrupted(found.last_path, found.end, "the log reads differently after its torn end was cut")
         return found.report(torn)
-
-    # Segments
-
-    def _usable(self) -> DiskFile:
-        if self._failure or self._file is None:
-            raise StorageFailed(f"the log in {self._directory} cannot be used any more: {self._failure}")
-        return self._file
 
     def die(self, error: BaseException) -> None:
         """Remember that the log must not be used any more."""
         self._failure = self._failure or f"{type(error).__name__}: {error}"
 
-    def _fits(self, length: int) -> bool:
-        assert self._header is not None
-        return self._offset + length + _SEAL_RESERVE_BYTES <= self._size and length <= self._header.unsynced_max
+    def _usable(self) -> SegmentWriter:
+        if self._failure:
+            raise StorageFailed(f"the log in {self._directory} cannot be used any more: {self._failure}")
+        return self._writer
 
-    def _put(self, file: DiskFile, buffer: bytearray) -> None:
-        file.pwrite(self._offset, buffer)
-        file.fdatasync()
-        self._offset += len(buffer)
-
-    def _prepare(self, size: int) -> DiskFile:
-        """Have a file of `size` zero bytes under the temporary name."""
-        file = self._prepared
-        if file is None:
-            path = f"{self._directory}/{TEMPORARY}"
-            if self._disk.exists(path):
-                self._disk.unlink(path)
-            file = self._prepared = self._disk.open(path, create=True)
-        file.preallocate(size)
-        file.fdatasync()
-        return file
-
-    def _roll(self, need: int) -> DiskFile:
-        """Begin the next segment, with room for a write of `need` bytes, and seal the one in use.
-
-        The new one has its name, durably, before the old one is sealed: a sealed segment without a successor then
-        always means that a file was lost.
-        """
-        old, old_index = self._usable(), self._state.index.segments[-1]
-        seal, crc = self._seal()
-        sealed = bool(seal)
-        old_offset = self._offset
-        if sealed:
-            self._state.seq, self._state.crc = self._state.seq + 1, crc
-        file = self._begin_segment(need, previous_end=old_offset if sealed else 0)
-        if sealed:
-            old.pwrite(old_offset, seal)
-            old.fdatasync()
-        old_index.size = old.size()
-        old.close()
-        return file
-
-    def _seal(self) -> tuple[bytearray, int]:
-        """The segment-end of the segment in use and its checksum; empty if it were longer than one write may be."""
-        assert self._header is not None
-        state, log = self._state, self._state.index
-        segment = log.segments[-1]
-        run_indexes, run_terms = log.runs_of_newest()
-        end = SegmentEnd(
-            first_index=segment.first_index,
-            first_term=log.term_at(segment.first_index - 1),
-            last_index=log.last_index,
-            last_time=state.last_time,
-            hard_state=state.hard_state,
-            base=state.low_water,
-            run_indexes=tuple(run_indexes),
-            run_terms=tuple(run_terms),
-            check_indexes=tuple(segment.indexes),
-            check_offsets=tuple(segment.offsets),
-        )
-        buffer, seq = bytearray(), state.seq + 1
-        crc = append_record(
-            buffer,
-            self._crc_start,
-            SEGMENT_END,
-            state.crc,
-            seq,
-            log.last_term,
-            log.last_index,
-            state.seq,
-            encode_payload(end),
-        )
-        return (buffer, crc) if len(buffer) <= self._header.unsynced_max else (bytearray(), 0)
-
-    def _begin_segment(self, need: int, *, previous_end: int) -> DiskFile:
-        """Name and enter a new segment that continues the log as it stands; durable when this returns."""
-        state = self._state
-        size = max(self._segment_bytes, HEADER_BYTES + need + _SEAL_RESERVE_BYTES)
-        file = self._prepare(size)
-        header = SegmentHeader(
-            stamp=self._stamp,
-            sequence=self._header.sequence + 1 if self._header else 1,
-            salt=self._random_u64(),
-            first_index=state.index.last_index + 1,
-            first_term=state.index.last_term,
-            previous_seq=state.seq,
-            previous_crc=state.crc,
-            previous_end=previous_end,
-            base=state.low_water,
-            hard_state=state.hard_state,
-            unsynced_max=max(self._batch_bytes_max, need),
-            last_time=state.last_time,
-            size=file.size(),
-        )
-        path = f"{self._directory}/{segment_name(header.sequence, header.first_index)}"
-        file.pwrite(0, pack_header(header))
-        file.fdatasync()
-        self._disk.rename(file.path, path)
-        self._disk.fsync_dir(self._directory)
+    def _roll(self, need: int) -> None:
+        segment = self._writer.roll(self._state, need)
         with self._lock:
-            state.index.begin(SegmentIndex(path, header, header.size))
-        self._file, self._header, self._prepared = file, header, None
-        self._size, self._offset, self._crc_start = header.size, HEADER_BYTES, header.crc_start
-        return file
+            self._state.index.begin(segment)
