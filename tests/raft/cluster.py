@@ -88,6 +88,7 @@ class Member:
     disk: Disk = field(default_factory=Disk)
     raft: Raft | None = None
     held: list[Send] = field(default_factory=list)  # waiting for the disk
+    is_draining: bool = False
     applied: list[Entry] = field(default_factory=list)
     observed: invariants.Observed | None = None
     placed: list[Placed] = field(default_factory=list)
@@ -226,9 +227,8 @@ class Cluster:
         self._apply(member, output.apply_to)
         for fetch in output.fetches:
             self.on_fetch(member, fetch)
-        if member.id not in self.slow_disks:
-            while member.raft is not None and member.disk.queue:
-                self.complete_write(member.id)
+        if member.id not in self.slow_disks and not member.is_draining:
+            self.complete_writes(member.id)
 
     def _note_entries(self, member: Member, persist: Persist) -> None:
         """Log matching, incrementally: (index, term) names one entry and one predecessor for ever."""
@@ -250,8 +250,12 @@ class Cluster:
         self.step(id_, Persisted(number))
 
     def complete_writes(self, id_: int) -> None:
-        while self.member(id_).disk.queue:
+        """Every queued write finishes, one after the other, and those that this gives rise to."""
+        member = self.member(id_)
+        member.is_draining = True  # the steps below must not drain the queue themselves, each within the last
+        while member.disk.queue:
             self.complete_write(id_)
+        member.is_draining = False
 
     def _release(self, member: Member) -> None:
         still_held: list[Send] = []
