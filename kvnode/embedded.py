@@ -17,8 +17,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import uvloop
-
 from kvnode.config import Config, load
 from kvnode.errors import ConnectionLost, NotReady
 from kvnode.ids import NodeId
@@ -122,7 +120,7 @@ class _LoopThread:
     """An event loop in a thread, and a way to run coroutines there and await them here."""
 
     def __init__(self, name: str) -> None:
-        self._loop = uvloop.new_event_loop()
+        self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 

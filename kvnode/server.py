@@ -14,10 +14,10 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import uvloop
+import msgspec
 
 from kvnode.api.app import ClientServer, build_app
 from kvnode.clocks.clock import Clock
@@ -37,7 +37,7 @@ from kvnode.observe import log as observe_log
 from kvnode.observe.log import get_logger
 from kvnode.raft.core import Raft
 from kvnode.raft.messages import PeerMessage
-from kvnode.storage.datadir import DataDir
+from kvnode.storage.datadir import DataDir, MemberIdentity, PeerBoot
 from kvnode.storage.lmdb_backend import LmdbBackend
 from kvnode.storage.memory_backend import MemoryBackend
 from kvnode.storage.realdisk import RealDisk
@@ -133,7 +133,7 @@ class RunningNode:
         )
         switchboard = Switchboard()
         self._roster = make_roster(config, data, self._client_url)
-        self._transport = make_transport(config, self._roster, self._clock)
+        self._transport = make_transport(config, self._roster, self._clock, self._on_failed)
         await self._transport.start(switchboard)
         await self._bootstrap()
         machine, backend, log_store, recovered = open_storage(config, data, disk)
@@ -226,12 +226,43 @@ class RunningNode:
 
 def make_roster(config: Config, data: DataDir, client_url: str) -> Roster:
     """Who is who, on top of what the data directory remembers."""
-    raise NotImplementedError
+
+    def save_identity(cluster_id: int, members: Mapping[int, tuple[int, str]]) -> None:
+        known = {member: MemberIdentity(incarnation, address) for member, (incarnation, address) in members.items()}
+        data.save_identity(msgspec.structs.replace(data.identity, cluster_id=cluster_id, members=known))
+
+    return Roster(
+        identity=data.identity,
+        boot=data.boot,
+        peer_boots=data.peer_boots,
+        initial_members=config.initial_members(),
+        cluster_scope=config.cluster_scope(),
+        client_url=client_url,
+        save_identity=save_identity,
+        save_peer_boot=lambda member, counter, nonce: data.save_peer_boot(member, PeerBoot(counter, nonce)),
+    )
 
 
-def make_transport(config: Config, roster: Roster, clock: Clock) -> PeerTransport:
-    """The peer connections. Raises: ConfigInvalid when the secret cannot be read."""
-    raise NotImplementedError
+def make_transport(
+    config: Config, roster: Roster, clock: Clock, on_failed: Callable[[BaseException], None]
+) -> PeerTransport:
+    """The peer connections. Raises: ConfigInvalid when the secret cannot be read or the address is taken."""
+    transport = PeerTransport(
+        node=NodeId(config.node.id),
+        roster=roster,
+        secret=read_secret(config),
+        listen=config.peer.listen,
+        members=roster.members,
+        settings=config.peer,
+        clock=clock,
+        rng=random.Random(secrets.randbits(64)),
+        on_failed=on_failed,
+    )
+    try:
+        transport.bind()
+    except OSError as error:
+        raise ConfigInvalid(f"peer.listen {config.peer.listen}: {error.strerror}") from error
+    return transport
 
 
 def read_secret(config: Config) -> bytes:
@@ -267,8 +298,10 @@ def open_storage(config: Config, data: DataDir, disk: RealDisk) -> tuple[StateMa
         applied_index=Index(machine.applied_index),
         segment_bytes=config.storage.segment_bytes,
         batch_bytes_max=config.storage.batch_bytes_max,
-        create=False,
+        create=not identity.has_log,
     )
+    if not identity.has_log:  # before the node takes part in anything: from here on a missing log is a loss
+        data.save_identity(msgspec.structs.replace(identity, has_log=True))
     return machine, backend, log_store, recovered
 
 
@@ -291,35 +324,60 @@ def _bind(listen: str, advertise: str) -> tuple[socket.socket, str]:
 # ── the process ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def run(config: Config, *, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = uvloop.new_event_loop) -> int:
+def run(config: Config, *, loop: str = "auto") -> int:
     """Run one node until SIGTERM or SIGINT; returns the process's exit code.
+
+    Args:
+        loop: ``uvloop``, ``asyncio``, or ``auto`` = uvloop where it is installed.
 
     A node that fails ends the process at once, without clean-up: after a failed fsync nothing may be written,
     and everything acknowledged is already durable.
     """
+    observe_log.setup(config.log, node=config.node.id)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        return runner.run(_serve(config))
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
+            return runner.run(_serve(config))
+    finally:
+        observe_log.flush()
+
+
+def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if name == "asyncio":
+        return None
+    try:
+        import uvloop  # noqa: PLC0415 - not installed everywhere
+    except ImportError:
+        if name == "uvloop":
+            raise ConfigInvalid("uvloop is not installed; use --loop asyncio") from None
+        return None
+    return uvloop.new_event_loop
 
 
 async def _serve(config: Config) -> int:
-    stop = asyncio.Event()
+    news, told_to_stop = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        told_to_stop.set()
+        news.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop)
     starting = loop.create_task(RunningNode.start(config))
-    stopping = loop.create_task(stop.wait())
-    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    starting.add_done_callback(lambda _: news.set())
+    await news.wait()
     if not starting.done():
         starting.cancel()
-        await asyncio.wait({starting})
-        return EXIT_OK
     try:
-        running = starting.result()
+        running = await starting
+    except asyncio.CancelledError:
+        return EXIT_OK
     except Fatal as error:
         log.error("node.failed", node=config.node.id, code=error.code, message=error.message, **error.detail)
         return EXIT_FATAL
-    await asyncio.wait([running.failed, asyncio.ensure_future(stopping)], return_when=asyncio.FIRST_COMPLETED)
+    running.failed.add_done_callback(lambda _: stop())
+    await told_to_stop.wait()
     if running.failed.done():
         observe_log.flush()
         os._exit(EXIT_FATAL)

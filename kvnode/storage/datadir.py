@@ -71,6 +71,7 @@ class Identity(msgspec.Struct, frozen=True):
     incarnation: int
     cluster_id: int = 0
     members: dict[int, MemberIdentity] = {}
+    has_log: bool = False  # a log was made here, before the first vote: from then on a missing one is a loss
 
 
 class PeerBoot(msgspec.Struct, frozen=True):
