@@ -56,6 +56,7 @@ class Channel:
         self._queue_bytes_max = queue_bytes_max
         self._message_bytes_max = message_bytes_max
         self._wake: asyncio.Future[None] | None = None  # the writer sleeps on it
+        self._cut: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._counters = counters
         self._bytes_sent = f"bytes_sent_{lane}"
         self._bytes_received = f"bytes_received_{lane}"
@@ -77,30 +78,38 @@ class Channel:
     async def run(self, on_message: OnMessage) -> None:
         """Deliver each message until the connection ends or `abort`.
 
-        Raises: CodecError for a damaged or unexpected frame (also from `on_message`), OSError.
+        Raises: CodecError for a damaged or unexpected frame, whatever `on_message` raises, OSError.
         """
         writer = asyncio.create_task(self._write(), name=f"peer-{self.peer}-{self.lane}-writer")
+        reader = asyncio.create_task(self._read(on_message), name=f"peer-{self.peer}-{self.lane}-reader")
         try:
-            while True:
-                message = await self._websocket.receive()
-                if message.type is not aiohttp.WSMsgType.BINARY:
-                    if self.is_closed or message.type in _CLOSED or isinstance(message.data, OSError):
-                        return
-                    raise CodecError(f"a WebSocket message of type {message.type.name}: {message.data!s:.100}")
-                self._heard = True
-                data = message.data
-                self._counters[self._bytes_received] += len(data)
-                for kind, payload in split_frames(data, self._message_bytes_max):
-                    if self.is_closed:
-                        return
-                    if kind == FrameKind.MESSAGE:
-                        on_message(payload)
-                    elif kind != FrameKind.PING:
-                        raise CodecError(f"a frame of kind {kind} after the handshake")
+            # A cut alone does not wake a reader whose socket is paused: hence the third thing to wait for.
+            await asyncio.wait({reader, self._cut}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.abort()
             writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
+            reader.cancel()
+            await asyncio.gather(writer, reader, return_exceptions=True)
+        if not reader.cancelled() and (error := reader.exception()) is not None:
+            raise error
+
+    async def _read(self, on_message: OnMessage) -> None:
+        while True:
+            message = await self._websocket.receive()
+            if message.type is not aiohttp.WSMsgType.BINARY:
+                if self.is_closed or message.type in _CLOSED or isinstance(message.data, OSError):
+                    return
+                raise CodecError(f"a WebSocket message of type {message.type.name}: {message.data!s:.100}")
+            self._heard = True
+            data = message.data
+            self._counters[self._bytes_received] += len(data)
+            for kind, payload in split_frames(data, self._message_bytes_max):
+                if self.is_closed:
+                    return
+                if kind == FrameKind.MESSAGE:
+                    on_message(payload)
+                elif kind != FrameKind.PING:
+                    raise CodecError(f"a frame of kind {kind} after the handshake")
 
     def keep_alive(self, now_ms: int, *, slept: bool) -> int:
         """Ping; returns for how long nothing has arrived. `slept`: this process was late, so the time tells nothing."""
@@ -119,6 +128,8 @@ class Channel:
         if self.is_closed:
             return
         self.is_closed = True
+        if not self._cut.done():
+            self._cut.set_result(None)
         self._queue.clear()
         self._queue_bytes = 0
         try:
