@@ -105,7 +105,7 @@ def error_from(status: int, outcome: str, body: bytes) -> KvnodeError:
     elif outcome == "not-applied" and cls is not None and cls.may_have_applied:
         cls = TryAgain  # e.g. a timeout of which the node knows that nothing happened
     if cls is None:
-        cls = Rejected if 400 <= status < 500 else TryAgain if outcome == "not-applied" or status == 503 else Unknown
+        cls = Rejected if 400 <= status < 500 else TryAgain if outcome == "not-applied" else Unknown
     error = cls(message)
     error.detail = detail
     return error

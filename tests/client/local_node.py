@@ -1,0 +1,118 @@
+"""A node for clients to talk to: the real front door over a state machine in memory, without consensus.
+
+`refuse_next` makes the next requests fail as a real node's would.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from kvnode import errors
+from kvnode.api.app import ClientServer, build_app
+from kvnode.clocks.hybrid import HybridClock
+from kvnode.config import ClientSection, Config
+from kvnode.ids import Index, NodeId, Revision, Term
+from kvnode.kv.interface import KV, Admin, Options, Status
+from kvnode.kv.requests import Range, Refusal
+from kvnode.machine.machine import StateMachine
+from kvnode.storage.memory_backend import MemoryBackend
+
+WALL_MS = 1_790_000_000_000
+
+
+class LocalNode(KV, Admin):
+    """Applies at once what it is asked."""
+
+    def __init__(self) -> None:
+        self.machine = StateMachine(MemoryBackend(), Config().limits)
+        self.clock = HybridClock()
+        self.refusals: deque[errors.KvnodeError] = deque()
+        self.executed: list[Any] = []
+        self.options: list[Options] = []
+        self.ready = True
+
+    def refuse_next(self, *refusals: errors.KvnodeError) -> None:
+        self.refusals.extend(refusals)
+
+    async def execute(self, request: Any, options: Options = Options()) -> Any:  # noqa: B008
+        self.options.append(options)
+        if self.refusals:
+            raise self.refusals.popleft()
+        self.executed.append(request)
+        if isinstance(request, Range):
+            return self.machine.range(request)
+        index = Index(self.machine.applied_index + 1)
+        result = self.machine.apply(index, self.clock.next(WALL_MS + index), request).result
+        if isinstance(result, Refusal):
+            raise errors.by_code()[result.code](result.message, revision=result.found)
+        return result
+
+    @property
+    def id(self) -> NodeId:
+        return NodeId(1)
+
+    @property
+    def term(self) -> Term:
+        return Term(1)
+
+    @property
+    def revision(self) -> Revision:
+        return Revision(self.machine.revision)
+
+    @property
+    def applied_time(self) -> int:
+        return self.machine.applied_time
+
+    def status(self) -> Status:
+        return Status(
+            id=self.id,
+            name="node-1",
+            cluster_id="00000000000000aa",
+            role="leader",
+            term=self.term,
+            leader=self.id,
+            commit_index=self.machine.applied_index,
+            applied_index=self.machine.applied_index,
+            durable_index=self.machine.applied_index,
+            last_index=self.machine.applied_index,
+            revision=self.revision,
+            compact_revision=0,
+            state_hash="",
+            members=(),
+            peers=(),
+            quorum={"voters": 1, "needed": 1, "reachable": 1},
+            wal_bytes=0,
+            store_bytes=0,
+            queue_length=0,
+            alarms=(),
+            ready=self.ready,
+            version="0",
+            uptime_ms=1,
+        )
+
+    def is_ready(self) -> bool:
+        return self.ready
+
+    def leader_client_url(self) -> str:
+        return ""
+
+    async def transfer_leadership(self, to: NodeId) -> None:
+        raise errors.MemberNotFound(f"no member {to}")
+
+    def counters(self) -> dict[str, Any]:
+        return {}
+
+
+@asynccontextmanager
+async def served(node: LocalNode) -> AsyncIterator[str]:
+    """The node behind the real HTTP listener; yields its host:port."""
+    config = Config(client=ClientSection(listen="127.0.0.1:0"))
+    server = ClientServer(build_app(node, node, config), config)
+    await server.start()
+    try:
+        yield server.address
+    finally:
+        await server.close()
