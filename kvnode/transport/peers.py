@@ -41,6 +41,8 @@ LANES: tuple[Lane, Lane] = ("control", "data")
 SECRET_BYTES_MIN = 16
 _DRAIN_MS = 200
 _REFUSAL_LOG_MS = 1_000
+_LOOKS_AFTER_LOSS = 3
+_LOOK_AGAIN_MS = 2
 _CONNECTION_ENDED = (OSError, TimeoutError, aiohttp.ClientError, CodecError)
 
 COUNTERS = (
@@ -182,12 +184,13 @@ class PeerTransport:
             link.went_down.clear()
             if link.is_connected:
                 await link.went_down.wait()
+                await self._look_after_loss(link)
                 attempt = 0
-                continue
-            if await self._look(link) == "open" and self._node < link.peer:
+                link.went_down.clear()
+            elif await self._look(link) == "open" and self._node < link.peer:
                 lived_ms = await self._dial(link)
                 if lived_ms:
-                    await self._look(link)
+                    await self._look_after_loss(link)
                 if lived_ms >= self._settings.reconnect_ms_max:
                     attempt = 0
                 link.went_down.clear()
@@ -202,6 +205,13 @@ class PeerTransport:
             self.counters["ports_refused"] += 1
             self._receiver.on_refused(link.peer)
         return found
+
+    async def _look_after_loss(self, link: Link) -> None:
+        """A process that is killed closes its descriptors one by one: its port may outlive the connection a little."""
+        for _ in range(_LOOKS_AFTER_LOSS):
+            if await self._look(link) != "open":
+                return
+            await asyncio.sleep(_LOOK_AGAIN_MS / 1_000)
 
     async def _pause(self, link: Link, attempt: int) -> None:
         """Exponential, jittered; ends early when a connection that came up meanwhile is lost."""
