@@ -104,3 +104,7 @@ class Progress:
     def is_stuck(self, now_ms: int, patience_ms: int) -> bool:
         """Appends are in flight and none has been acknowledged for `patience_ms`: one was probably lost."""
         return bool(self.window) and now_ms - self.advanced_ms >= patience_ms
+
+    def is_lost(self, last_index: Index) -> bool:
+        """The follower's log does not even reach the oldest append in flight (a slow disk there looks different)."""
+        return bool(self.window) and last_index < self.window[0][0]

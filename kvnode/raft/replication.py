@@ -214,9 +214,7 @@ def on_append_reply(state: RaftState, message: AppendReply) -> None:
     assert message.index <= state.log.last_index, (message, state.log.last_index)
     if progress.on_accepted(message.index, state.now_ms, state.log.last_index):
         high_water_mark.advance_leader(state, leadership)
-    elif message.last_index < progress.next_index - 1 and progress.is_stuck(
-        state.now_ms, 2 * state.settings.heartbeat_ms
-    ):
+    elif progress.is_lost(message.last_index) and progress.is_stuck(state.now_ms, 2 * state.settings.heartbeat_ms):
         progress.become_probe()
 
 
