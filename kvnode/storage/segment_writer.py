@@ -25,7 +25,7 @@ from kvnode.storage.segment import (
     segment_name,
 )
 
-_SEAL_RESERVE_BYTES = 4096  # room kept for the segment-end; a longer one makes the file grow
+_SEAL_RESERVE_BYTES = 1024  # room kept for the segment-end; a longer one makes the file grow
 
 
 class SegmentWriter:

@@ -272,9 +272,9 @@ class Wal:
     def _go_on(self, found: Found, stamp: Stamp) -> RecoveryReport:
         """Make what was found durable, cut a torn tail, and stand ready to append."""
         disk, state = self._disk, self._state
-        file = disk.open(found.last_path)
-        make_durable(file, found.doubtful, found.end)
+        make_durable(disk, found)
         sweep(disk, self._directory, found)
+        file = disk.open(found.last_path)
         whole = self._writer.resume(file, found.last, found.end)
         torn = found.torn
         if whole and torn is None:

@@ -25,6 +25,7 @@ written again, byte for byte, and synced.
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
 
 import msgspec
 
@@ -69,6 +70,14 @@ class RecoveryReport(msgspec.Struct, frozen=True):
     unknown: tuple[str, ...] = ()  # files that are not the log's; left alone
 
 
+class Stretch(NamedTuple):
+    """The end of a segment that is written once more at a start: its last two writes."""
+
+    path: str
+    start: int
+    end: int
+
+
 class Found(msgspec.Struct):
     """The log as it stands on disk."""
 
@@ -76,7 +85,7 @@ class Found(msgspec.Struct):
     last: SegmentHeader
     last_path: str
     end: int  # offset in the last segment behind the last record that counts
-    doubtful: int  # offset there from which on records are written once more
+    doubtful: tuple[Stretch, ...]
     torn: TornTail | None
     empty_successor: str  # path of a segment that was begun when its predecessor was not sealed yet, "" if none
     segments: int
@@ -114,21 +123,13 @@ def find_log(disk: Disk, directory: str, stamp: Stamp, applied_index: Index) -> 
     if not segments:
         return None
     segments, stale = _newest_run(segments)
+    older = _fold_older(disk, segments, applied_index)
     empty_successor = ""
-    state = LogState.before(segments[0].header, applied_index)
-    scanned = 0
-    for segment, successor in itertools.pairwise(segments):
-        if _take_summary(disk, segment, successor.header, state):
-            continue
-        scanned += 1
-        if not _scan_to_successor(disk, segment, successor, state, successor is segments[-1]):
-            empty_successor = successor.path
-    if empty_successor:
-        segments.pop()
-        state = LogState.before(segments[0].header, applied_index)
-        for segment, successor in itertools.pairwise(segments):
-            if not _take_summary(disk, segment, successor.header, state):
-                _scan_to_successor(disk, segment, successor, state, False)
+    if older is None:
+        empty_successor = segments.pop().path
+        older = _fold_older(disk, segments, applied_index)
+        assert older is not None
+    state, scanned, before = older
     last = segments[-1]
     end, doubtful, torn = _scan_last(disk, last, state)
     _check_whole(last.path, end, state, bool(stale))
@@ -137,7 +138,7 @@ def find_log(disk: Disk, directory: str, stamp: Stamp, applied_index: Index) -> 
         last=last.header,
         last_path=last.path,
         end=end,
-        doubtful=doubtful,
+        doubtful=(*([before] if before else []), Stretch(last.path, doubtful, end)),
         torn=torn,
         empty_successor=empty_successor,
         segments=len(segments),
@@ -146,6 +147,31 @@ def find_log(disk: Disk, directory: str, stamp: Stamp, applied_index: Index) -> 
         temporary=temporary,
         unknown=unknown,
     )
+
+
+def _fold_older(
+    disk: Disk, segments: list[_Segment], applied_index: Index
+) -> tuple[LogState, int, Stretch | None] | None:
+    """Fold all but the newest segment. Returns (state, segments scanned, end of the last one folded).
+
+    None: the newest was begun and never written to, and the seal before it is missing. Then it does not count.
+    """
+    state = LogState.before(segments[0].header, applied_index)
+    scanned, stretch = 0, None
+    for segment, successor in itertools.pairwise(segments):
+        stretch = _take_summary(disk, segment, successor.header, state)
+        if stretch is None:
+            scanned += 1
+            stretch = _scan_to_successor(disk, segment, successor, state)
+        if stretch is None:
+            if successor is segments[-1] and _is_blank(disk, successor.path):
+                return None
+            raise corrupted(
+                segment.path,
+                successor.header.previous_end,
+                f"no valid record {successor.header.previous_seq} here, but the segment after it was in use",
+            )
+    return state, scanned, stretch
 
 
 def _list(disk: Disk, directory: str, stamp: Stamp) -> tuple[list[_Segment], tuple[str, ...], tuple[str, ...]]:
@@ -209,44 +235,40 @@ def _enter(disk: Disk, segment: _Segment, state: LogState) -> DiskFile:
     return file
 
 
-def _take_summary(disk: Disk, segment: _Segment, successor: SegmentHeader, state: LogState) -> bool:
-    """Take a sealed segment from its segment-end alone, if everything in it has been applied."""
+def _take_summary(disk: Disk, segment: _Segment, successor: SegmentHeader, state: LogState) -> Stretch | None:
+    """Take a sealed segment from its segment-end alone, if everything in it has been applied; else None."""
     if not successor.previous_end or successor.first_index - 1 > state.applied_index:
-        return False
+        return None
     file = disk.open(segment.path)
     try:
         record = SegmentReader(file, segment.header.crc_start, HEAD_BYTES).record_at(successor.previous_end)
     finally:
         file.close()
-    if (
-        record is None
-        or record.type != SEGMENT_END
-        or (record.seq, record.crc) != (successor.previous_seq, successor.previous_crc)
-    ):
-        return False
+    named = (SEGMENT_END, successor.previous_seq, successor.previous_crc)
+    if record is None or (record.type, record.seq, record.crc) != named:
+        return None  # the scan will tell what is wrong, and where
     try:
         end = decode_segment_end(record.payload)
     except msgspec.MsgspecError as error:
         raise corrupted(segment.path, record.offset, f"the segment-end cannot be decoded ({error})") from error
     _enter(disk, segment, state).close()
     state.take_summary(record, end)
-    return True
+    return Stretch(segment.path, record.offset, record.end)
 
 
-def _scan_to_successor(disk: Disk, segment: _Segment, successor: _Segment, state: LogState, newest: bool) -> bool:
-    """Fold a segment that has a successor. False: only its seal is missing and the successor was never written to."""
+def _scan_to_successor(disk: Disk, segment: _Segment, successor: _Segment, state: LogState) -> Stretch | None:
+    """Fold a segment that has a successor. None: everything is there but the seal."""
     file = _enter(disk, segment, state)
     try:
         reader = SegmentReader(file, segment.header.crc_start)
         until = successor.header.previous_seq
-        end, _ = _fold(segment.path, reader, state, until)
+        end, doubtful = _fold(segment.path, reader, state, until)
     finally:
         file.close()
     if state.seq == until and state.crc == successor.header.previous_crc:
-        return True
-    seal_only = state.seq == until - 1 and end == successor.header.previous_end
-    if newest and seal_only and _is_blank(disk, successor.path):
-        return False
+        return Stretch(segment.path, doubtful, end)
+    if state.seq == until - 1 and end == successor.header.previous_end:
+        return None
     raise corrupted(
         segment.path, end, f"no valid record {state.seq + 1} here, but a later segment shows that there was one"
     )

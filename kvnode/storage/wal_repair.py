@@ -16,15 +16,21 @@ _COPIES_MAX = 8
 _CHUNK_BYTES = 1 << 20
 
 
-def make_durable(file: DiskFile, start: int, end: int) -> None:
-    """Write the bytes from `start` to `end` once more as they are, and sync.
+def make_durable(disk: Disk, found: Found) -> None:
+    """Write the header and the last two writes of the last two segments once more as they are, and sync.
 
     They were read, but that does not make them durable: after ``kill -9`` they may stand in memory only, and after
     a failed fsync the kernel takes such pages for clean. Identical bytes cannot tear.
     """
-    for at in range(start, end, _CHUNK_BYTES):
-        file.pwrite(at, file.pread(at, min(_CHUNK_BYTES, end - at)))
-    file.fdatasync()
+    for path, start, end in found.doubtful:
+        file = disk.open(path)
+        try:
+            file.pwrite(0, file.pread(0, HEADER_BYTES))
+            for at in range(start, end, _CHUNK_BYTES):
+                file.pwrite(at, file.pread(at, min(_CHUNK_BYTES, end - at)))
+            file.fdatasync()
+        finally:
+            file.close()
 
 
 def sweep(disk: Disk, directory: str, found: Found) -> None:
