@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from kvnode import errors
     from kvnode.client.client import Client, connect
     from kvnode.config import Config
+    from kvnode.embedded import EmbeddedNode as Node
+    from kvnode.embedded import open_node
     from kvnode.kv.interface import KV
     from kvnode.node.node import Node
     from kvnode.embedded import open_node
@@ -43,7 +45,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("kvnode.errors")
     if name not in _HOMES:
         raise AttributeError(f"module 'kvnode' has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    module, attribute = _HOMES[name]
+    value = globals()[name] = getattr(importlib.import_module(module), attribute)
     return value
 
 

@@ -34,7 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "put": ("kvnode.cli.kv", "Set a key."),
     "get": ("kvnode.cli.kv", "Print the value of a key."),
     "del": ("kvnode.cli.kv", "Delete a key, or every key with a prefix."),
-    "ls": ("kvnode.cli.kv", "List keys."),
+    "ls": ("kvnode.cli.kv", "List keys, in byte order."),
     "status": ("kvnode.cli.status", "Show what each node of the cluster believes."),
     "health": ("kvnode.cli.status", "Exit 0 if a node is ready to serve, 1 otherwise."),
     "wal": ("kvnode.cli.wal", "Inspect write-ahead logs of stopped nodes."),
