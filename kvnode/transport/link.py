@@ -35,13 +35,16 @@ class Link:
         self.settled = asyncio.Event()  # the pair in place is complete, or gone
         self._dial: Dial = NEVER
 
+    def is_stale(self, lane: Lane, dial: Dial) -> bool:
+        """A latecomer of an older dial, or a lane that is there already."""
+        return dial < self._dial or (dial == self._dial and lane in self.lanes)
+
     def attach(self, channel: Channel, dial: Dial) -> bool:
-        """Take a proven channel; True if the pair is now complete. Raises ValueError for a stale or second lane.
+        """Take a proven channel that is not stale; True if the pair is now complete.
 
         The caller has taken down what an older dial left (`is_newer`).
         """
-        if dial < self._dial or (dial == self._dial and channel.lane in self.lanes):
-            raise ValueError(f"{channel.lane} lane of dial {dial}, but {self._dial} is in place")
+        assert not self.is_stale(channel.lane, dial), (channel.lane, dial, self._dial)
         assert dial == self._dial or not self.lanes, (dial, self._dial)
         self._dial = dial
         self.lanes[channel.lane] = channel

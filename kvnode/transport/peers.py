@@ -260,6 +260,8 @@ class PeerTransport:
 
     async def _serve(self, websocket: WebSocket, link: Link, name: Lane, dial: Dial, hello: Hello) -> None:
         """One proven lane, from its place in the pair to its end."""
+        if link.is_stale(name, dial):
+            return
         channel = Channel(
             websocket,
             peer=link.peer,
