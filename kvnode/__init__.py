@@ -21,11 +21,9 @@ if TYPE_CHECKING:
     from kvnode import errors
     from kvnode.client.client import Client, connect
     from kvnode.config import Config
-    from kvnode.embedded import EmbeddedNode as Node
     from kvnode.embedded import open_node
     from kvnode.kv.interface import KV
     from kvnode.node.node import Node
-    from kvnode.embedded import open_node
 
 __all__ = ["KV", "Client", "Config", "Node", "__version__", "connect", "errors", "open_node"]
 
@@ -45,8 +43,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("kvnode.errors")
     if name not in _HOMES:
         raise AttributeError(f"module 'kvnode' has no attribute {name!r}")
-    module, attribute = _HOMES[name]
-    value = globals()[name] = getattr(importlib.import_module(module), attribute)
+    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
     return value
 
 
