@@ -98,7 +98,11 @@ def _check_read_reply(message: ReadIndexReply) -> None:
     check_range(message.number, message.index)
 
 
-def _check_nothing_more(message: VoteReply | TimeoutNow) -> None:
+def _check_timeout_now(message: TimeoutNow) -> None:
+    check_range(message.last_index)
+
+
+def _check_nothing_more(message: VoteReply) -> None:
     """Term and sender are all the numbers there are."""
 
 
@@ -107,7 +111,7 @@ PEER_MESSAGES: dict[int, tuple[type[PeerMessage], Callable[[Any], None]]] = {
     2: (AppendReply, _check_append_reply),
     3: (VoteRequest, _check_vote_request),
     4: (VoteReply, _check_nothing_more),
-    5: (TimeoutNow, _check_nothing_more),
+    5: (TimeoutNow, _check_timeout_now),
     6: (ForwardProposals, _check_forward),
     7: (ForwardReply, _check_forward_reply),
     8: (ReadIndexRequest, _check_read_request),

@@ -1,0 +1,266 @@
+"""Golden bytes of every message and payload, read back by the independent `msgpack` package; refusals; fuzz."""
+
+from __future__ import annotations
+
+import random
+import typing
+from typing import Any
+
+import msgpack
+import msgspec
+import pytest
+
+from kvnode.ids import Index, NodeId, RequestId, Term
+from kvnode.kv.requests import Compare, Delete, Put, Range, Request, Txn, WriteRequest
+from kvnode.raft.messages import (
+    AppendEntries,
+    AppendReply,
+    Configuration,
+    Entry,
+    ForwardProposals,
+    ForwardReply,
+    PeerMessage,
+    Proposed,
+    ReadIndexReply,
+    ReadIndexRequest,
+    TimeoutNow,
+    VoteReply,
+    VoteRequest,
+)
+from kvnode.wire.codec import (
+    CodecError,
+    decode_configuration,
+    decode_message,
+    decode_request,
+    encode_configuration,
+    encode_message,
+    encode_request,
+)
+from kvnode.wire.kv_tags import REQUESTS
+from kvnode.wire.raft_tags import PEER_MESSAGES
+
+ONE, TWO = NodeId(1), NodeId(2)
+BIG = (1 << 63) - 1
+
+
+def entry(index: int, term: int = 2, **changes: Any) -> Entry:
+    return msgspec.structs.replace(Entry(Term(term), Index(index), 100 + index, 2, b"p"), **changes)
+
+
+MESSAGES: list[tuple[PeerMessage, str, list[Any]]] = [
+    (
+        AppendEntries(Term(3), ONE, Index(4), Term(2), (entry(5), entry(6, 3)), Index(4), 9),
+        "98010301040292970205690 2c4017000009703066a02c40170000004 09",
+        [1, 3, 1, 4, 2, [[2, 5, 105, 2, b"p", 0, 0], [3, 6, 106, 2, b"p", 0, 0]], 4, 9],
+    ),
+    (
+        AppendReply(Term(3), TWO, False, Index(4), Term(2), Index(3), Index(7), 9),
+        "99020302c2040203 0709",
+        [2, 3, 2, False, 4, 2, 3, 7, 9],
+    ),
+    (VoteRequest(Term(4), TWO, Term(3), Index(7), True, False), "97030402 0307c3c2", [3, 4, 2, 3, 7, True, False]),
+    (VoteReply(Term(4), ONE, True, True), "95040401c3c3", [4, 4, 1, True, True]),
+    (TimeoutNow(Term(4), ONE, Index(8)), "9405040108", [5, 4, 1, 8]),
+    (
+        ForwardProposals(Term(4), TWO, (Proposed(RequestId(300), b"r", 1, 2),)),
+        "94060402 9195cd012cc401720102 02",
+        [6, 4, 2, [[300, b"r", 1, 2, 2]]],
+    ),
+    (
+        ForwardReply(Term(4), ONE, ((RequestId(300), Index(8)),), ((RequestId(301), "overloaded"),)),
+        "95070401 9192cd012c08 9192cd012daa6f7665726c6f61646564",
+        [7, 4, 1, [[300, 8]], [[301, "overloaded"]]],
+    ),
+    (ReadIndexRequest(Term(4), TWO, 70_000), "94080402ce00011170", [8, 4, 2, 70_000]),
+    (ReadIndexReply(Term(4), ONE, 70_000, Index(8)), "95090401ce0001117008", [9, 4, 1, 70_000, 8]),
+]
+
+REQUEST_CASES: list[tuple[WriteRequest, str, list[Any]]] = [
+    (Put(b"k", b"v"), "9601c4016bc4017600ffc2", [1, b"k", b"v", 0, -1, False]),
+    (Delete(b"a", b"b", return_previous=True), "9502c40161c40162ffc3", [2, b"a", b"b", -1, True]),
+    (
+        Txn(
+            (Compare(b"k", "version", "=", 3), Compare(b"k", "value", "!=", b"v")),
+            (Put(b"k", b"w", if_revision=-2),),
+            (Range(b"k"),),
+        ),
+        "94049294c4016ba776657273696f6ea13d0394c4016ba576616c7565a2213dc40176919601c4016bc4017700fec2919803c4016bc4000000c2c2c2",
+        [
+            4,
+            [[b"k", "version", "=", 3], [b"k", "value", "!=", b"v"]],
+            [[1, b"k", b"w", 0, -2, False]],
+            [[3, b"k", b"", 0, 0, False, False, False]],
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("message", "golden", "plain"), MESSAGES, ids=lambda value: type(value).__name__)
+def test_message_bytes_are_fixed_and_plain_messagepack(message: PeerMessage, golden: str, plain: list[Any]) -> None:
+    data = encode_message(message)
+    assert data.hex() == golden.replace(" ", "")
+    assert msgpack.unpackb(data, raw=False, strict_map_key=True) == plain
+    assert decode_message(data) == decode_message(memoryview(data)) == message
+
+
+@pytest.mark.parametrize(("request_", "golden", "plain"), REQUEST_CASES, ids=lambda value: type(value).__name__)
+def test_request_bytes_are_fixed_and_plain_messagepack(request_: WriteRequest, golden: str, plain: list[Any]) -> None:
+    data = encode_request(request_)
+    assert data.hex() == golden
+    assert msgpack.unpackb(data, raw=False) == plain
+    assert decode_request(data) == request_
+
+
+def test_configuration_bytes_are_fixed() -> None:
+    configuration = Configuration((ONE, TWO), (NodeId(300),))
+    data = encode_configuration(configuration)
+    assert data.hex() == "9292010291cd012c"
+    assert msgpack.unpackb(data) == [[1, 2], [300]]
+    assert decode_configuration(data) == configuration
+
+
+def test_the_tables_name_every_type_under_its_own_tag() -> None:
+    assert {found for found, _ in PEER_MESSAGES.values()} == set(typing.get_args(PeerMessage))
+    assert set(REQUESTS.values()) == set(typing.get_args(Request))
+    for tag, found in [*((tag, found) for tag, (found, _) in PEER_MESSAGES.items()), *REQUESTS.items()]:
+        assert found.__struct_config__.tag == tag
+    assert {type(message) for message, _, _ in MESSAGES} == set(typing.get_args(PeerMessage))
+
+
+def test_fields_appended_by_a_newer_version_are_skipped() -> None:
+    for message, _, plain in MESSAGES:
+        assert decode_message(msgpack.packb([*plain, "new", [1, {"x": 2}]])) == message
+
+
+def test_fields_an_older_version_does_not_send_have_their_defaults() -> None:
+    assert decode_message(msgpack.packb([1, 3, 1, 0, 0, [], 4])) == AppendEntries(
+        Term(3), ONE, Index(0), Term(0), (), Index(4), 0
+    )
+
+
+def changed(message: PeerMessage, **changes: Any) -> bytes:
+    return encode_message(msgspec.structs.replace(message, **changes))
+
+
+APPEND = MESSAGES[0][0]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(changed(APPEND, term=-1), id="negative term"),
+        pytest.param(changed(APPEND, term=BIG + 1), id="term over 63 bits"),
+        pytest.param(changed(APPEND, sender=0), id="nobody sends"),
+        pytest.param(changed(APPEND, commit_index=-5), id="negative index"),
+        pytest.param(changed(APPEND, read_round=1 << 63), id="round over 63 bits"),
+        pytest.param(changed(APPEND, prev_index=5), id="entries do not follow prev"),
+        pytest.param(changed(APPEND, prev_index=0), id="prev index 0 with a term"),
+        pytest.param(changed(APPEND, prev_term=0), id="prev term 0 with an index"),
+        pytest.param(changed(APPEND, prev_term=3), id="term falls at the first entry"),
+        pytest.param(changed(APPEND, entries=(entry(5), entry(7))), id="a gap between entries"),
+        pytest.param(changed(APPEND, entries=(entry(5), entry(5))), id="an entry twice"),
+        pytest.param(changed(APPEND, entries=(entry(5, 3), entry(6, 2))), id="term falls along the entries"),
+        pytest.param(changed(APPEND, entries=(entry(5, 4),)), id="an entry of a later term than the sender's"),
+        pytest.param(changed(APPEND, entries=(entry(5, kind=4),)), id="an unknown kind of entry"),
+        pytest.param(changed(APPEND, entries=(entry(5, time=-1),)), id="negative time"),
+        pytest.param(changed(APPEND, entries=(entry(5, session=-1),)), id="negative session"),
+        pytest.param(changed(APPEND, entries=(entry(5, sequence=1 << 63),)), id="sequence over 63 bits"),
+        pytest.param(changed(APPEND, prev_index=0, prev_term=0, entries=(entry(1, 0),)), id="an entry of term 0"),
+        pytest.param(changed(APPEND, prev_index=BIG, entries=(entry(BIG + 1),)), id="index runs over"),
+        pytest.param(changed(MESSAGES[2][0], last_term=5), id="a log from the future campaigns"),
+        pytest.param(changed(MESSAGES[4][0], last_index=-1), id="transfer at a negative index"),
+        pytest.param(changed(MESSAGES[5][0], batch=(Proposed(RequestId(-1), b""),)), id="negative request id"),
+        pytest.param(changed(MESSAGES[5][0], batch=(Proposed(RequestId(1), b"", kind=7),)), id="unknown proposal kind"),
+        pytest.param(changed(MESSAGES[6][0], placed=((RequestId(1), Index(-1)),)), id="placed nowhere"),
+        pytest.param(msgpack.packb([10, 1, 1]), id="unknown tag"),
+        pytest.param(msgpack.packb([5, 1]), id="too few fields"),
+        pytest.param(msgpack.packb([5, "1", 1]), id="text for a number"),
+        pytest.param(msgpack.packb([5, 1.5, 1]), id="fraction for a number"),
+        pytest.param(msgpack.packb([4, 1, 1, 1]), id="number for a truth"),
+        pytest.param(msgpack.packb([6, 1, 1, [[1, "text"]]]), id="text for bytes"),
+        pytest.param(msgpack.packb({"term": 1}), id="a map"),
+        pytest.param(encode_message(APPEND) + b"\0", id="a byte too many"),
+        pytest.param(encode_message(APPEND)[:-1], id="a byte too few"),
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"\x93\x05\x01\xcf" + b"\xff" * 8, id="64-bit sender"),
+        pytest.param(b"\x94\x05\x01\x01" + b"\x91" * 100_000 + b"\x01", id="nested a hundred thousand deep"),
+        pytest.param(b"\x94\x06\x01\x01\xdd\xff\xff\xff\xff", id="four thousand million elements announced"),
+        pytest.param(b"\x95\x07\x01\x01\x90\x91\x92\x01\xa1\xff", id="a code that is no UTF-8"),
+        pytest.param(b"\x94\x05\x01\x01\xc1", id="a byte that starts nothing"),
+    ],
+)
+def test_a_malformed_message_is_refused(data: bytes) -> None:
+    """P7, F39: refused by one exception type, before the core could see it."""
+    with pytest.raises(CodecError):
+        decode_message(data)
+
+
+def test_size_is_checked_before_anything_is_decoded() -> None:
+    data = encode_message(APPEND)
+    assert decode_message(data, len(data)) == APPEND
+    with pytest.raises(CodecError, match="bytes"):
+        decode_message(data, len(data) - 1)
+    with pytest.raises(CodecError, match="bytes"):
+        decode_request(bytes((64 << 20) + 1))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(msgpack.packb([3, b"k"]), id="a read is not stored"),
+        pytest.param(msgpack.packb([1, "k", b"v"]), id="text key"),
+        pytest.param(msgpack.packb([1, b"k", b"v", -1]), id="negative lease"),
+        pytest.param(msgpack.packb([1, b"k", b"v", 0, -3]), id="unknown condition"),
+        pytest.param(msgpack.packb([2, b"k", b"", 1 << 63]), id="revision over 63 bits"),
+        pytest.param(msgpack.packb([4, [], [[4, [], []]]]), id="transaction in a transaction"),
+        pytest.param(msgpack.packb([4, [[b"k", "colour", "=", 1]], []]), id="unknown compare target"),
+        pytest.param(msgpack.packb([4, [[b"k", "version", "=", -1]], []]), id="negative compare value"),
+        pytest.param(msgpack.packb([4, [], [], [[3, b"k", b"", -1]]]), id="negative limit"),
+    ],
+)
+def test_a_malformed_request_is_refused(data: bytes) -> None:
+    with pytest.raises(CodecError):
+        decode_request(data)
+
+
+@pytest.mark.parametrize("plain", [[[2, 1]], [[1, 1]], [[0, 1]], [[1], [1]], [[-1]], [1], []])
+def test_a_malformed_configuration_is_refused(plain: list[Any]) -> None:
+    with pytest.raises(CodecError):
+        decode_configuration(msgpack.packb(plain))
+
+
+def test_fuzz_damaged_messages_decode_to_something_sound_or_are_refused() -> None:
+    """Whatever the bytes: a message that encodes back to itself, or `CodecError`. Never another exception."""
+    rng = random.Random(20)
+    originals = [encode_message(message) for message, _, _ in MESSAGES]
+    accepted = 0
+    for _ in range(30_000):
+        data = bytearray(rng.choice(originals))
+        for _ in range(rng.choice((1, 1, 2, 5))):
+            match rng.randrange(4):
+                case 0 if data:
+                    data[rng.randrange(len(data))] = rng.randrange(256)
+                case 1 if data:
+                    del data[rng.randrange(len(data)) :]
+                case 2:
+                    data.insert(rng.randrange(len(data) + 1), rng.randrange(256))
+                case _ if data:
+                    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        try:
+            message = decode_message(bytes(data))
+        except CodecError:
+            continue
+        accepted += 1
+        assert decode_message(encode_message(message)) == message
+    assert 500 < accepted < 15_000
+
+
+def test_fuzz_random_bytes_are_refused() -> None:
+    rng = random.Random(21)
+    for decode in (decode_message, decode_request, decode_configuration):
+        for _ in range(5_000):
+            data = rng.randbytes(rng.randrange(40))
+            try:
+                decode(data)
+            except CodecError:
+                continue
