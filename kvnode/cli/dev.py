@@ -171,7 +171,7 @@ def things_to_try(endpoints: list[str]) -> str:
         f"  curl {last}/v1/kv/greeting\n"
         f"  curl '{last}/v1/kv?prefix=gre'\n"
         f"  curl {first}/v1/status\n\n"
-        "Kill any node (kill -9) and try again; Ctrl-C here stops all.\n"
+        "Kill any node (kill -9 PROCESS) and try again; Ctrl-C here stops all.\n"
     )
 
 

@@ -79,7 +79,7 @@ class Supervisor:
         return OK if self._signals else REFUSED
 
     async def _start(self, member: Member) -> Process:
-        return await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             *member.command,
             stdin=DEVNULL,
             stdout=PIPE,
@@ -88,6 +88,8 @@ class Supervisor:
             process_group=0,
             limit=_LINE_BYTES_MAX,
         )
+        self._say(f"dev: {member.name} is process {process.pid}, clients at {member.endpoint}")
+        return process
 
     async def _watch(self, position: int, member: Member) -> None:
         process = self._processes[member.name]
