@@ -80,9 +80,13 @@ def outcome_of(error: KvnodeError, *, has_effect: bool) -> str:
 
 
 def body_of(error: KvnodeError, outcome: str) -> ErrorBody:
-    # A message may quote the caller's text, and that may hold lone surrogates, which JSON cannot carry.
-    words = error.message.encode("utf-8", "backslashreplace").decode()
-    return ErrorBody(ErrorWords(error.code, words, error.detail), outcome)
+    detail = {name: _sayable(value) if isinstance(value, str) else value for name, value in error.detail.items()}
+    return ErrorBody(ErrorWords(error.code, _sayable(error.message), detail), outcome)
+
+
+def _sayable(text: str) -> str:
+    """Words may quote the caller, and a caller's text may hold lone surrogates, which JSON cannot carry."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def encode(error: KvnodeError, outcome: str) -> bytes:

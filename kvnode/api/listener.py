@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import aiohttp.http_parser
@@ -20,7 +21,7 @@ from aiohttp.web_protocol import RequestHandler
 from kvnode.api import errors
 from kvnode.api.answer import ALWAYS, KIND_JSON, STATUS_LINE, Answer
 from kvnode.config import KIB, Config, parse_address
-from kvnode.errors import BadRequest, ConfigInvalid, KvnodeError, Overloaded
+from kvnode.errors import BadRequest, ConfigInvalid, KvnodeError, NotReady
 from kvnode.observe.log import get_logger
 
 if TYPE_CHECKING:
@@ -137,7 +138,8 @@ class _Connection(RequestHandler):
         super().connection_made(transport)
         if not self._admitted:
             assert isinstance(transport, asyncio.WriteTransport), transport
-            transport.write(_last_words(app, 503, Overloaded("this node has as many connections as it may")).wire())
+            refusal = NotReady("this node has as many connections as it may")
+            transport.write(_last_words(app, refusal, errors.NOT_APPLIED).wire())
             transport.close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -151,17 +153,22 @@ class _Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """The answer to what never became a request. `App.handle` lets nothing else get here."""
+        """The answer to what never became a request, or (a bug) to one whose answer could not be made."""
+        app = self._front.app
+        if status != HTTPStatus.BAD_REQUEST:
+            log.error("request.failed", exc_info=exc)
+            return _last_words(app, KvnodeError("an unexpected error"), errors.UNKNOWN)
         reason = " ".join(ascii(message or exc or "").strip("'\"").split())
         self._front.note_malformed(reason)
-        return _last_words(self._front.app, 400, BadRequest("the request is not well-formed HTTP"))
+        return _last_words(app, BadRequest("the request is not well-formed HTTP"), errors.NOT_APPLIED)
 
 
-def _last_words(app: App, status: int, error: KvnodeError) -> Answer:
-    """A refusal before a request was understood: nothing is known of it but that nothing was done."""
-    body = errors.encode(error, errors.NOT_APPLIED)
+def _last_words(app: App, error: KvnodeError, outcome: str) -> Answer:
+    """A refusal without a `Call`: before a request was understood, or after its answer failed."""
+    status = errors.status_of(error).value
+    body = errors.encode(error, outcome)
     head = (
-        f"{STATUS_LINE[status]}{app.node_line}Kv-Outcome: {errors.NOT_APPLIED}\r\nKv-Term: {app.admin.term}\r\n"
+        f"{STATUS_LINE[status]}{app.node_line}Kv-Outcome: {outcome}\r\nKv-Term: {app.admin.term}\r\n"
         f"Kv-Revision: {app.admin.revision}\r\nKv-Token: {app.token(app.admin.revision)}\r\n"
         f"X-Request-Id: {app.guard.new_request_id()}\r\n{app.date.line()}{ALWAYS}"
         f"{KIND_JSON}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
