@@ -2,9 +2,10 @@
 
 *Bootstrap.* At its very first start a node knows addresses only. It waits until every initial member and it have
 recorded each other's incarnation (the random id of a data directory) durably, then derives the cluster id from all
-of them. A record is never replaced and nobody takes another's word for a third: so two nodes that both finished
-agree on every incarnation. (If one finished with k's directory A and one with B, every member would have recorded
-both, and records do not change.) Until then a node takes part in nothing.
+of them. A record is never replaced, and nobody takes another's word for a third. So even if directories are swapped
+during a first start and two cluster ids come out, only one can have a majority: two majorities share a member k. On
+one directory k has one cluster id. On two, both met a directory that the clusters have in common, and that recorded
+both: but records do not change. Until its bootstrap has finished a node takes part in nothing.
 
 *Afterwards* a proven peer is refused if it is of another cluster, no member, on another directory than recorded
 (wiped: it may have forgotten a vote), or went back in time: its boot counter, +1 at each start, is below the one seen

@@ -1,0 +1,71 @@
+"""docs/protocol.md shows every frame kind, hello field, message, field, request and refusal, as the code has them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+
+from kvnode.wire.frames import FrameKind, Hello
+from kvnode.wire.kv_tags import REQUESTS
+from kvnode.wire.raft_tags import PEER_MESSAGES
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
+
+
+def rows(first_column: str) -> list[list[str]]:
+    """Cells of each row of the table whose head starts with `first_column`."""
+    lines = iter(PAGE.splitlines())
+    for line in lines:
+        if line.startswith(f"| {first_column} |"):
+            next(lines)
+            break
+    found = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        found.append([cell.strip() for cell in line.strip("|").split("|")])
+    assert found, first_column
+    return found
+
+
+def test_frame_kinds() -> None:
+    assert [(int(row[0]), row[1]) for row in rows("kind")] == [(kind.value, kind.name) for kind in FrameKind]
+
+
+def test_hello_fields() -> None:
+    assert [row[1] for row in rows("#")] == [field.name for field in msgspec.structs.fields(Hello)]
+
+
+def test_messages_and_their_fields() -> None:
+    expected = []
+    for tag, (found, _) in PEER_MESSAGES.items():
+        names = [field.name for field in msgspec.structs.fields(found)]
+        assert names[:2] == ["term", "sender"]
+        expected.append((str(tag), found.__name__, names[2:]))
+    shown = [(row[0], row[1], re.findall(r"(?:^|[,;] )(\w+)(?=[,:;]|$)", _flat(row[2]))) for row in rows("tag")]
+    assert shown == expected
+
+
+def _flat(cell: str) -> str:
+    """A cell without the inner structure of its array fields."""
+    return re.sub(r": array of \[[^\]]*\]", "", cell)
+
+
+def test_requests() -> None:
+    table = PAGE[PAGE.index("| tag | request |") :]
+    for tag, found in REQUESTS.items():
+        row = next(line for line in table.splitlines() if line.startswith(f"| {tag} | {found.__name__}"))
+        for field in msgspec.structs.fields(found):
+            assert re.search(rf"\b{field.name}\b", row), (found, field.name)
+
+
+def test_refusals() -> None:
+    sources = [ROOT / "kvnode/node/roster.py", ROOT / "kvnode/transport/handshake.py"]
+    text = "".join(source.read_text(encoding="utf-8") for source in sources)
+    codes = set(re.findall(r'Refusal\(\s*"(\w+)"', text)) | set(
+        re.findall(r'_alarm\(\s*hello\.member,\s*"(\w+)"', text)
+    )
+    assert {row[0].strip("`") for row in rows("code")} == codes
