@@ -256,3 +256,20 @@ def test_no_registry_and_no_machine_is_named():
         if word in text
     ]
     assert found == []
+
+
+DOCUMENTATION_HOSTS = frozenset(
+    {"www.apache.org", "raft.github.io", "spec.openapis.org", "json-schema.org", "spdx.org"}
+)
+
+
+def test_links_lead_to_documentation_only():
+    """Says what is allowed, so that no address of a registry, a mirror or a content network slips in unnoticed."""
+    url = re.compile(r"https?://([A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,})")
+    found = [
+        f"{path.relative_to(ROOT)}: {host}"
+        for path in tracked_files()
+        for host in url.findall(path.read_text(encoding="utf-8", errors="replace"))
+        if host not in DOCUMENTATION_HOSTS and not host.endswith(".example")
+    ]
+    assert found == []

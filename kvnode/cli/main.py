@@ -37,7 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ls": ("kvnode.cli.kv", "List keys, in byte order."),
     "status": ("kvnode.cli.status", "Show what each node of the cluster believes."),
     "health": ("kvnode.cli.status", "Exit 0 if a node is ready to serve, 1 otherwise."),
-    "wal": ("kvnode.cli.wal", "Inspect write-ahead logs of stopped nodes."),
+    "wal": ("kvnode.cli.wal", "Look into write-ahead logs, also of running nodes."),
     "config": ("kvnode.cli.config", "Show settings, their values and where these come from."),
     "completion": ("kvnode.cli.completion", "Print the completion script of a shell."),
 }
