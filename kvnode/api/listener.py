@@ -39,41 +39,38 @@ log = get_logger("api")
 
 
 class ClientServer:
-    """Listens where `client.listen` says."""
+    """Listens where `client.listen` says, or on a socket that was bound before."""
 
     def __init__(self, app: App, config: Config) -> None:
         self._app = app
         self._config = config
         self._runner: web.ServerRunner | None = None
-        self._site: web.BaseSite | None = None
+        self._address = ""
 
     async def start(self, bound: socket.socket | None = None) -> None:
-        """Listen, on `bound` if somebody has taken the address already.
-
-        Raises: ConfigInvalid (no compiled parser), OSError (address in use).
-        """
+        """Raises: ConfigInvalid (no compiled parser), OSError (address in use)."""
         _require_compiled_parser()
-        host, port = parse_address(self._config.client.listen, "client.listen")
         self._runner = web.ServerRunner(_Front(self._app, self._config), shutdown_timeout=SHUTDOWN_S)
         await self._runner.setup()
         if bound is not None:
-            self._site = web.SockSite(self._runner, bound, backlog=BACKLOG)
+            await web.SockSite(self._runner, bound, backlog=BACKLOG).start()
         else:
-            self._site = web.TCPSite(self._runner, host, port, backlog=BACKLOG)
-        await self._site.start()
+            host, port = parse_address(self._config.client.listen, "client.listen")
+            await web.TCPSite(self._runner, host, port, backlog=BACKLOG).start()
+        host, port = self._runner.addresses[0][:2]
+        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     @property
     def address(self) -> str:
         """host:port that is listened on; the port is the real one if 0 was asked for."""
-        assert self._runner is not None, "not started"
-        host, port = self._runner.addresses[0][:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        assert self._address, "not started"
+        return self._address
 
     async def stop_listening(self) -> None:
-        """Accept no more connections; those there are go on."""
-        if self._site is not None:
-            await self._site.stop()
-            self._site = None
+        """Accept no new connections; those there are go on being answered."""
+        if self._runner is not None:
+            for site in self._runner.sites:
+                await site.stop()
 
     async def close(self) -> None:
         """Accept no more, give requests in flight a little time, then close every connection."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
 
 import pytest
 
@@ -321,4 +322,19 @@ async def test_an_idle_head_is_given_up(door: Door) -> None:
     writer.write(b"GET /livez HT")
     assert await reader.read() == b""
     writer.close()
+    await server.close()
+
+
+async def test_a_bound_socket_can_be_handed_in_and_stops_listening_alone(door: Door) -> None:
+    kv = FakeKV()
+    config = Config()
+    server = ClientServer(build_app(kv, FakeAdmin(kv), config), config)
+    await server.start(socket.create_server(("127.0.0.1", 0)))
+    there = Door(door.session, server.address)
+    assert (await there.ask("PUT", "/v1/kv/k", b"v")).status == 200
+    await server.stop_listening()
+    assert (await there.ask("PUT", "/v1/kv/k", b"v")).status == 200  # on the connection that was there
+    host, port = server.address.split(":")
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(host, int(port))
     await server.close()
