@@ -28,6 +28,7 @@ OnMessage = Callable[[memoryview], None]
 Counters = dict[str, int]
 
 PING = encode_frame(FrameKind.PING)
+_JOIN_BYTES_MAX = 256 << 10  # more would make the receiver wait for the last frame before it sees the first
 _CLOSED = (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSING, aiohttp.WSMsgType.CLOSED)
 
 
@@ -154,18 +155,18 @@ class Channel:
             self.abort()  # the reader sees the end of the connection and reports it
 
     def _take(self) -> tuple[bytes, int]:
-        if self._queue_bytes <= self._message_bytes_max:
-            frames, self._queue, size = self._queue, [], self._queue_bytes
+        """The next WebSocket message: all that is queued, or as many frames as may share one; a large one alone."""
+        queue, size = self._queue, self._queue_bytes
+        if size <= _JOIN_BYTES_MAX or len(queue) == 1:
+            self._queue = []
         else:
-            count = size = 0
-            for frame in self._queue:
-                if size + len(frame) > self._message_bytes_max:
-                    break
+            count, size = 1, len(queue[0])
+            while size + len(queue[count]) <= _JOIN_BYTES_MAX:
+                size += len(queue[count])
                 count += 1
-                size += len(frame)
-            frames, self._queue = self._queue[:count], self._queue[count:]
+            queue, self._queue = queue[:count], queue[count:]
         self._queue_bytes -= size
-        return (frames[0] if len(frames) == 1 else b"".join(frames)), size
+        return (queue[0] if len(queue) == 1 else b"".join(queue)), size
 
 
 def _own_descriptor(websocket: WebSocket) -> socket.socket:

@@ -101,7 +101,7 @@ class PeerTransport:
         if self._links and len(secret) < SECRET_BYTES_MIN:
             raise ConfigInvalid(f"the cluster's secret has {len(secret)} bytes, at least {SECRET_BYTES_MIN} are needed")
         self._receiver: Receiver
-        self._dialler: Dialler
+        self._dialler: Dialler | None = None  # from `start` on
         self._dials = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._is_closing = False
@@ -172,7 +172,7 @@ class PeerTransport:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.close()
-        if hasattr(self, "_dialler"):
+        if self._dialler is not None:
             await self._dialler.close()
 
     # ── one link ────────────────────────────────────────────────────────────────────────────────────
@@ -242,6 +242,7 @@ class PeerTransport:
     async def _dial_lane(self, link: Link, name: Lane, number: int) -> None:
         handshake = self._make_handshake("dialler", name, number=number, expected=link.peer)
         path = next(path for path, served in ROUTES.items() if served == name)
+        assert self._dialler is not None
         websocket = await self._dialler.open(link.address, path, handshake)
         try:
             if handshake.outcome == "refused":

@@ -152,7 +152,7 @@ async def test_a_process_that_is_gone_is_reported_within_milliseconds() -> None:
         began = time.perf_counter()
         await cluster.nodes[2].close()
         await until(lambda: all(("refused", 2) in cluster.receivers[member].changes for member in (1, 3)))
-        assert time.perf_counter() - began < 0.25
+        assert time.perf_counter() - began < 0.5
         before = cluster.receivers[3].changes.count(("refused", 2))
         await until(lambda: cluster.receivers[3].changes.count(("refused", 2)) > before)  # and again, with each attempt
         assert cluster.receivers[3].changes.index(("disconnected", 2)) < cluster.receivers[3].changes.index(
