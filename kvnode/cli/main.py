@@ -8,7 +8,6 @@ keeps the help equal to what the command itself says.
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from typing import NoReturn
 
@@ -115,9 +114,4 @@ def main() -> None:
     if not __debug__:
         sys.stderr.write("kvnode: refusing to run under python -O: its assertions guard the data and must stay on\n")
         sys.exit(FATAL)
-    try:
-        cli(prog_name="kvnode")
-    except BrokenPipeError:
-        # The reader of our output left (`kvnode ls | head`); keep the interpreter from complaining about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(OK)
+    cli(prog_name="kvnode")

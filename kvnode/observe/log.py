@@ -19,10 +19,11 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import select
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 import msgspec
 import structlog
@@ -66,6 +67,7 @@ EVENTS: dict[str, str] = {
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _STALLED_EXIT_MS = 1_000
+_STDERR = 2
 
 
 class _Sink(Protocol):
@@ -118,12 +120,13 @@ class LineWriter:
         with self._changed:
             return self._changed.wait_for(lambda: not self._lines and not self._busy, timeout_ms / 1000)
 
-    def close(self) -> None:
-        """Write what can be written soon, then end the thread. A thread stuck in a write is left to its fate."""
-        self.flush(_STALLED_EXIT_MS)
+    def close(self) -> bool:
+        """Write what can be written soon, then end the thread. False: it is stuck in a write and left to its fate."""
+        idle = self.flush(_STALLED_EXIT_MS)
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        return idle
 
     def _run(self) -> None:
         while True:
@@ -140,7 +143,7 @@ class LineWriter:
                 lines.append(self._report_dropped(dropped))
             try:
                 self._write("".join(lines))
-            except (OSError, ValueError):  # reader gone, disk full or stream closed: count, report when it works again
+            except OSError:  # the reader is gone or the disk is full: count, and report when it works again
                 with self._changed:
                     self._dropped += len(lines) - bool(dropped) + dropped
 
@@ -148,13 +151,16 @@ class LineWriter:
 class _ProcessSink:
     """``kvnode serve``: rendered lines into the writer's queue."""
 
-    def __init__(self, section: LogSection, node: int, stream: TextIO) -> None:
+    def __init__(self, section: LogSection, node: int) -> None:
         self._level = _LEVELS[section.level]
         self._node = node
-        self._stream = stream
-        self._console = section.format == "console" or (section.format == "auto" and stream.isatty())
+        # A descriptor, not a Python stream: a thread stuck in writing to a stream holds its lock, and the
+        # interpreter aborts at exit when it cannot take it.
+        self._descriptor = _open_append(section.file) if section.file else _STDERR
+        is_terminal = os.isatty(self._descriptor)
+        self._console = section.format == "console" or (section.format == "auto" and is_terminal)
         self._render_console = structlog.dev.ConsoleRenderer(
-            colors=_wants_colour(stream),
+            colors=_wants_colour(is_terminal),
             sort_keys=False,
             timestamp_key="time",
             pad_event_to=22,
@@ -172,9 +178,8 @@ class _ProcessSink:
         return self._writer.flush(timeout_ms)
 
     def close(self) -> None:
-        self._writer.close()
-        if self._stream is not sys.stderr:
-            self._stream.close()
+        if self._writer.close() and self._descriptor != _STDERR:  # never under a thread that still writes to it
+            os.close(self._descriptor)
 
     def _line(self, event: EventDict) -> str:
         ordered = {key: event.pop(key, "") for key in ("time", "level", "event")}
@@ -187,18 +192,26 @@ class _ProcessSink:
         return msgspec.json.encode(ordered, enc_hook=repr).decode() + "\n"
 
     def _write_out(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        left = memoryview(text.encode("utf-8", "backslashreplace"))
+        while left:
+            try:
+                left = left[os.write(self._descriptor, left) :]
+            except BlockingIOError:  # somebody made the shared pipe non-blocking
+                select.select([], [self._descriptor], [])
 
     def _dropped_line(self, count: int) -> str:
         event: EventDict = {"event": "log.dropped", "level": "warning", "component": "log", "count": count}
         return self._line(_stamp_time(None, "", event))
 
 
-def _wants_colour(stream: TextIO) -> bool:
+def _open_append(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+
+
+def _wants_colour(is_terminal: bool) -> bool:
     if os.environ.get("NO_COLOR"):
         return False
-    return stream.isatty() or bool(os.environ.get("FORCE_COLOR"))
+    return is_terminal or bool(os.environ.get("FORCE_COLOR"))
 
 
 class _Library(logging.Handler):
@@ -270,9 +283,7 @@ def setup(section: LogSection, *, node: int) -> None:
     """
     global _sink  # noqa: PLW0603  one process, one standard error
     shutdown()
-    # The stream outlives this function; `shutdown` closes it.
-    stream = open(section.file, "a", encoding="utf-8") if section.file else sys.stderr  # noqa: SIM115
-    _sink = _ProcessSink(section, node, stream)
+    _sink = _ProcessSink(section, node)
     root = logging.getLogger()
     root.addHandler(_LIBRARY_HANDLER)
     root.setLevel(max(_LEVELS[section.level], _LEVELS["warning"]))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -124,3 +126,26 @@ def test_a_reader_that_is_gone_is_not_an_error():
     assert writer.flush(timeout_ms=10_000)
     writer.close()
     assert written == ["kept\ndropped 1\n"]
+
+
+STALLED = """
+import time
+from kvnode.config import LogSection
+from kvnode.observe import log
+log.setup(LogSection(format="json", queue_lines_max=1000), node=1)
+logger = log.get_logger("raft")
+began = time.monotonic()
+for number in range(20_000):
+    logger.info("leader.known", term=number, filler="x" * 200)
+print(time.monotonic() - began, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_p8_a_process_whose_stderr_nobody_reads_goes_on_and_ends_cleanly():
+    process = subprocess.Popen([sys.executable, "-c", STALLED], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stdout, process.stderr:
+        assert float(process.stdout.read()) < 20
+        assert process.wait(20) == 0
