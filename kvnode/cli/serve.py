@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from kvnode.cli.main import fail
-from kvnode.errors import ConfigInvalid, KvnodeError
+from kvnode.errors import Fatal, KvnodeError
 
 
 @click.command()
@@ -46,7 +46,7 @@ def serve(file: Path | None, assignments: tuple[str, ...], loop: str) -> None:
         from kvnode import server  # noqa: PLC0415  loads aiohttp, lmdb and the rest of the server
 
         sys.exit(server.run(settings, loop=loop))
-    except ConfigInvalid as error:
-        fail(error)
     except KvnodeError as error:
-        fail(error, write=True)
+        fail(error)
+    except OSError as error:  # an address that cannot be bound, a log file that cannot be opened
+        fail(Fatal(f"cannot start: {error}"))
