@@ -53,6 +53,7 @@ class App:
         self._in_flight_max = config.client.in_flight_max
         self._token_of: tuple[int, int] = (-1, -1)
         self._token = ""
+        self.is_draining = False  # the node stops: every answer is the last on its connection
         self.in_flight = 0
         self.connections = 0
         self.malformed = 0
@@ -87,7 +88,7 @@ class App:
         self.guard.check(request, changes_state=call.may_write)
         path, _, text = target.partition("?")
         handler, known, call.rest = self.router.find(request.method, path)
-        if self.in_flight > self._in_flight_max:
+        if self.in_flight > self._in_flight_max and path.startswith("/v1/"):  # a busy node is still alive
             raise Overloaded("this node serves as many requests as it may", retry_after_ms=1_000)
         if text:
             call.parameters = query.parse(text, known)

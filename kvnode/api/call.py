@@ -32,6 +32,7 @@ class Call:
         "headers",
         "is_head",
         "may_write",
+        "needs_leader",
         "parameters",
         "request",
         "request_id",
@@ -46,6 +47,7 @@ class Call:
         self.is_head = method == "HEAD"
         self.may_write = not self.is_head and method != "GET"
         self.has_effect = self.may_write  # a transaction that only reads takes it back
+        self.needs_leader = False  # a call that nodes do not forward is redirected
         self.closes = not request.keep_alive
         self.rest = ""  # the still encoded key of a path that ends in one
         self.parameters: dict[str, bytes] = {}
@@ -134,7 +136,7 @@ class Call:
         """`revision`: what the answer reflects, 0 = this node's applied state. `extra`: header lines of this answer."""
         app = self.app
         revision = revision or app.admin.revision
-        closing = self.closes
+        closing = self.closes or app.is_draining
         connection = "Connection: close\r\n" if closing else ""
         if not closing and self.request.version.minor == 0:
             connection = "Connection: keep-alive\r\n"
@@ -152,20 +154,20 @@ class Call:
     def not_modified(self, kv: KeyValue, revision: int) -> Answer:
         return self.answer(304, b"", kind=KIND_NONE, revision=revision, extra=key_lines(kv))
 
-    def refuse(self, error: KvnodeError) -> Answer:
-        """The answer to a request that failed."""
+    def refuse(self, error: KvnodeError, *, revision: int = 0) -> Answer:
+        """The answer to a request that failed. `revision`: what a read that found nothing reflects."""
         outcome = errors.outcome_of(error, has_effect=self.has_effect)
         status = errors.status_of(error).value
         extra = f"Kv-Outcome: {outcome}\r\n" if self.may_write else ""
         location = error.detail.get("leader_url") if isinstance(error, NoLeader) else None
-        if location and self.headers.get("Kv-No-Forward") == "1":
+        if location and (self.needs_leader or self.headers.get("Kv-No-Forward") == "1"):
             status = 307
             extra += f"Location: {_absolute(location)}{_target(self.request.raw_path)}\r\n"
         elif (seconds := errors.retry_after_seconds(error)) is not None:
             extra += f"Retry-After: {seconds}\r\n"
         if "allow" in error.detail:
             extra += f"Allow: {error.detail['allow']}\r\n"
-        return self.answer(status, errors.encode(error, outcome), extra=extra)
+        return self.answer(status, errors.encode(error, outcome), revision=revision, extra=extra)
 
 
 def _target(raw_path: str) -> str:

@@ -66,8 +66,9 @@ class ClientServer:
         assert self._address, "not started"
         return self._address
 
-    async def stop_listening(self) -> None:
-        """Accept no new connections; those there are go on being answered."""
+    async def drain(self) -> None:
+        """Accept no more connections; those there are get one more answer each, which says that it is the last."""
+        self._app.is_draining = True
         if self._runner is not None:
             for site in self._runner.sites:
                 await site.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from http import HTTPStatus
 from typing import Any
 
@@ -42,7 +43,9 @@ _KEY_HEADERS = {
 }
 
 
+@cache
 def build() -> bytes:
+    """The document as it is served; the same for every node of a process."""
     return msgspec.json.format(msgspec.json.encode(document()), indent=1) + b"\n"
 
 
@@ -120,7 +123,7 @@ def _responses(route: Route) -> Json:
     responses: Json = {"200": ok}
     if any(header.name == "If-None-Match" for header in route.headers) and route.method in {"GET", "HEAD"}:
         responses["304"] = {"description": "The caller has this version already."}
-    if any(header.name == "Kv-No-Forward" for header in route.headers):
+    if any(header.name == "Kv-No-Forward" for header in route.headers) or route.redirects:
         responses["307"] = {"description": "The leader is elsewhere; Location says where."}
     by_status: dict[HTTPStatus, list[str]] = {}
     for code in (*COMMON_ERRORS, *route.errors):

@@ -43,6 +43,7 @@ class Route(msgspec.Struct, frozen=True):
     body: Literal["", "bytes", "txn", "batch"] = ""
     reply: Any = None  # a Struct type, bytes, str (plain text), or None for no body
     errors: tuple[str, ...] = ()  # codes beside those every call may answer
+    redirects: bool = False  # 307 to the leader even when not asked for
 
     @property
     def names(self) -> frozenset[str]:
@@ -137,7 +138,7 @@ TABLE: tuple[Route, ...] = (
     Route(
         "POST", "/v1/admin/transfer", node.transfer_leadership, "Hand leadership to a member.",
         (Parameter("to", "integer", "Member id of the new leader.", required=True), TIMEOUT), (), "", node.Transferred,
-        ("member_not_found", "no_leader", "timeout"),
+        ("member_not_found", "no_leader", "timeout"), redirects=True,
     ),
     Route("GET", "/livez", node.show_live, "The process is alive.", reply=node.Live),
     Route(

@@ -249,3 +249,15 @@ async def test_a_write_goes_on_when_its_client_leaves(door: Door, kv: FakeKV) ->
     assert kv.revision == 2
     kv.gate.set()
     assert (await door.ask("GET", "/v1/kv/k")).body == b"v"
+
+
+async def test_a_missing_key_is_missing_at_the_revision_that_was_read(door: Door, kv: FakeKV) -> None:
+    """Kv-Revision is what the answer reflects, not what the node has applied since."""
+    kv.gate = asyncio.Event()
+    asking = asyncio.create_task(door.ask("GET", "/v1/kv/none"))
+    while not kv.seen:
+        await asyncio.sleep(0)
+    kv.revision = 9
+    kv.gate.set()
+    assert (await asking).headers["kv-revision"] == "1"
+    kv.history[9] = {}

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from kvnode.api import openapi
 from kvnode.api.app import App
 from kvnode.api.routes import COMMON_ERRORS, TABLE, Router
-from kvnode.errors import by_code
+from kvnode.errors import NoLeader, by_code
 from kvnode.observe import metrics
 from kvnode.version import __version__
 from tests.api.fake import FakeAdmin, FakeKV
@@ -49,6 +49,17 @@ async def test_transfer_leadership(door: Door, admin: FakeAdmin) -> None:
     assert (await door.ask("POST", "/v1/admin/transfer?to=9")).code == "member_not_found"
     for bad in ("", "?to=", "?to=0", "?to=two"):
         assert (await door.ask("POST", f"/v1/admin/transfer{bad}")).code == "bad_request"
+
+
+async def test_a_follower_points_a_transfer_at_the_leader(
+    door: Door, admin: FakeAdmin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(to: int) -> None:
+        raise NoLeader("only the leader can hand over", leader_url="http://127.0.0.1:7402")
+
+    monkeypatch.setattr(admin, "transfer_leadership", refuse)
+    reply = await door.ask("POST", "/v1/admin/transfer?to=2")
+    assert (reply.status, reply.headers["location"]) == (307, "http://127.0.0.1:7402/v1/admin/transfer?to=2")
 
 
 async def test_metrics_parse_as_prometheus_text(door: Door) -> None:

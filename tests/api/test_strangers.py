@@ -296,6 +296,7 @@ async def test_too_many_requests_get_429(door: Door) -> None:
     refused = await there.ask("PUT", "/v1/kv/k", b"v")
     assert (refused.status, refused.code, refused.outcome) == (429, "overloaded", "not-applied")
     assert int(refused.headers["retry-after"]) >= 1
+    assert (await there.ask("GET", "/livez")).status == 200
     kv.gate.set()
     assert (await slow).status == 200
     await server.close()
@@ -332,7 +333,7 @@ async def test_a_bound_socket_can_be_handed_in_and_stops_listening_alone(door: D
     await server.start(socket.create_server(("127.0.0.1", 0)))
     there = Door(door.session, server.address)
     assert (await there.ask("PUT", "/v1/kv/k", b"v")).status == 200
-    await server.stop_listening()
+    await server.drain()
     assert (await there.ask("PUT", "/v1/kv/k", b"v")).status == 200  # on the connection that was there
     host, port = server.address.split(":")
     with pytest.raises(ConnectionRefusedError):

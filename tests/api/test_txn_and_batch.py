@@ -264,3 +264,21 @@ def test_no_body_within_its_limits_is_over_the_value_limit() -> None:
     fields_max = 9
     assert items_max(limits) > limits.batch_operations_max * (fields_max + 3)
     assert items_max(limits) > 3 * limits.txn_operations_max * (fields_max + 3)
+
+
+async def test_a_get_in_a_batch_sees_the_puts_before_it_and_none_after_it(door: Door, kv: FakeKV) -> None:
+    """The fake takes effect at once; the gate shows that the node is not asked for the read before the put is done."""
+    kv.gate = asyncio.Event()
+    get = {"get": {"key": "k"}}
+    asking = asyncio.create_task(door.ask("POST", "/v1/batch", [get, get, PUT_K, PUT_K, get]))
+    for wanted in (2, 4, 5):
+        while len(kv.seen) < wanted:
+            await asyncio.sleep(0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(kv.seen) == wanted
+        kv.gate.set()
+        kv.gate = asyncio.Event()
+    kv.gate.set()
+    results = (await asking).json["results"]
+    assert [result.get("count") for result in results] == [0, 0, None, None, 1]

@@ -1,12 +1,14 @@
 """``POST /v1/batch``: many operations in one request, each its own transaction, revision and outcome.
 
-All are handed to the node in order before the first is answered, so they share its group commit and take
-effect in the order given. Nothing is atomic: each result has its own status.
+Neighbouring writes are handed to the node in order before the first is answered, so they share its group
+commit and take effect in the order given; so do neighbouring reads. Where the two meet, the later waits for the
+earlier: a get sees the puts before it and none of those after it. Nothing is atomic: each result has its status.
 """
 
 from __future__ import annotations
 
 import asyncio
+from itertools import groupby
 
 from kvnode.api import errors, shapes, strict_json
 from kvnode.api.answer import Answer
@@ -25,13 +27,19 @@ async def execute_batch(call: Call) -> Answer:
     operations = strict_json.expect_list(value, "the body", limits.batch_operations_max)
     parser = OperationParser(limits, conditions=True)
     parsed = [parser.parse(operation, f"[{n}]") for n, operation in enumerate(operations)]
-    results = await asyncio.gather(*(_execute(call.app.kv, operation, options) for operation in parsed))
+    results: list[Result | shapes.FailedResult] = []
+    for _, neighbours in groupby(parsed, key=_is_read):
+        results += await asyncio.gather(*(_execute(call.app.kv, operation, options) for operation in neighbours))
     return call.json(200, shapes.BatchAnswer(results=results))
+
+
+def _is_read(operation: Operation) -> bool:
+    return isinstance(operation, Range)
 
 
 async def _execute(kv: KV, operation: Operation, options: Options) -> Result | shapes.FailedResult:
     try:
         return result_of(operation, await kv.execute(operation, options), status=200)
     except KvnodeError as error:
-        body = errors.body_of(error, errors.outcome_of(error, has_effect=not isinstance(operation, Range)))
+        body = errors.body_of(error, errors.outcome_of(error, has_effect=not _is_read(operation)))
         return shapes.FailedResult(status=errors.status_of(error), error=body.error, outcome=body.outcome)

@@ -50,10 +50,12 @@ async def get_key(call: Call) -> Answer:
     reply = await call.app.kv.execute(Range(key), options)
     staleness = call.app.staleness_line() if options.consistency == "stale" else ""
     if not reply.items:
-        raise KeyNotFound(f"there is no key {shapes.as_text(key)[0][:128]!r}")
+        missing = KeyNotFound(f"there is no key {shapes.as_text(key)[0][:128]!r}")
+        return call.refuse(missing, revision=reply.revision)
     kv = reply.items[0]
     if is_unwanted(call, kv.mod_revision):
-        raise CompareFailed("the key is at another revision than If-Match names", revision=kv.mod_revision)
+        unwanted = CompareFailed("the key is at another revision than If-Match names", revision=kv.mod_revision)
+        return call.refuse(unwanted, revision=reply.revision)
     if is_known_to_caller(call, kv.mod_revision):
         return call.not_modified(kv, reply.revision)
     extra = key_lines(kv) + staleness

@@ -6,6 +6,8 @@ The first page pins its revision in the cursor, so all pages show one state howe
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 
 from kvnode.api import query, shapes
@@ -14,7 +16,9 @@ from kvnode.api.call import Call
 from kvnode.api.token import Cursor, decode_cursor, encode_cursor
 from kvnode.errors import BadRequest, TooLarge
 from kvnode.kv import keys
-from kvnode.kv.requests import Delete, Range
+from kvnode.kv.requests import Delete, Range, RangeReply
+
+_SLICE_ITEMS = 1_000
 
 
 def parse_range(prefix: bytes | None, start: bytes | None, end: bytes | None, size_max: int) -> tuple[bytes, bytes]:
@@ -45,15 +49,21 @@ async def list_keys(call: Call) -> Answer:
     if reply.more and reply.items:
         pinned = Cursor(reply.revision, reply.items[-1].key)
         cursor = encode_cursor(pinned, _fingerprint(start, end, request.descending))
-    listing = shapes.Listing(
-        revision=reply.revision,
-        count=reply.count,
-        more=reply.more,
-        cursor=cursor,
-        items=[shapes.item_of(kv, keys_only=request.keys_only) for kv in reply.items],
-    )
+    head = shapes.Listing(revision=reply.revision, count=reply.count, more=reply.more, cursor=cursor, items=[])
+    body = shapes.encode(head).removesuffix(b"]}") + await _encode_items(reply, request.keys_only) + b"]}\n"
     extra = call.app.staleness_line() if options.consistency == "stale" else ""
-    return call.json(200, listing, revision=reply.revision, extra=extra)
+    return call.answer(200, body, revision=reply.revision, extra=extra)
+
+
+async def _encode_items(reply: RangeReply, keys_only: bool) -> bytes:
+    """The items, comma-separated. A full page takes longer than the loop may be held up, so it goes in slices."""
+    slices = []
+    for at in range(0, len(reply.items), _SLICE_ITEMS):
+        if at:
+            await asyncio.sleep(0)
+        items = [shapes.item_of(kv, keys_only=keys_only) for kv in reply.items[at : at + _SLICE_ITEMS]]
+        slices.append(shapes.encode(items)[1:-1])
+    return b",".join(slices)
 
 
 def _parse_listing(call: Call) -> Range:

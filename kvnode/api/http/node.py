@@ -66,6 +66,7 @@ async def show_openapi(call: Call) -> Answer:
 
 async def transfer_leadership(call: Call) -> Answer:
     options = call.options()
+    call.needs_leader = True
     call.refuse_body()
     if "to" not in call.parameters:
         raise BadRequest("to= names the member that shall lead", parameter="to")
