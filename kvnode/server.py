@@ -210,7 +210,7 @@ class RunningNode:
     async def stop(self) -> None:
         """Hand over, drain, make durable, release. Safe after a start that failed half-way."""
         if self._server is not None:
-            await self._server.stop_listening()
+            await self._server.drain()
         if self._started_node:
             await self.node.stop()
         if self._server is not None:

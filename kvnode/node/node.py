@@ -15,7 +15,7 @@ from typing import Any
 from kvnode import errors
 from kvnode.clocks.clock import Clock
 from kvnode.config import Config
-from kvnode.errors import ConnectionLost, KvnodeError, MemberNotFound, NoLeader, Overloaded, Timeout
+from kvnode.errors import ConnectionLost, KvnodeError, MemberNotFound, NoLeader, NotReady, Overloaded, Timeout
 from kvnode.ids import NOBODY, NodeId, Revision, Term
 from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Admin, Options, Status
 from kvnode.kv.requests import ApplyResult, Range, RangeReply, Refusal, Request, WriteRequest
@@ -91,6 +91,7 @@ class Node(KV, Admin):
         self._report_failed = on_failed
         self._started_ms = clock.monotonic_ms()
         self._stopping = False
+        self._closed = False  # nothing is consumed any more: what comes now is refused
         self._failure: BaseException | None = None
         self._caught_up = False
         self._catch_up: asyncio.Task[None] | None = None
@@ -167,6 +168,7 @@ class Node(KV, Admin):
                 self._driver.queue.put_control(TransferLeadership(NOBODY))
                 await self._until(lambda: self._raft.role != "leader", HANDOVER_MS)
             await self._until(lambda: not self._waiting, DRAIN_MS)
+        self._closed = True
         self._driver.stop()
         self._fail_waiting(ConnectionLost("the node is stopping; the request may still take effect"))
         await self._transport.close()
@@ -178,7 +180,7 @@ class Node(KV, Admin):
 
     def abandon(self) -> None:
         """Stop at once and answer everybody "unknown": what a killed process does, for tests and the simulator."""
-        self._stopping = True
+        self._stopping = self._closed = True
         if self._catch_up is not None:
             self._catch_up.cancel()
         self._driver.stop()
@@ -250,8 +252,8 @@ class Node(KV, Admin):
         admission.check_read(request, self._config.limits)
         if options.consistency == "linearizable":
             await self._reach_read_index(self._deadline(options.timeout_ms), options)
-        elif self._failure is not None or self._stopping:
-            raise ConnectionLost("the node is stopping")
+        elif self._failure is not None or self._closed:
+            raise NotReady("the node is stopping")
         return self._machine.range(request)
 
     async def _reach_read_index(self, deadline_ms: int, options: Options) -> None:
@@ -279,8 +281,8 @@ class Node(KV, Admin):
         Raises: NoLeader when none is found in time, or when the caller wants no forwarding and we do not lead.
         """
         while True:
-            if self._failure is not None:
-                raise ConnectionLost("the node has failed")
+            if self._failure is not None or self._closed:
+                raise NotReady("the node is stopping")
             leader = self._raft.leader
             if leader == self._raft.node:
                 return
