@@ -1,0 +1,168 @@
+"""What no single node can know: an observer of all nodes of a random run, kept incrementally.
+
+It remembers every entry ever handed to a disk (by a running hash of the log up to it), every commit, vote, leader and
+claim made to a client, and asserts the invariants that span nodes. Names I1 … I13 are those of docs/testing.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from kvnode.ids import NOBODY, Index, NodeId, RequestId, Term
+from kvnode.raft.core import Raft
+from kvnode.raft.messages import AppendReply, Entry, VoteReply, VoteRequest
+from kvnode.raft.output import Output, Persist, Send
+from kvnode.raft.quorum import has_majority
+from tests.raft.cluster import Disk
+
+
+@dataclass
+class Committed:
+    """A committed entry's term, and the term of the leader that committed it first."""
+
+    term: Term
+    by_term: Term
+
+
+@dataclass
+class Ghost:
+    """See the module docstring."""
+
+    disks: dict[NodeId, Disk]
+    leaders: dict[Term, NodeId] = field(default_factory=dict)
+    votes: dict[tuple[NodeId, Term], NodeId] = field(default_factory=dict)
+    entries: dict[tuple[Index, Term], tuple[Entry, int]] = field(default_factory=dict)  # with the log's hash up to it
+    chains: dict[NodeId, list[int]] = field(default_factory=dict)  # running hashes of what was handed to each disk
+    committed: list[Committed] = field(default_factory=list)  # of index i at i - 1
+    payloads: dict[bytes, int] = field(default_factory=dict)  # how often it was appended by a leader
+    proposed: dict[RequestId, bytes] = field(default_factory=dict)
+    refused: dict[bytes, bool] = field(default_factory=dict)
+    reads: dict[int, Index] = field(default_factory=dict)  # unanswered: what was committed when the read was invoked
+    reads_answered: int = 0
+
+    # ── one node ────────────────────────────────────────────────────────────────────────────────────
+
+    def on_started(self, node: NodeId) -> None:
+        """The node's log is what its disk holds, and that is a log we know."""
+        entries = self.disks[node].entries
+        self.chains[node] = [self.entries[entry.index, entry.term][1] for entry in entries]
+        assert [self.entries[entry.index, entry.term][0] for entry in entries] == entries, ("I26", node)
+
+    def on_step(self, raft: Raft) -> None:
+        """After every cause: a new leader has everything, a new commit is durable on a majority."""
+        if raft.role == "leader" and self.leaders.get(raft.term) != raft.node:
+            self._on_leader(raft)
+        commit = raft.commit_index
+        if commit > len(self.committed):
+            self._on_committed(raft, commit)
+        if commit:
+            term = raft.state.log.term_at(commit)
+            assert term == self.committed[commit - 1].term, ("I7", raft.node, commit, term)
+
+    def _on_leader(self, raft: Raft) -> None:
+        assert raft.term not in self.leaders, ("I1", raft.term, self.leaders[raft.term], raft.node)
+        self.leaders[raft.term] = raft.node
+        for index in range(len(self.committed), 0, -1):
+            if self.committed[index - 1].by_term < raft.term:
+                term = raft.state.log.term_at(Index(index))
+                assert term == self.committed[index - 1].term, ("I6", raft.node, raft.term, index, term)
+                return
+
+    def _on_committed(self, raft: Raft, commit: Index) -> None:
+        assert raft.role == "leader", ("I8: heard of a commit that no leader has made", raft.node, commit)
+        term = raft.state.log.term_at(commit)
+        assert term == raft.term, ("I8", raft.node, commit, term)
+        holders = {
+            node
+            for node, disk in self.disks.items()
+            if disk.last_index >= commit and disk.entries[commit - 1].term == term
+        }
+        assert has_majority(raft.configuration, holders), ("I8: committed without a majority of disks", commit, holders)
+        for index in range(len(self.committed) + 1, commit + 1):
+            at = raft.state.log.term_at(Index(index))
+            assert at is not None
+            self.committed.append(Committed(at, raft.term))
+
+    def on_output(self, raft: Raft, output: Output) -> None:
+        """What one output writes and claims."""
+        if output.persist is not None:
+            self._on_persist(raft.node, output.persist)
+        for placed in output.placed:
+            entry, _ = self.entries[placed.index, placed.term]
+            assert entry.payload == self.proposed[placed.id], ("I29: placed where it is not", placed, entry)
+        for refused in output.refused:
+            payload = self.proposed[refused.id]
+            assert payload not in self.payloads, ("I29: refused but appended", refused, payload)
+            self.refused[payload] = True
+        for ready in output.reads_ready:
+            invoked = self.reads.pop(ready.number)
+            self.reads_answered += 1
+            assert ready.index >= invoked, ("I13: stale read", raft.node, ready, invoked)
+        for failed in output.reads_failed:
+            self.reads.pop(failed.number)
+
+    def _on_persist(self, node: NodeId, persist: Persist) -> None:
+        """Log matching: (index, term) names one entry and one prefix for ever, whoever holds it."""
+        chain = self.chains[node]
+        if persist.truncate_from:
+            assert persist.truncate_from <= len(chain), (node, persist.truncate_from, len(chain))
+            del chain[persist.truncate_from - 1 :]
+        for entry in persist.entries:
+            assert entry.index == len(chain) + 1, ("I11: a hole", node, entry.index, len(chain))
+            before = chain[-1] if chain else 0
+            link = hash((before, entry.index, entry.term, entry.time, entry.kind, entry.payload))
+            known = self.entries.get((entry.index, entry.term))
+            if known is None:
+                self._on_appended(node, entry, link)
+            else:
+                assert known == (entry, link), ("I5", node, entry, known)
+            chain.append(link)
+
+    def _on_appended(self, node: NodeId, entry: Entry, link: int) -> None:
+        """An entry nobody has seen before: only its term's leader may have made it."""
+        assert self.leaders.get(entry.term) == node, ("I4: an entry from nowhere", node, entry)
+        assert entry.payload not in self.refused, ("I29: refused and appended later", entry)
+        self.entries[entry.index, entry.term] = (entry, link)
+        if entry.kind == 2:
+            self.payloads[entry.payload] = self.payloads.get(entry.payload, 0) + 1
+            assert self.payloads[entry.payload] == 1, ("I20: sent once, appended twice", entry)
+
+    def on_times(self, node: NodeId) -> None:
+        """Hybrid timestamps strictly increase along a log."""
+        entries = self.disks[node].entries
+        assert all(a.time < b.time for a, b in pairwise(entries)), ("time", node)
+
+    def on_durable(self, node: NodeId, write: Persist) -> None:
+        """A disk may never lose what is committed."""
+        first = write.truncate_from
+        if first and first <= len(self.committed):
+            entry = self.disks[node].entries[first - 1]
+            assert entry.term != self.committed[first - 1].term, ("I12: a committed entry is cut", node, entry)
+
+    def on_left(self, node: NodeId, send: Send) -> None:
+        """I2 and I9: what a message claims is on its sender's disk when it leaves."""
+        disk, message = self.disks[node], send.message
+        if isinstance(message, VoteRequest | VoteReply) and message.pre:
+            return
+        assert disk.hard_state.term >= message.term, ("I9", node, message, disk.hard_state)
+        match message:
+            case AppendReply(accepted=True) if disk.hard_state.term == message.term:
+                assert disk.last_index >= message.index, ("I9", node, message, disk.last_index)
+            case VoteReply(granted=True):
+                self._on_vote(node, message.term, send.to)
+            case VoteRequest():
+                self._on_vote(node, message.term, node)
+            case _:
+                pass
+
+    def _on_vote(self, voter: NodeId, term: Term, candidate: NodeId) -> None:
+        hard_state = self.disks[voter].hard_state
+        assert hard_state.term > term or hard_state.vote == candidate, ("I9", voter, term, candidate, hard_state)
+        given = self.votes.setdefault((voter, term), candidate)
+        assert given == candidate != NOBODY, ("I2", voter, term, given, candidate)
+
+    # ── clients ─────────────────────────────────────────────────────────────────────────────────────
+
+    def on_read_invoked(self, number: int) -> None:
+        self.reads[number] = Index(len(self.committed))
