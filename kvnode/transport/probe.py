@@ -19,13 +19,21 @@ async def probe(host: str, port: int, timeout_s: float) -> Probed:
     try:
         async with asyncio.timeout(timeout_s):
             loop = asyncio.get_running_loop()
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            results = [await _connect(loop, family, address) for family, _, _, _, address in found]
+            results = [await _connect(loop, family, address) for family, address in await _resolve(loop, host, port)]
     except (TimeoutError, OSError):
         return "unreachable"
     if "open" in results:
         return "open"
     return "refused" if results and all(result == "refused" for result in results) else "unreachable"
+
+
+async def _resolve(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[tuple[int, tuple[object, ...]]]:
+    """Afresh each time. An address in figures costs no thread: failover must not wait for a stuck name look-up."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [(family, address) for family, _, _, _, address in found]
 
 
 async def _connect(loop: asyncio.AbstractEventLoop, family: int, address: tuple[object, ...]) -> Probed:
