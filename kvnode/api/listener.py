@@ -32,7 +32,6 @@ LINE_BYTES_MAX = 32 * KIB  # a 4 KiB key is 12 KiB percent-encoded, a range hold
 FIELD_BYTES_MAX = 8 * KIB
 HEADERS_MAX = 64
 LINGER_S = 2.0  # how long an unwanted body is read and dropped, so that the refusal arrives
-SHUTDOWN_S = 5.0
 _LOG_EVERY_S = 10.0
 
 log = get_logger("api")
@@ -50,7 +49,9 @@ class ClientServer:
     async def start(self, bound: socket.socket | None = None) -> None:
         """Raises: ConfigInvalid (no compiled parser), OSError (address in use)."""
         _require_compiled_parser()
-        self._runner = web.ServerRunner(_Front(self._app, self._config), shutdown_timeout=SHUTDOWN_S)
+        self._runner = web.ServerRunner(
+            _Front(self._app, self._config), shutdown_timeout=self._config.limits.shutdown_ms / 1_000
+        )
         await self._runner.setup()
         if bound is not None:
             await web.SockSite(self._runner, bound, backlog=BACKLOG).start()

@@ -17,6 +17,7 @@ from kvnode.api.query import INTEGER_MAX
 from kvnode.errors import BadEncoding, BadRequest, TooLarge, UnknownParameter
 
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # an unfinished one runs to the end: linear on any input
+_ONE_KIND = bytes.maketrans(b"{}", b"[]")
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b"[]{},"))
 
 JsonObject = dict[str, Any]
@@ -41,11 +42,13 @@ def loads(body: bytes, *, depth_max: int, items_max: int) -> Any:
 
 
 def _check_depth(brackets: bytes, depth_max: int) -> None:
-    # Each round takes away the innermost pairs, so what n rounds leave is nested deeper than n, or unbalanced.
+    # One kind of bracket will do (the parser sees to it that they match), and each round takes away the innermost
+    # pairs: what n rounds leave is nested deeper than n, or unbalanced.
+    brackets = brackets.translate(_ONE_KIND)
     for _ in range(depth_max):
         if not brackets:
             return
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        brackets = brackets.replace(b"[]", b"")
     if brackets:
         raise BadRequest(f"the body is nested deeper than {depth_max}, or its brackets do not match", limit=depth_max)
 

@@ -9,6 +9,7 @@ import socket
 
 import pytest
 
+from kvnode.api import answer as answers
 from kvnode.api.app import App, ClientServer, build_app
 from kvnode.config import ClientSection, Config
 from tests.api.fake import FakeAdmin, FakeKV
@@ -255,9 +256,9 @@ async def test_noise_gets_a_4xx_or_a_close_and_harms_nothing(door: Door, kv: Fak
         for _ in range(rng.randrange(1, 4)):
             mangled[rng.randrange(len(mangled))] = rng.randrange(256)
         probes.append(door.send(bytes(mangled), eof=True))
-    for answer in await asyncio.gather(*probes):
-        assert answer == b"" or answer.startswith(b"HTTP/1.1 4"), answer
-        assert b" 500 " not in answer
+    for heard in await asyncio.gather(*probes):
+        assert heard == b"" or heard.startswith(b"HTTP/1.1 4"), heard
+        assert b" 500 " not in heard
     assert (await door.ask("GET", "/livez")).status == 200
 
 
@@ -339,3 +340,20 @@ async def test_a_bound_socket_can_be_handed_in_and_stops_listening_alone(door: D
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection(host, int(port))
     await server.close()
+
+
+async def test_a_client_that_does_not_read_is_cut_off(
+    door: Door, app: App, kv: FakeKV, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "WRITE_TIMEOUT_S", 0.1)
+    await door.ask("PUT", "/v1/kv/big", b"v" * (1 << 20))
+    host, port = door.address.split(":")
+    deaf = socket.socket()
+    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    deaf.connect((host, int(port)))
+    deaf.sendall(b"GET /v1/kv/big HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20)
+    async with asyncio.timeout(5):
+        while len(kv.seen) < 2 or app.connections > 1:  # the tidy client's own stays
+            await asyncio.sleep(0.01)
+    assert len(kv.seen) < 21  # the rest of the pipeline was not even looked at
+    deaf.close()
