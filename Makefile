@@ -31,8 +31,8 @@ type: $(READY) ## types
 fmt: $(READY) ## format, and fix what can be fixed
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-golden: $(READY) ## rewrite the golden scripts' expected traces; read the diff as code
-	KVNODE_GOLDEN_REWRITE=1 $(BIN)/python -m pytest -q -k golden
+golden: $(READY) ## rewrite expected traces and generated pages; read the diff as code
+	KVNODE_GOLDEN_REWRITE=1 KVNODE_DOCS_REWRITE=1 $(BIN)/python -m pytest -q -k "golden or current"
 
 sim: $(READY) ## random networks and crashes: SEEDS=200 tries that many, SEED=7 replays one
 	KVNODE_SIM_SEEDS=$(SEEDS) KVNODE_SIM_SEED=$(SEED) $(BIN)/python -m pytest -q tests/raft/test_random_network.py

@@ -49,7 +49,7 @@ def test_the_tables_of_the_operations_page_are_current(name: str):
     if os.environ.get("KVNODE_DOCS_REWRITE"):
         page.write_text(current, encoding="utf-8")
         return
-    assert text == current, "run: KVNODE_DOCS_REWRITE=1 pytest tests/test_docs.py"
+    assert text == current, "run: make golden"
 
 
 def test_every_setting_is_documented():
