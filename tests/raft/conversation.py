@@ -1,0 +1,382 @@
+"""The language of the core's golden scripts: commands over a `Cluster`, and what a trace shows.
+
+Positions are written index.term, logs as runs of terms (1x3,4x2 is terms 1 1 1 4 4). A trace shows every message as it
+leaves, every fact, every rise of a commit index, every answer to a client, and the writes of disks that are held.
+
+    cluster nodes=1,2,3 log1=1x3,4 term2=5 vote2=3 hold=2 learners=4 window=1   nodes, logs, hard states, held disks
+    timeout N · elect N · heartbeat N · tick N         the election timer fires (elect: and all is delivered); a beat
+    wait MS · advance MS                               time passes: nobody runs; or all tick and messages flow
+    deliver · settle · drop · repeat · reverse [1>2 | >2 | 1> | append | accept | vote …]    what is on the wire
+    keep NAME [selector] · hand NAME                   take messages away; deliver these, again and again
+    hold N · persist N [COUNT] · release N             disk writes wait; finish; finish at once again
+    crash N [KEPT] · start N                           un-synced writes are lost, but for the first KEPT
+    cut 1 2,3 · cutoneway 1 2 · heal                   links
+    propose N TEXT… · read N · transfer N [TO]         clients and operators
+    refused N PEER · disconnected N PEER · connected N PEER · stall N · recover N
+    state [N…] · progress N · wire · level              nodes; a leader's view; what is under way; all logs are equal
+"""
+
+from __future__ import annotations
+
+from kvnode.config import RaftSection
+from kvnode.ids import NOBODY, Index, NodeId, Term
+from kvnode.raft.log import RaftLog
+from kvnode.raft.messages import (
+    AppendEntries,
+    AppendReply,
+    DiskRecovered,
+    DiskStalled,
+    Entry,
+    ForwardProposals,
+    ForwardReply,
+    HardState,
+    PeerConnected,
+    PeerDisconnected,
+    PeerMessage,
+    PeerRefused,
+    ReadIndexReply,
+    ReadIndexRequest,
+    TimeoutNow,
+    TransferLeadership,
+    VoteReply,
+    VoteRequest,
+)
+from kvnode.raft.output import Output, Persist
+from tests.raft.cluster import Cluster, Envelope, Member
+
+_SETTINGS = {
+    "window": "window_messages_max",
+    "window_bytes": "window_bytes_max",
+    "append_bytes": "append_bytes_max",
+    "uncommitted": "uncommitted_bytes_max",
+    "cache": "log_cache_bytes",
+}
+
+
+class Traced(Cluster):
+    """A cluster that writes down what happens, in order."""
+
+    def __init__(self, *args: object, **named: object) -> None:
+        self.trace: list[str] = []
+        self.commits: dict[NodeId, Index] = {}
+        super().__init__(*args, **named)  # type: ignore[arg-type]
+
+    def start(self, id_: int) -> None:
+        super().start(id_)
+        self.commits[NodeId(id_)] = self[id_].commit_index
+
+    def _execute(self, member: Member, output: Output) -> None:
+        self._note(member, output)
+        super()._execute(member, output)
+
+    def _note(self, member: Member, output: Output) -> None:
+        id_, trace, raft = member.id, self.trace, self[member.id]
+        trace += [f"{id_}: {_plain(fact)}" for fact in output.facts]
+        if raft.commit_index > self.commits[id_]:
+            self.commits[id_] = raft.commit_index
+            trace.append(f"{id_}: commit {position(raft.state.log, raft.commit_index)}")
+        if member.id in self.slow_disks:
+            if output.persist is not None:
+                trace.append(f"{id_}: writes {_write(output.persist)}")
+            trace += [
+                f"{id_}: write {send.after} holds >{send.to} {describe(send.message)}"
+                for send in output.sends
+                if send.after > member.disk.durable
+            ]
+        for answers in (output.placed, output.forwarded, output.refused, output.reads_ready, output.reads_failed):
+            trace += [f"{id_}: {_plain(answer)}" for answer in answers]
+
+    def _release(self, member: Member) -> None:
+        for send in member.held:
+            if send.after <= member.disk.durable:
+                lost = " (lost)" if (member.id, send.to) in self.cut_links else ""
+                self.trace.append(f"{member.id}>{send.to} {describe(send.message)}{lost}")
+        super()._release(member)
+
+
+def _plain(fact: object) -> str:
+    """BecameLeader(term=2, took_ms=5) → `became_leader term=2`; how long it took is not of interest here."""
+    name = "".join(f"_{c.lower()}" if c.isupper() else c for c in type(fact).__name__).lstrip("_")
+    fields = [(field, getattr(fact, field)) for field in fact.__struct_fields__]  # type: ignore[attr-defined]
+    return " ".join(
+        [name, *(f"{field}={str(value).replace(' ', '-')}" for field, value in fields if field != "took_ms")]
+    )
+
+
+def _write(persist: Persist) -> str:
+    parts = [f"{persist.number}:"]
+    if persist.truncate_from:
+        parts.append(f"truncate={persist.truncate_from}")
+    parts.append(f"entries={_entries(persist.entries)}")
+    if persist.hard_state is not None:
+        parts.append(f"term={persist.hard_state.term} vote={persist.hard_state.vote}")
+    return " ".join(parts)
+
+
+def _entries(entries: tuple[Entry, ...]) -> str:
+    if not entries:
+        return "-"
+    first, last = entries[0], entries[-1]
+    return f"{first.index}.{first.term}" + (f"..{last.index}.{last.term}" if len(entries) > 1 else "")
+
+
+def kind(message: PeerMessage) -> str:
+    """The first word of a message in a trace, by which commands select it."""
+    match message:
+        case AppendEntries():
+            return "append"
+        case AppendReply(accepted=accepted):
+            return "accept" if accepted else "reject"
+        case VoteRequest(pre=pre):
+            return "prevote" if pre else "vote"
+        case VoteReply(granted=granted, pre=pre):
+            return ("pregrant" if pre else "grant") if granted else ("prerefuse" if pre else "refuse")
+        case TimeoutNow():
+            return "timeoutnow"
+        case ForwardProposals():
+            return "forward"
+        case ForwardReply():
+            return "forwarded"
+        case ReadIndexRequest():
+            return "readindex"
+        case ReadIndexReply():
+            return "readreply"
+
+
+def describe(message: PeerMessage) -> str:
+    return f"{kind(message)} {_details(message)} term={message.term}"
+
+
+def _details(message: PeerMessage) -> str:
+    match message:
+        case AppendEntries() as m:
+            read_round = f" round={m.read_round}" if m.read_round else ""
+            return (
+                f"prev={m.prev_index}.{m.prev_term} entries={_entries(m.entries)} commit={m.commit_index}{read_round}"
+            )
+        case AppendReply() as m:
+            read_round = f" round={m.read_round}" if m.read_round else ""
+            hint = "" if m.accepted else f" hint={m.hint_index}.{m.hint_term}"
+            return f"{m.index}{hint} last={m.last_index}{read_round}"
+        case VoteRequest() as m:
+            return f"last={m.last_index}.{m.last_term}" + (" transfer" if m.transfer else "")
+        case VoteReply():
+            return "-"
+        case TimeoutNow() as m:
+            return f"last={m.last_index}"
+        case ForwardProposals() as m:
+            return "ids=" + ",".join(str(proposed.id) for proposed in m.batch)
+        case ForwardReply() as m:
+            placed = ",".join(f"{id_}@{index}" for id_, index in m.placed)
+            refused = ",".join(f"{id_}:{code}" for id_, code in m.refused)
+            return f"placed={placed or '-'} refused={refused or '-'}"
+        case ReadIndexRequest() as m:
+            return f"number={m.number}"
+        case ReadIndexReply() as m:
+            return f"number={m.number} index={m.index}"
+
+
+def position(log: RaftLog, index: Index) -> str:
+    return f"{index}.{log.term_at(index)}"
+
+
+def runs(terms: list[Term]) -> str:
+    """[1, 1, 1, 4] → 1x3,4."""
+    parts: list[list[int]] = []
+    for term in terms:
+        if parts and parts[-1][0] == term:
+            parts[-1][1] += 1
+        else:
+            parts.append([term, 1])
+    return ",".join(f"{term}x{count}" if count > 1 else f"{term}" for term, count in parts) or "-"
+
+
+def terms_of(text: str) -> list[int]:
+    """1x3,4 → [1, 1, 1, 4]."""
+    parts = [part.partition("x") for part in text.split(",") if part not in ("", "-")]
+    return [int(term) for term, _, count in parts for _ in range(int(count or 1))]
+
+
+class Conversation:
+    """Interprets one script; `__call__` executes a command and returns its trace."""
+
+    def __init__(self) -> None:
+        self.cluster = Traced(1)
+        self.kept: dict[str, list[Envelope]] = {}
+
+    def __call__(self, line: str) -> list[str]:
+        verb, *words = line.split()
+        self.cluster.trace = []
+        answer = getattr(self, f"do_{verb}")(*words)
+        return [*self.cluster.trace, *(answer or [])]
+
+    # ── the cluster and its time ────────────────────────────────────────────────────────────────────
+
+    def do_cluster(self, *words: str) -> None:
+        named = dict(word.split("=", 1) for word in words)
+        ids = _ids(named.pop("nodes"))
+        learners = _ids(named.pop("learners", ""))
+        held = _ids(named.pop("hold", ""))
+        chosen = {_SETTINGS[name]: int(named.pop(name)) for name in list(named) if name in _SETTINGS}
+        logs = {id_: terms_of(named.pop(f"log{id_}", "-")) for id_ in [*ids, *learners]}
+        self.cluster = Traced(ids, learners=learners, logs=logs, settings=RaftSection(**chosen), slow_disks=held)  # type: ignore[arg-type]
+        for id_ in [*ids, *learners]:
+            disk = self.cluster.member(id_).disk
+            term = Term(int(named.pop(f"term{id_}", disk.hard_state.term)))
+            disk.hard_state = HardState(term, NodeId(int(named.pop(f"vote{id_}", 0))))
+            self.cluster.start(id_)
+        assert not named, named
+
+    def do_timeout(self, id_: str) -> None:
+        self.cluster.elect(int(id_), settle=False)
+
+    def do_elect(self, id_: str) -> None:
+        self.cluster.elect(int(id_))
+
+    def do_heartbeat(self, id_: str) -> None:
+        leadership = self.cluster[int(id_)].state.leadership
+        assert leadership is not None, "only a leader beats"
+        self.cluster.now_ms = max(self.cluster.now_ms, leadership.heartbeat_deadline_ms)
+        self.do_tick(id_)
+
+    def do_tick(self, id_: str) -> None:
+        self.cluster.tick(int(id_))
+
+    def do_wait(self, ms: str) -> None:
+        self.cluster.now_ms += int(ms)
+
+    def do_advance(self, ms: str) -> None:
+        self.cluster.advance(int(ms))
+
+    # ── the wire ────────────────────────────────────────────────────────────────────────────────────
+
+    def do_deliver(self, *selectors: str) -> None:
+        assert self.cluster.deliver(lambda envelope: _selects(selectors, envelope)), "nothing to deliver"
+
+    def do_settle(self) -> None:
+        self.cluster.settle()
+
+    def do_drop(self, *selectors: str) -> None:
+        assert self._take(selectors), "nothing to drop"
+
+    def do_keep(self, name: str, *selectors: str) -> None:
+        self.kept[name] = self._take(selectors)
+        assert self.kept[name], "nothing to keep"
+
+    def do_hand(self, name: str) -> None:
+        self.cluster.hand(*self.kept[name])
+
+    def do_repeat(self, *selectors: str) -> None:
+        chosen = [envelope for envelope in self.cluster.wire if _selects(selectors, envelope)]
+        assert chosen, "nothing to repeat"
+        self.cluster.hand(*chosen)
+
+    def do_reverse(self, *selectors: str) -> None:
+        self.cluster.wire += reversed(self._take(selectors))
+
+    def _take(self, selectors: tuple[str, ...]) -> list[Envelope]:
+        return self.cluster.take(lambda envelope: _selects(selectors, envelope))
+
+    def do_cut(self, left: str, right: str) -> None:
+        self.cluster.cut(_ids(left), _ids(right))
+
+    def do_cutoneway(self, left: str, right: str) -> None:
+        self.cluster.cut(_ids(left), _ids(right), one_way=True)
+
+    def do_heal(self) -> None:
+        self.cluster.heal()
+
+    # ── one node ────────────────────────────────────────────────────────────────────────────────────
+
+    def do_hold(self, id_: str) -> None:
+        self.cluster.slow_disks[NodeId(int(id_))] = True
+
+    def do_persist(self, id_: str, count: str = "1") -> None:
+        for _ in range(int(count)):
+            self.cluster.complete_write(int(id_))
+
+    def do_release(self, id_: str) -> None:
+        del self.cluster.slow_disks[NodeId(int(id_))]
+        self.cluster.complete_writes(int(id_))
+
+    def do_crash(self, id_: str, kept: str = "0") -> None:
+        for _ in range(int(kept)):
+            self.cluster.member(int(id_)).disk.complete()
+        self.cluster.crash(int(id_))
+
+    def do_start(self, id_: str) -> None:
+        self.cluster.start(int(id_))
+
+    def do_propose(self, id_: str, *texts: str) -> None:
+        self.cluster.propose(int(id_), *(text.encode() for text in texts))
+
+    def do_read(self, id_: str) -> None:
+        self.cluster.read(int(id_))
+
+    def do_transfer(self, id_: str, to: str = "0") -> None:
+        self.cluster.step(int(id_), TransferLeadership(NodeId(int(to))))
+
+    def do_refused(self, id_: str, peer: str) -> None:
+        self.cluster.step(int(id_), PeerRefused(NodeId(int(peer))))
+
+    def do_disconnected(self, id_: str, peer: str) -> None:
+        self.cluster.step(int(id_), PeerDisconnected(NodeId(int(peer))))
+
+    def do_connected(self, id_: str, peer: str) -> None:
+        self.cluster.step(int(id_), PeerConnected(NodeId(int(peer))))
+
+    def do_stall(self, id_: str) -> None:
+        self.cluster.step(int(id_), DiskStalled())
+
+    def do_recover(self, id_: str) -> None:
+        self.cluster.step(int(id_), DiskRecovered())
+
+    # ── looking ─────────────────────────────────────────────────────────────────────────────────────
+
+    def do_state(self, *ids: str) -> list[str]:
+        chosen = [int(id_) for id_ in ids] or list(self.cluster.members)
+        return [self._state(id_) for id_ in chosen]
+
+    def _state(self, id_: int) -> str:
+        raft = self.cluster.member(id_).raft
+        if raft is None:
+            disk = self.cluster.member(id_).disk
+            terms = runs([entry.term for entry in disk.entries])
+            return f"{id_} down term={disk.hard_state.term} vote={disk.hard_state.vote} log={terms}"
+        state = raft.state
+        leader = "-" if state.leader == NOBODY else str(state.leader)
+        log = runs([state.log.term_at(Index(i)) or Term(0) for i in range(1, state.log.last_index + 1)])
+        return (
+            f"{id_} {state.role.value} term={state.term} vote={state.vote} leader={leader} "
+            f"commit={state.commit_index} durable={raft.durable_index} log={log}"
+        )
+
+    def do_progress(self, id_: str) -> list[str]:
+        return [
+            f"{peer} {p.state} match={p.match_index} next={p.next_index} in_flight={p.in_flight} bytes={p.window_bytes}"
+            for peer, p in self.cluster[int(id_)].progress.items()
+        ]
+
+    def do_wire(self) -> list[str]:
+        return [f"{e.sender}>{e.to} {describe(e.message)}" for e in self.cluster.wire] or ["nothing on the wire"]
+
+    def do_level(self) -> list[str]:
+        self.cluster.assert_level()
+        running = next(member for member in self.cluster.members.values() if member.raft is not None)
+        return [f"level: {runs([entry.term for entry in running.disk.entries])}"]
+
+
+def _ids(text: str) -> list[int]:
+    return [int(part) for part in text.split(",") if part]
+
+
+def _selects(selectors: tuple[str, ...], envelope: Envelope) -> bool:
+    """A message fits if every selector does: `1>2`, `1>`, `>2`, or the kind of message."""
+    for selector in selectors:
+        sender, arrow, to = selector.partition(">")
+        if not arrow:
+            if kind(envelope.message) != selector:
+                return False
+        elif (sender and int(sender) != envelope.sender) or (to and int(to) != envelope.to):
+            return False
+    return True
