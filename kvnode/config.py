@@ -93,9 +93,9 @@ class PeerSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     handshake_timeout_ms: Annotated[int, _node("A peer connection must be proven within this.", unit="ms", ge=10)] = (
         2_000
     )
-    keepalive_ms: Annotated[
-        int, _node("A peer connection that is idle sends a ping this often.", unit="ms", ge=10)
-    ] = 1_000
+    keepalive_ms: Annotated[int, _node("A peer connection that is idle sends a ping this often.", unit="ms", ge=10)] = (
+        1_000
+    )
     silence_ms_max: Annotated[
         int, _node("A peer connection silent for longer is dead and is closed.", unit="ms", ge=20)
     ] = 3_000
