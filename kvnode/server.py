@@ -300,6 +300,17 @@ def open_storage(config: Config, data: DataDir, disk: RealDisk) -> tuple[StateMa
         batch_bytes_max=config.storage.batch_bytes_max,
         create=not identity.has_log,
     )
+    report = recovered.report
+    if report.torn is not None:
+        log.warning("wal.torn_tail_cut", node=identity.member, **msgspec.structs.asdict(report.torn))
+    log.info(
+        "wal.recovered",
+        node=identity.member,
+        last_index=recovered.last_index,
+        term=recovered.hard_state.term,
+        segments=report.segments,
+        segments_scanned=report.segments_scanned,
+    )
     if not identity.has_log:  # before the node takes part in anything: from here on a missing log is a loss
         data.save_identity(msgspec.structs.replace(identity, has_log=True))
     return machine, backend, log_store, recovered

@@ -30,6 +30,7 @@ from kvnode.node.reads import Reads
 from kvnode.node.update_queue import RETRY_AFTER_MS, UpdateQueue
 from kvnode.node.waiting_list import SWEEP_MS, WaitingList
 from kvnode.node.worker import Worker
+from kvnode.observe.log import get_logger
 from kvnode.observe.metrics import Histogram
 from kvnode.raft.core import Raft
 from kvnode.raft.messages import (
@@ -53,6 +54,8 @@ from kvnode.raft.output import Fact, Fetch, Output, Send
 
 STALL_CHECK_MS = 100
 
+log = get_logger("driver")
+
 
 class Driver:
     """The node's one consumer of causes. Lives on the node's loop; also the transport's `Receiver`."""
@@ -68,6 +71,7 @@ class Driver:
         loop: asyncio.AbstractEventLoop,
         clock: Clock,
         settings: StorageSection,
+        heartbeat_ms: int,
         queue_items_max: int,
         queue_bytes_max: int,
         on_fact: Callable[[Fact], None],
@@ -81,11 +85,13 @@ class Driver:
         self._loop = loop
         self._clock = clock
         self._settings = settings
+        self._heartbeat_ms = heartbeat_ms
         self._on_fact = on_fact
         self._on_failed = on_failed
         self.queue = UpdateQueue(items_max=queue_items_max, bytes_max=queue_bytes_max, wake=self.wake)
-        self.reads = Reads(loop, self.wake)
+        self.reads = Reads(loop, self.wake, clock.elapsed_ns)
         self.loop_lag_seconds = Histogram()
+        self.heartbeats_late = 0
         self._scheduled = False
         self._stopped = False
         self._timer: asyncio.TimerHandle | None = None
@@ -230,8 +236,13 @@ class Driver:
 
     def _due(self) -> None:
         self._timer = None
-        late_ms = self._clock.monotonic_ms() - self._timer_due_ms
-        self.loop_lag_seconds.observe(max(0, late_ms) / 1e3)
+        late_ms = max(0, self._clock.monotonic_ms() - self._timer_due_ms)
+        self.loop_lag_seconds.observe(late_ms / 1e3)
+        if late_ms >= self._heartbeat_ms:  # the loop was busy: the one cause of a late heartbeat that is ours
+            log.warning("loop.lagged", node=self._raft.node, lag_ms=late_ms)
+            if self._raft.role == "leader" and late_ms >= 2 * self._heartbeat_ms:
+                self.heartbeats_late += 1
+                log.warning("heartbeat.late", node=self._raft.node, late_ms=late_ms, cause="loop")
         self.wake()
 
     def _sweep(self) -> None:
@@ -247,6 +258,9 @@ class Driver:
         stalled = in_flight_ms > self._settings.stall_ms
         if stalled != self._stalled:
             self._stalled = stalled
+            log.warning(
+                "disk.stalled" if stalled else "disk.recovered", node=self._raft.node, in_flight_ms=in_flight_ms
+            )
             self.queue.put_control(DiskStalled() if stalled else DiskRecovered())
 
     @property

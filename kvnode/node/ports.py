@@ -67,4 +67,9 @@ class Transport(Protocol):
 
     def links(self) -> Mapping[NodeId, LinkInfo]: ...
 
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """Messages sent, received and dropped by lane, reconnects; names are the transport's."""
+        ...
+
     async def close(self) -> None: ...

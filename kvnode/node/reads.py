@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from kvnode.errors import Overloaded
 from kvnode.ids import Index
+from kvnode.observe.metrics import Histogram
 
 WAITING_MAX = 65_536
 RETRY_AFTER_MS = 100
@@ -29,7 +30,9 @@ class RoundFailed(Exception):
 class Reads:
     """Reads waiting for their round or for their index. Lives on the node's loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, wake: Callable[[], None], elapsed_ns: Callable[[], int]
+    ) -> None:
         self._loop = loop
         self._wake = wake
         self._number = 0
@@ -38,6 +41,9 @@ class Reads:
         self._asked_number = 0  # 0 = no round under way
         self._behind: list[tuple[Index, int, list[asyncio.Future[None]]]] = []  # heap by index
         self._applied = Index(0)
+        self._elapsed_ns = elapsed_ns
+        self._asked_ns = 0
+        self.round_seconds = Histogram()
 
     def wait(self) -> asyncio.Future[None]:
         """Done once this node's applied state reflects everything committed before this call.
@@ -58,6 +64,7 @@ class Reads:
             return 0
         self._number += 1
         self._asked_number = self._number
+        self._asked_ns = self._elapsed_ns()
         self._asked, self._gathering = self._gathering, []
         return self._number
 
@@ -65,6 +72,7 @@ class Reads:
         """Round `number` is confirmed: its reads may go on once `index` is applied."""
         if number != self._asked_number:
             return
+        self.round_seconds.observe((self._elapsed_ns() - self._asked_ns) / 1e9)
         futures = self._end_round()
         if index <= self._applied:
             _finish(futures)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -136,6 +136,7 @@ def counters(
     applier: Applier,
     waiting: WaitingList,
     facts: FactLog,
+    traffic: Mapping[str, int],
     log_bytes: int,
     proposals: int,
     proposals_failed: int,
@@ -163,4 +164,14 @@ def counters(
         "kvnode_wal_bytes": log_bytes,
         "kvnode_store_bytes": backend.bytes_used,
         "kvnode_recent_bytes": machine.recent_bytes,
+        "kvnode_read_index_seconds": driver.reads.round_seconds,
+        "kvnode_heartbeats_late_total": driver.heartbeats_late,
+        "kvnode_peer_messages_sent_total": _both_lanes(traffic, "messages_sent"),
+        "kvnode_peer_messages_received_total": _both_lanes(traffic, "messages_received"),
+        "kvnode_peer_messages_dropped_total": _both_lanes(traffic, "messages_dropped"),
+        "kvnode_peer_reconnects_total": traffic.get("reconnects", 0),
     }
+
+
+def _both_lanes(traffic: Mapping[str, int], what: str) -> int:
+    return traffic.get(f"{what}_control", 0) + traffic.get(f"{what}_data", 0)

@@ -78,7 +78,7 @@ DECLARED: tuple[MetricDeclaration, ...] = (
     MetricDeclaration("kvnode_wal_batch_entries", "histogram", "", "Entries made durable by one fdatasync."),
     MetricDeclaration("kvnode_commit_seconds", "histogram", "seconds", "From a proposal to its application."),
     MetricDeclaration(
-        "kvnode_read_index_seconds", "histogram", "seconds", "From a linearizable read to its confirmed index."
+        "kvnode_read_index_seconds", "histogram", "seconds", "From asking for a read index to its confirmation."
     ),
     MetricDeclaration("kvnode_wal_bytes", "gauge", "bytes", "Size of the log on disk."),
     MetricDeclaration("kvnode_store_bytes", "gauge", "bytes", "Size of the store on disk."),
@@ -93,7 +93,6 @@ DECLARED: tuple[MetricDeclaration, ...] = (
     MetricDeclaration(
         "kvnode_heartbeats_late_total", "counter", "", "Heartbeats that left later than twice their interval."
     ),
-    MetricDeclaration("kvnode_waiting_requests", "gauge", "", "Client requests waiting for their entry to be applied."),
     MetricDeclaration(
         "kvnode_http_requests_total", "counter", "", "Client requests answered, by status class.", "status"
     ),

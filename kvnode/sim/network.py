@@ -126,6 +126,7 @@ class VirtualTransport:
         self.receiver: Receiver | None = None
         self.connected: dict[NodeId, int] = {}
         self.closed = False
+        self.counters: dict[str, int] = {}
 
     async def start(self, receiver: Receiver) -> None:
         self.receiver = receiver

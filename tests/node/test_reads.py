@@ -11,7 +11,7 @@ from kvnode.node.reads import Reads, RoundFailed
 
 def make() -> tuple[Reads, list[int]]:
     wakes: list[int] = []
-    return Reads(asyncio.get_running_loop(), lambda: wakes.append(1)), wakes
+    return Reads(asyncio.get_running_loop(), lambda: wakes.append(1), lambda: 0), wakes
 
 
 async def test_reads_of_one_batch_share_a_round_and_later_ones_do_not() -> None:
