@@ -92,7 +92,6 @@ class LogIndex:
             segment.cut(index)
             if was_first <= index:
                 break
-        self.segments[-1].fresh = True
         keep = bisect_left(self.run_indexes, index)
         del self.run_indexes[keep:]
         del self.run_terms[keep:]

@@ -10,7 +10,7 @@ import pytest
 from kvnode.errors import IdentityRefused, LogCorrupted
 from kvnode.ids import Index
 from kvnode.sim.disk import FakeDisk
-from kvnode.storage.segment import HEADER_BYTES, append_record, unpack_header
+from kvnode.storage.segment import HEADER_BYTES, MARK, append_record, unpack_header
 from kvnode.storage.wal import Stamp
 from tests.storage.wal_world import HOME, Expected, LogView, Step, entry, new_disk, open_wal, persist, reopened, run
 
@@ -260,20 +260,34 @@ def test_the_limit_of_one_write_is_the_one_the_segment_was_written_under() -> No
     assert reopened(image) == expected.view
 
 
-def test_a_record_of_an_unknown_type_is_refused() -> None:
-    disk, expected = new_disk(), Expected()
-    run(disk, LOG[:2], expected)
+def with_record(type_: int, previous_crc_change: int) -> tuple[FakeDisk, int]:
+    """A log with one more record, written behind the log's back; and where."""
+    disk = new_disk()
+    run(disk, LOG[:2], Expected())
     (path,) = segments(disk)
     wal, _ = open_wal(disk)
-    image = disk.kill()
+    image, state = disk.kill(), wal._state
     header = unpack_header(image.content(path)[:HEADER_BYTES])
-    end = written_end(image, path)
-    buffer = bytearray()
-    append_record(buffer, header.crc_start, 7, wal._state.crc, wal._state.seq + 1, 0, 0, wal._state.seq, b"")
-    image.damage(path, end, bytes(buffer))
-    refusal = reopened(image)
+    buffer, crc = bytearray(), state.crc ^ previous_crc_change
+    append_record(buffer, header.crc_start, type_, crc, state.seq + 1, 0, 0, state.seq, b"")
+    offset = written_end(image, path)
+    image.damage(path, offset, bytes(buffer))
+    return image, offset
+
+
+def test_a_record_of_an_unknown_type_is_refused() -> None:
+    assert open_wal(with_record(MARK, 0)[0])[1].report.torn is None
+    refusal = reopened(with_record(7, 0)[0])
     assert isinstance(refusal, LogCorrupted)
     assert "type 7 is unknown" in refusal.message
+
+
+def test_a_record_that_continues_another_record_does_not_count() -> None:
+    """F20: right checksum, right number, but written after something else than what stands before it."""
+    image, offset = with_record(MARK, 1)
+    _, found = open_wal(image)
+    assert found.report.torn is not None
+    assert found.report.torn.offset == offset
 
 
 def test_reading_back_a_damaged_entry_is_refused_and_the_others_are_served() -> None:
