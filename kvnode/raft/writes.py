@@ -59,7 +59,7 @@ class Writes:
         self.durable_index = min(self.durable_index, below)
         if first < self._unsaved_from:
             self._unsaved_from = first
-            self._truncate_from = min(self._truncate_from or first, first)
+            self._truncate_from = first  # lower than an earlier cut, or it would not be in what is saved
             self._in_flight = deque((number, min(last, below)) for number, last in self._in_flight)
 
     def after(self, index: Index = _NONE) -> WriteNumber:

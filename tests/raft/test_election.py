@@ -6,6 +6,7 @@ import pytest
 
 from kvnode.ids import NOBODY, Index, NodeId, Term
 from kvnode.raft.messages import (
+    AppendEntries,
     AppendReply,
     DiskRecovered,
     DiskStalled,
@@ -15,7 +16,7 @@ from kvnode.raft.messages import (
     VoteRequest,
 )
 from kvnode.raft.output import BecameFollower, BecameLeader, BecamePreCandidate, VoteGranted
-from tests.raft.cluster import Cluster
+from tests.raft.cluster import Cluster, made_entry
 
 
 def request(term: int, sender: int, last: tuple[int, int], *, pre: bool = False, transfer: bool = False) -> VoteRequest:
@@ -89,6 +90,32 @@ def test_a_candidate_asks_and_counts_itself_only_when_its_own_vote_is_durable() 
     assert cluster[1].role == "candidate"
     cluster.complete_write(1)
     assert cluster[1].role == "leader"
+
+
+def test_an_earlier_write_does_not_make_the_vote_durable() -> None:
+    """Scenario S14: a completion counts for what it wrote, not for what came after it."""
+    cluster = Cluster(2, slow_disks=[1])
+    entry = made_entry(1, 1)
+    cluster.step(1, AppendEntries(Term(1), NodeId(2), Index(0), Term(0), (entry,), Index(0)))
+    cluster.crash(2)
+    cluster.elect(1, settle=False)
+    cluster.step(1, VoteReply(Term(2), NodeId(2), granted=True, pre=True))
+    cluster.step(1, VoteReply(Term(2), NodeId(2), granted=True))
+    assert [write.number for write in cluster.member(1).disk.queue] == [1, 2]
+    cluster.complete_write(1)
+    assert cluster[1].role == "candidate"
+    cluster.complete_write(1)
+    assert cluster[1].role == "leader"
+
+
+def test_the_answer_to_an_earlier_pre_vote_is_void() -> None:
+    """Trap S10."""
+    cluster = Cluster(3, logs={1: [5]})
+    cluster.elect(1, settle=False)
+    cluster.step(1, VoteReply(Term(3), NodeId(2), granted=True, pre=True))
+    assert cluster[1].term == 5
+    cluster.step(1, VoteReply(Term(6), NodeId(2), granted=True, pre=True))
+    assert cluster[1].term == 6
 
 
 def test_a_sole_voter_leads_when_its_vote_is_durable() -> None:
@@ -287,6 +314,14 @@ def test_a_refused_port_means_a_quick_election() -> None:
     cluster.advance(60)
     assert cluster.leader in (2, 3)
     assert cluster.facts_of(cluster.leader, BecameLeader)
+
+
+def test_a_refused_port_ends_stickiness_at_once() -> None:
+    cluster = Cluster(3)
+    cluster.elect(1)
+    assert answer(cluster, 2, request(2, 3, (9, 9), pre=True)) is None
+    cluster.step(2, PeerRefused(NodeId(1)))
+    assert answer(cluster, 2, request(2, 3, (9, 9), pre=True)) is True
 
 
 def test_a_refused_port_of_somebody_else_means_nothing() -> None:

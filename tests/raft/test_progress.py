@@ -53,6 +53,15 @@ def test_stale_rejections_are_ignored() -> None:
     assert progress.next_index == 4, "never at or below match"
 
 
+def test_a_probe_hears_only_the_answer_to_its_own_question() -> None:
+    """Trap R3: refusals of appends sent before the logs were known to part."""
+    progress = Progress(Index(9), contact_ms=0)
+    assert not progress.on_rejected(Index(6), Index(2))
+    assert progress.next_index == 9
+    assert progress.on_rejected(Index(8), Index(2))
+    assert progress.next_index == 3
+
+
 def test_a_rejection_always_moves_the_probe_down() -> None:
     progress = Progress(Index(9), contact_ms=0)
     assert progress.on_rejected(Index(8), Index(8))

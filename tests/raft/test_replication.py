@@ -175,6 +175,8 @@ def test_fast_back_up_skips_a_term_at_a_time() -> None:
     cluster.advance(200)
     cluster.assert_level()
     assert 0 < rejections <= 4
+    tried = [m.prev_index for o in cluster.member(1).outputs for m in appends_to(o, 2) if m.entries]
+    assert tried == [105, 55, 5], "not a step at a time, and not back to the beginning either"
 
 
 LEADERS = [[], [1], [1, 1, 2, 2, 6], [2] * 20 + [6], [1, 2, 3, 4, 5, 6, 6]]
