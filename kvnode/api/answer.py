@@ -8,12 +8,13 @@ aiohttp's connection handler asks of a response: `prepare`, `write_eof` and `kee
 from __future__ import annotations
 
 import asyncio
-import time
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
+
+from kvnode.clocks.clock import Clock
 
 WRITE_TIMEOUT_S = 30.0  # a client that reads slower than one buffer in this time is cut off
 
@@ -71,14 +72,15 @@ class Answer(web.StreamResponse):
 class DateHeader:
     """The `Date` header, rendered once a second."""
 
-    __slots__ = ("_second", "_text")
+    __slots__ = ("_clock", "_second", "_text")
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._second = 0
         self._text = ""
 
     def line(self) -> str:
-        second = int(time.time())
+        second = self._clock.wall_ms() // 1_000
         if second != self._second:
             self._second = second
             self._text = f"Date: {formatdate(second, usegmt=True)}\r\n"

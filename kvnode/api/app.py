@@ -9,7 +9,6 @@ and nothing of theirs is needed (`docs/http-api.md` has the numbers). `ClientSer
 from __future__ import annotations
 
 import os
-import time
 from typing import Any
 
 from aiohttp import web
@@ -22,6 +21,7 @@ from kvnode.api.listener import ClientServer
 from kvnode.api.routes import Router
 from kvnode.api.token import encode_token
 from kvnode.clocks import hybrid
+from kvnode.clocks.system import SystemClock
 from kvnode.config import Config
 from kvnode.errors import BadRequest, KvnodeError, Overloaded
 from kvnode.kv.interface import KV, Admin
@@ -46,7 +46,8 @@ class App:
         self.admin = admin
         self.config = config
         self.node_line = f"Kv-Node: {admin.id}\r\n"
-        self.date = DateHeader()
+        self.clock = SystemClock()
+        self.date = DateHeader(self.clock)
         self.router = Router()
         self.openapi = openapi.build()
         self.guard = Guard(config, os.urandom(4).hex())
@@ -62,7 +63,7 @@ class App:
 
     async def handle(self, request: web.BaseRequest) -> Answer:
         """Answer one request. Raises nothing but cancellation."""
-        started = time.perf_counter()
+        started_ns = self.clock.elapsed_ns()
         self.in_flight += 1
         call = Call(self, request)
         try:
@@ -75,7 +76,7 @@ class App:
         finally:
             self.in_flight -= 1
         self._answered[answer.status // 100] += 1
-        self._seconds.observe(time.perf_counter() - started)
+        self._seconds.observe((self.clock.elapsed_ns() - started_ns) / 1e9)
         return answer
 
     async def _dispatch(self, call: Call) -> Answer:
@@ -103,8 +104,7 @@ class App:
         return self._token
 
     def staleness_line(self) -> str:
-        wall_ms = time.time_ns() // 1_000_000
-        return staleness_line(wall_ms, hybrid.wall_part_ms(self.admin.applied_time))
+        return staleness_line(self.clock.wall_ms(), hybrid.wall_part_ms(self.admin.applied_time))
 
     def counters(self) -> dict[str, Any]:
         """The front door's own metrics, by name."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ LINE_BYTES_MAX = 32 * KIB  # a 4 KiB key is 12 KiB percent-encoded, a range hold
 FIELD_BYTES_MAX = 8 * KIB
 HEADERS_MAX = 64
 LINGER_S = 2.0  # how long an unwanted body is read and dropped, so that the refusal arrives
-_LOG_EVERY_S = 10.0
+_LOG_EVERY_MS = 10_000
 
 log = get_logger("api")
 
@@ -102,7 +101,7 @@ class _Front(web.Server):
             "lingering_time": LINGER_S,
             "auto_decompress": False,
         }
-        self._next_line_at = 0.0
+        self._next_line_at_ms = 0
         self._unlogged = 0
 
     def __call__(self) -> RequestHandler:
@@ -111,12 +110,12 @@ class _Front(web.Server):
     def note_malformed(self, reason: str) -> None:
         """One line for many: what strangers send must not fill the log."""
         self.app.malformed += 1
-        now = time.monotonic()
-        if now < self._next_line_at:
+        now_ms = self.app.clock.monotonic_ms()
+        if now_ms < self._next_line_at_ms:
             self._unlogged += 1
             return
         log.warning("request.malformed", reason=reason[:120], unlogged=self._unlogged)
-        self._next_line_at = now + _LOG_EVERY_S
+        self._next_line_at_ms = now_ms + _LOG_EVERY_MS
         self._unlogged = 0
 
 
