@@ -179,7 +179,7 @@ class Client(KV):
                 status, _, body = await sender.post("/v1/batch", [operation])
                 [result] = _json(status, body)["results"]
                 if "error" in result:
-                    raise error_from(result["status"], result.get("outcome", ""), bodies.encode(result))
+                    raise error_from(result["status"], result.get("outcome", ""), bodies.encode(result), write=True)
                 return bodies.operation_reply(request, result)
             case _:
                 assert_never(request)
@@ -246,7 +246,7 @@ class _Exchange:
             leader = urlsplit(response.headers.get("Location", "")).netloc
             raise NoLeader(f"{self._address} is not the leader", leader_url=leader)
         if response.status >= 400:
-            refusal = error_from(response.status, response.headers.get("Kv-Outcome", ""), data)
+            refusal = error_from(response.status, response.headers.get("Kv-Outcome", ""), data, write=method != "GET")
             if isinstance(refusal, KeyNotFound):  # an answer, too: absent at this revision
                 refusal.detail["revision"] = int(response.headers.get("Kv-Revision", "0"))
             raise refusal

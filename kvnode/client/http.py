@@ -85,11 +85,11 @@ def parse_duration_ms(text: str) -> int:
     return int(match[1]) * {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}[match[2]]
 
 
-def error_from(status: int, outcome: str, body: bytes) -> KvnodeError:
+def error_from(status: int, outcome: str, body: bytes, *, write: bool) -> KvnodeError:
     """The exception that an error answer stands for, found again by its `code`; `outcome` is the Kv-Outcome header.
 
-    The outcome is believed from the answer, not derived from the status: a write whose outcome the node calls
-    unknown is an `Unknown`, whatever its code.
+    The outcome of a write is believed from the answer, not derived from the status: what the node calls unknown is
+    an `Unknown`, whatever its code. A read has no outcome; its code alone counts.
     """
     try:
         data = json.loads(body)
@@ -100,9 +100,9 @@ def error_from(status: int, outcome: str, body: bytes) -> KvnodeError:
         code, detail = "", {}
         message = f"answer {status} without an error body: {body[:200]!r}"
     cls = by_code().get(code)
-    if outcome == "unknown" and (cls is None or not cls.may_have_applied):
+    if write and outcome == "unknown" and (cls is None or not cls.may_have_applied):
         cls = Unknown
-    elif outcome == "not-applied" and cls is not None and cls.may_have_applied:
+    elif write and outcome == "not-applied" and cls is not None and cls.may_have_applied:
         cls = TryAgain  # e.g. a timeout of which the node knows that nothing happened
     if cls is None:
         cls = Rejected if 400 <= status < 500 else TryAgain if outcome == "not-applied" else Unknown
@@ -148,7 +148,7 @@ class Caller:
                 continue
             if accept(answer.status):
                 return answer
-            failure = error_from(answer.status, answer.headers.get("Kv-Outcome", ""), answer.body)
+            failure = error_from(answer.status, answer.headers.get("Kv-Outcome", ""), answer.body, write=write)
             if not (isinstance(failure, TryAgain) or (isinstance(failure, Unknown) and not write)):
                 raise failure
         raise failure

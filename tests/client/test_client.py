@@ -190,6 +190,9 @@ async def test_the_deadline_is_the_only_budget(node: LocalNode, kv: Client):
 
 async def test_retrying_can_be_turned_off(node: LocalNode):
     async with served(node) as address, Client(address, retry=None) as client:
+        node.refuse_next(errors.Timeout("late"))
+        with pytest.raises(TimeoutError):
+            await client.get("k")
         node.refuse_next(errors.NoLeader("no leader"))
         with pytest.raises(errors.NoLeader):
             await client.get("k")

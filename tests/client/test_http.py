@@ -39,7 +39,7 @@ def answer(code: str, **extra: object) -> bytes:
 
 def test_every_error_is_found_again_by_its_code():
     for code, cls in errors.by_code().items():
-        found = error_from(400, "unknown" if cls.may_have_applied else "not-applied", answer(code))
+        found = error_from(400, "unknown" if cls.may_have_applied else "not-applied", answer(code), write=True)
         assert isinstance(found, cls)
         assert found.message == "words"
         assert found.detail == {"self": 1}
@@ -63,4 +63,8 @@ def test_every_error_is_found_again_by_its_code():
     ],
 )
 def test_the_outcome_is_believed_before_the_code(status: int, header: str, body: bytes, family: type[Exception]):
-    assert isinstance(error_from(status, header, body), family)
+    assert isinstance(error_from(status, header, body, write=True), family)
+
+
+def test_a_read_that_timed_out_is_a_timeout():
+    assert isinstance(error_from(504, "", answer("timeout", outcome="not-applied"), write=False), errors.Timeout)
