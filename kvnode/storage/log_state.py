@@ -25,6 +25,7 @@ class LogState:
     last_time: int
     tail: list[Entry] = field(default_factory=list)
     sealed: bool = False  # the last record was a segment-end
+    undecoded: Record | None = None  # the newest applied entry: its time is still to be looked at
 
     @classmethod
     def before(cls, header: SegmentHeader, applied_index: int) -> LogState:
@@ -52,9 +53,9 @@ class LogState:
 
     def take(self, record: Record) -> None:
         """Fold one intact record in. Raises: FormatError if it contradicts what came before."""
+        if self.sealed:
+            raise FormatError("a record follows the segment-end")
         match record.type:
-            case _ if self.sealed:
-                raise FormatError("a record follows the segment-end")
             case segment.ENTRY:
                 self._take_entry(record)
             case segment.HARD_STATE:
@@ -79,16 +80,24 @@ class LogState:
         self._cut_tail(end.first_index)
         self.seq, self.crc = record.seq, record.crc
 
+    def settle_time(self) -> None:
+        """Bring `last_time` up to date. Raises: FormatError."""
+        if self.undecoded is not None:
+            self.last_time = max(self.last_time, entry_of(self.undecoded).time)
+            self.undecoded = None
+
     def _take_entry(self, record: Record) -> None:
         if record.index != self.index.last_index + 1:
             raise FormatError(f"entry {record.index} follows entry {self.index.last_index}")
         if record.term < self.index.last_term:
             raise FormatError(f"entry {record.index} has term {record.term}, below {self.index.last_term}")
-        entry = entry_of(record)
         self.index.append(record.index, record.term, record.offset)
-        self.last_time = max(self.last_time, entry.time)
         if record.index > self.applied_index:
+            entry = entry_of(record)
+            self.last_time = max(self.last_time, entry.time)
             self.tail.append(entry)
+        else:
+            self.undecoded = record  # times rise along the log: the last one is enough
 
     def _take_hard_state(self, record: Record) -> None:
         if len(record.payload) != VOTE.size or record.term < self.hard_state.term:
@@ -102,6 +111,7 @@ class LogState:
             raise FormatError(f"truncation from {index} of a log that ends at {self.index.last_index}")
         if index <= self.hard_state.commit:
             raise FormatError(f"truncation from {index}, but {self.hard_state.commit} is committed")
+        self.settle_time()
         self.index.cut(index, record.term)
         self._cut_tail(index)
 

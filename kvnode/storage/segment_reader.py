@@ -48,9 +48,11 @@ class SegmentReader:
         """The record at `offset`, or None if there is no intact one. An unknown type counts as intact."""
         if offset + HEAD_BYTES > self.size:
             return None
-        at = self._window(offset, HEAD_BYTES)
-        if len(self._data) - at < HEAD_BYTES:
-            return None
+        at = offset - self._start
+        if at < 0 or at + HEAD_BYTES > len(self._data):
+            at = self._window(offset, HEAD_BYTES)
+            if len(self._data) < HEAD_BYTES:
+                return None
         crc, length, type_, flags, reserved, previous_crc, seq, term, index, durable_seq = HEAD.unpack_from(
             self._data, at
         )
@@ -58,9 +60,10 @@ class SegmentReader:
         end = offset + HEAD_BYTES + length + padding
         if not type_ or flags or reserved or length > PAYLOAD_BYTES_MAX or end > self.size:
             return None
-        at = self._window(offset, end - offset)
+        if at + end - offset > len(self._data):
+            at = self._window(offset, end - offset)
         frame = self._data[at + 4 : at + end - offset]
-        if crc32(frame, self._crc_start) != crc or (padding and any(frame[-padding:])):
+        if crc32(frame, self._crc_start) != crc or (padding and frame[-padding:] != _ZEROS[:padding]):
             return None
         payload = frame[HEAD_BYTES - 4 : HEAD_BYTES - 4 + length]
         return Record(offset, crc, type_, previous_crc, seq, term, index, durable_seq, payload, end)

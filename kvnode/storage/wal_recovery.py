@@ -297,6 +297,10 @@ def _fold(path: str, reader: SegmentReader, state: LogState, until: int) -> tupl
         except FormatError as error:
             raise corrupted(path, offset, str(error)) from error
         offset = record.end
+    try:
+        state.settle_time()
+    except FormatError as error:
+        raise corrupted(path, offset, str(error)) from error
     return offset, starts[0]
 
 
