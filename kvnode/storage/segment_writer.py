@@ -92,7 +92,7 @@ class SegmentWriter:
             previous_end=previous_end,
             base=state.low_water,
             hard_state=state.hard_state,
-            unsynced_max=max(self._batch_bytes_max, need),
+            unsynced_max=max(2 * self._batch_bytes_max, need),  # the caller counts payloads, records are a bit longer
             last_time=state.last_time,
             size=file.size(),
         )

@@ -237,11 +237,11 @@ def test_rule_4_more_than_one_write_of_rubbish_is_damage() -> None:
     image.flip_bit(path, start + 10)
     far = image.kill()
     far.damage(path, 8100, b"\x01")
-    assert not isinstance(reopened(far), LogCorrupted)  # within one write of 4096 bytes
+    assert not isinstance(reopened(far), LogCorrupted)  # within one write of twice 4096 bytes
     disk, path, start, _ = torn_batch(segment_bytes=16384)
     far = disk.kill()
     far.flip_bit(path, start + 10)
-    far.damage(path, start + 4096, b"\x01")
+    far.damage(path, start + 8192, b"\x01")
     refusal = reopened(far, segment_bytes=16384)
     assert isinstance(refusal, LogCorrupted)
     assert "more than one write may leave" in refusal.message
