@@ -9,7 +9,7 @@ All instants are of the monotonic clock that counts suspended time.
 from __future__ import annotations
 
 from kvnode.ids import NodeId
-from kvnode.raft.state import Leadership, RaftState
+from kvnode.raft.state import Leadership, RaftState, Role
 
 _SOLE_VOTER_WAIT_MS = 1
 
@@ -17,7 +17,9 @@ _SOLE_VOTER_WAIT_MS = 1
 def reset_election(state: RaftState) -> None:
     """Wait for a whole new election timeout from now."""
     timeout = state.settings.election_timeout_ms
-    if state.configuration.voters == (state.node,) and not state.is_stalled:
+    is_alone = state.configuration.voters == (state.node,)
+    # Short only to begin: once it stands it waits for its vote's fsync, which takes longer than a millisecond.
+    if is_alone and state.role is Role.FOLLOWER and not state.is_stalled:
         wait = _SOLE_VOTER_WAIT_MS
     elif state.has_heard_leader:
         wait = timeout + int(state.rng.random() * timeout)

@@ -47,6 +47,7 @@ class Cluster:
         self._config = load(None, environment={}, overrides={**common, **(settings or {})})
         self._disks = {member: FakeDisk(self.fork(f"disk-{member}")) for member in self.ids}
         self._initialised: dict[NodeId, bool] = {}
+        self.disk_delay_s = 0.0005  # how long a write with its fsync takes, on members started from now on
         self.members: dict[NodeId, Member] = {}
         self.failures: dict[NodeId, BaseException] = {}
 
@@ -119,7 +120,7 @@ class Member:
         self.clock = VirtualClock(loop)
         self._cluster = cluster
         self.transport: VirtualTransport = cluster.network.transport(member)
-        self.workers = {name: VirtualWorker(loop) for name in ("log", "log-reader", "flusher")}
+        self.workers = {name: VirtualWorker(loop, cluster.disk_delay_s) for name in ("log", "log-reader", "flusher")}
         backend = MemoryBackend()
         limits: LimitsSection = config.limits
         storage: StorageSection = config.storage

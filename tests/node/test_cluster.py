@@ -373,3 +373,17 @@ def test_every_claim_about_a_write_is_true_under_loss_duplication_and_reordering
         assert sum(claim == "ok" for claim in claims.values()) > 50
 
     simulate(scenario, seed=seed)
+
+
+def test_a_sole_voter_with_a_slow_disk_wins_its_first_election() -> None:
+    """Its own vote takes an fsync: the election timer must not fire again and again meanwhile."""
+
+    async def scenario(cluster: Cluster) -> None:
+        leader = await cluster.elect()
+        cluster.kill(leader.id)
+        cluster.disk_delay_s = 0.02
+        restarted = (await cluster.start(leader.id)).node
+        await cluster.elect()
+        assert (leader.term, restarted.term) == (1, 2)
+
+    simulate(scenario, size=1)
