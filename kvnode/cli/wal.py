@@ -29,6 +29,8 @@ def dump(directory: str, first_index: int, limit: int, everything: bool) -> None
     try:
         for line in islice(lines, limit or None):
             click.echo(json.dumps(line, ensure_ascii=False))
+    except BrokenPipeError:  # `| head` has seen enough
+        raise
     except (LogCorrupted, OSError) as error:
         raise click.ClickException(str(error)) from error
 

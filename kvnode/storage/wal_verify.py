@@ -212,11 +212,26 @@ def _headers(directory: str, log: VerifiedLog) -> list[_Header]:
 
 def _check_segment(where: str, header: _Header, successors: Sequence[_Header], log: VerifiedLog) -> bool:
     """Check the records of one segment; False if the log cannot be followed any further."""
-    with open(where, "rb") as file:
-        data = file.read()
     start = crc32(header.salt.to_bytes(8, "little"))
-    offset = _BLOCK
+    data = _read(where)
     until = successors[0].previous_seq if successors else None
+    offset = _follow(where, data, _BLOCK, start, log, until)
+    if offset is None:
+        return False
+    if until is None:
+        return _check_last(where, header, data, offset, start, log)
+    if log.seq + 1 == until and len(successors) == 1:  # the seal is written last
+        log.seq, log.crc = until, successors[0].previous_crc
+    elif log.seq != until:
+        log.problems.append(_at(where, offset, f"no valid record {log.seq + 1}, but a later segment follows"))
+        return False
+    return True
+
+
+def _follow(  # noqa: PLR0917
+    where: str, data: bytes, offset: int, start: int, log: VerifiedLog, until: int | None
+) -> int | None:
+    """Take records from `offset` until one is not valid; returns where that is. None: one contradicts the log."""
     while until is None or log.seq < until:
         record = _parse(data, offset, start)
         if record is None or (record.seq, record.previous_crc) != (log.seq + 1, log.crc):
@@ -224,23 +239,36 @@ def _check_segment(where: str, header: _Header, successors: Sequence[_Header], l
         problem = _take(record, log)
         if problem:
             log.problems.append(_at(where, offset, problem))
-            return False
+            return None
         log.records += 1
         log.seq, log.crc, offset = record.seq, record.crc, record.end
-    if until is None:
-        if len(data) < header.size:
-            log.problems.append(
-                _at(where, len(data), f"the file was made {header.size} bytes long and has lost its end")
-            )
-        problem = _check_end(data, offset, start, log)
-        if problem:
+    return offset
+
+
+def _check_last(  # noqa: PLR0917
+    where: str, header: _Header, data: bytes, offset: int, start: int, log: VerifiedLog
+) -> bool:
+    """The end of the newest segment. A node may be writing to it: what looks wrong is read once more."""
+    if len(data) < header.size:
+        log.problems.append(_at(where, len(data), f"the file was made {header.size} bytes long and has lost its end"))
+    problem = _check_end(data, offset, start, log)
+    while problem:
+        fresh = _read(where)
+        if fresh == data:
             log.problems.append(_at(where, offset, problem))
-    elif log.seq + 1 == until and len(successors) == 1:  # the seal is written last
-        log.seq, log.crc = until, successors[0].previous_crc
-    elif log.seq != until:
-        log.problems.append(_at(where, offset, f"no valid record {log.seq + 1}, but a later segment follows"))
-        return False
+            return False
+        data = fresh
+        followed = _follow(where, data, offset, start, log, None)
+        if followed is None:
+            return False
+        offset = followed
+        problem = _check_end(data, offset, start, log)
     return True
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _check_end(data: bytes, offset: int, start: int, log: VerifiedLog) -> str:

@@ -248,3 +248,21 @@ def test_leftovers_of_a_crash_are_swept_and_strangers_left_alone() -> None:
     assert found.report.unknown == (f"{HOME}/notes.txt",)
     assert disk.exists(f"{HOME}/notes.txt")
     assert not disk.exists(f"{HOME}/next.tmp")
+
+
+def test_a_full_disk_is_an_error_and_the_log_goes_on_when_there_is_room_again() -> None:
+    """F15: whatever call meets the end of the space, nothing acknowledged is lost."""
+    total = new_disk()
+    run(total, ROLLING, Expected())
+    for capacity in range(0, 200_000, 1_499):
+        disk, expected = new_disk(), Expected()
+        disk.capacity_bytes = capacity
+        try:
+            run(disk, ROLLING, expected)
+            break
+        except StorageFailed:
+            pass
+        disk = disk.kill()
+        disk.capacity_bytes = 1 << 30
+        continue_and_check(disk, expected, f"capacity {capacity}")
+    assert 8192 < capacity < 199_000

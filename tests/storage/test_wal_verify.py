@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -222,3 +223,33 @@ def test_dump_works_beside_a_running_node_and_crosses_segments(tmp_path: Path) -
     first.write_bytes(first.read_bytes()[:5000] + bytes(3192))
     with pytest.raises(LogCorrupted, match="no valid record"):
         list(dump(path))
+
+
+def test_both_readers_work_while_a_node_writes(tmp_path: Path) -> None:
+    home = str(tmp_path)
+    wal, _ = open_wal(RealDisk(), create=True, home=home, segment_bytes=1 << 20, batch_bytes_max=1 << 18)
+    done = threading.Event()
+
+    def write() -> None:
+        for number in range(1, 10_000):
+            if done.is_set():
+                break
+            state = (1, 1) if number == 1 else None
+            wal.write([persist(number, *(entry(number * 3 + i, text=b"x" * 300) for i in (-2, -1, 0)), state=state)])
+        wal.close()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        seen = 0
+        for _ in range(6):
+            log = verify(home) if list(tmp_path.glob("*.wal")) else None
+            assert log is not None
+            assert log.problems == []
+            assert log.last_index >= seen
+            seen = log.last_index
+            assert [line["index"] for line in dump(home, first_index=seen)][:1] in ([max(seen, 1)], [])
+    finally:
+        done.set()
+        writer.join()
+    assert verify(home).problems == []
