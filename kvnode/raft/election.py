@@ -23,6 +23,8 @@ from kvnode.raft.state import Candidacy, Leadership, RaftState, Role
 def campaign(state: RaftState, reason: str) -> None:
     """The election timer fired: ask whether we could win, if we may stand at all."""
     timers.reset_election(state)
+    if state.role is Role.CANDIDATE and not state.writes.is_hard_state_durable:
+        return  # our requests have not even left: a slow disk must not raise one term after another
     generation.forget_leader(state)
     if state.is_stalled or not state.is_voter:
         return

@@ -131,6 +131,21 @@ def test_a_sole_voter_leads_when_its_vote_is_durable() -> None:
     assert cluster[1].commit_index == 1
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_slow_disk_raises_no_term_after_another(size: int) -> None:
+    """R6: while its own vote is on the way to the disk a candidate waits, however long that takes."""
+    cluster = Cluster(size, slow_disks=[1])
+    cluster.elect(1, settle=False)
+    cluster.settle()
+    cluster.cut(1)
+    cluster.advance(3_000)
+    assert (cluster[1].role, cluster[1].term) == ("candidate", 1)
+    cluster.heal()
+    cluster.complete_writes(1)
+    cluster.settle()
+    assert (cluster[1].term, size == 3 or cluster[1].role == "leader") == (1, True)
+
+
 def test_leader_and_candidate_do_not_vote_for_another_in_their_own_term() -> None:
     """Scenario S6."""
     cluster = Cluster(3)
