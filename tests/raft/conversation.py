@@ -4,10 +4,13 @@ Positions are written index.term, logs as runs of terms (1x3,4x2 is terms 1 1 1 
 leaves, every fact, every rise of a commit index, every answer to a client, and the writes of disks that are held.
 
     cluster nodes=1,2,3 log1=1x3,4 term2=5 vote2=3 hold=2 learners=4 window=1   nodes, logs, hard states, held disks
-    timeout N · elect N · heartbeat N · tick N         the election timer fires (elect: and all is delivered); a beat
+    timeout N · win N · elect N                        the election timer fires; all votes, or all messages, are delivered
+    heartbeat N · tick N                               a leader's beat is due; a look at the deadlines
     wait MS · advance MS                               time passes: nobody runs; or all tick and messages flow
-    deliver · settle · drop · repeat · reverse [1>2 | >2 | 1> | append | accept | vote …]    what is on the wire
-    keep NAME [selector] · hand NAME                   take messages away; deliver these, again and again
+    deliver · drop · repeat · reverse [1>2 | >2 | 1> | append | accept | vote …]    what is on the wire
+    settle · clear                                     deliver until the wire is empty; empty it
+    keep NAME [selector] · hand NAME · burst NAME      take messages away; deliver these, one by one or as one step
+    inject 2>1 vote last=3.1 term=5                    deliver a message made up: no entries, all else is 0 if not given
     hold N · persist N [COUNT] · release N             disk writes wait; finish; finish at once again
     crash N [KEPT] · start N                           un-synced writes are lost, but for the first KEPT
     cut 1 2,3 · cutoneway 1 2 · heal                   links
@@ -51,6 +54,8 @@ _SETTINGS = {
     "uncommitted": "uncommitted_bytes_max",
     "cache": "log_cache_bytes",
 }
+
+_ELECTION = ("prevote", "pregrant", "prerefuse", "vote", "grant", "refuse")
 
 
 class Traced(Cluster):
@@ -233,6 +238,13 @@ class Conversation:
     def do_elect(self, id_: str) -> None:
         self.cluster.elect(int(id_))
 
+    def do_win(self, id_: str) -> None:
+        """Win an election by its messages alone; the new leader's appends are on the wire, and so is what was there."""
+        self.cluster.elect(int(id_), settle=False)
+        while self.cluster.deliver(lambda envelope: kind(envelope.message) in _ELECTION):
+            pass
+        assert self.cluster[int(id_)].role == "leader", "not elected"
+
     def do_heartbeat(self, id_: str) -> None:
         leadership = self.cluster[int(id_)].state.leadership
         assert leadership is not None, "only a leader beats"
@@ -259,6 +271,9 @@ class Conversation:
     def do_drop(self, *selectors: str) -> None:
         assert self._take(selectors), "nothing to drop"
 
+    def do_clear(self) -> None:
+        self.cluster.wire.clear()
+
     def do_keep(self, name: str, *selectors: str) -> None:
         self.kept[name] = self._take(selectors)
         assert self.kept[name], "nothing to keep"
@@ -266,13 +281,23 @@ class Conversation:
     def do_hand(self, name: str) -> None:
         self.cluster.hand(*self.kept[name])
 
+    def do_burst(self, name: str) -> None:
+        """All in one step of the driver: one output for all of them."""
+        kept = self.kept[name]
+        self.cluster.feed(kept[0].to, *(envelope.message for envelope in kept))
+
+    def do_inject(self, link: str, word: str, *words: str) -> None:
+        sender, to = (NodeId(int(id_)) for id_ in link.split(">"))
+        self.cluster.hand(Envelope(sender, to, _made_up(sender, word, words)))
+
     def do_repeat(self, *selectors: str) -> None:
         chosen = [envelope for envelope in self.cluster.wire if _selects(selectors, envelope)]
         assert chosen, "nothing to repeat"
         self.cluster.hand(*chosen)
 
     def do_reverse(self, *selectors: str) -> None:
-        self.cluster.wire += reversed(self._take(selectors))
+        taken = self._take(selectors)
+        self.cluster.wire += reversed(taken)
 
     def _take(self, selectors: tuple[str, ...]) -> list[Envelope]:
         return self.cluster.take(lambda envelope: _selects(selectors, envelope))
@@ -364,6 +389,26 @@ class Conversation:
         self.cluster.assert_level()
         running = next(member for member in self.cluster.members.values() if member.raft is not None)
         return [f"level: {runs([entry.term for entry in running.disk.entries])}"]
+
+
+def _made_up(sender: NodeId, word: str, words: tuple[str, ...]) -> PeerMessage:
+    named = dict(word.split("=") for word in words)
+    term = Term(int(named.pop("term")))
+    index, _, index_term = named.pop("prev", named.pop("last", named.pop("index", "0.0"))).partition(".")
+    at, at_term = Index(int(index)), Term(int(index_term or 0))
+    commit, read_round = Index(int(named.pop("commit", 0))), int(named.pop("round", 0))
+    assert not named, named
+    match word:
+        case "append":
+            return AppendEntries(term, sender, at, at_term, (), commit, read_round)
+        case "accept" | "reject":
+            return AppendReply(term, sender, word == "accept", at, last_index=at, read_round=read_round)
+        case "vote" | "prevote":
+            return VoteRequest(term, sender, at_term, at, pre=word == "prevote")
+        case "grant" | "refuse" | "pregrant" | "prerefuse":
+            return VoteReply(term, sender, word.endswith("grant"), pre=word.startswith("pre"))
+        case _:
+            raise AssertionError(f"no such message to make up: {word}")
 
 
 def _ids(text: str) -> list[int]:
