@@ -79,6 +79,12 @@ def test_every_logged_event_is_declared():
     assert [(place, event) for place, event in logged_events() if event not in EVENTS] == []
 
 
+def test_every_declared_event_is_logged_somewhere():
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "kvnode").rglob("*.py") if path.name != "log.py"]
+    own = {"log.dropped", "library.logged"}  # by the logging itself
+    assert [event for event in EVENTS if event not in own and not any(f'"{event}"' in text for text in sources)] == []
+
+
 def commands() -> Iterator[tuple[str, click.Command]]:
     context = click.Context(cli)
     for name in COMMANDS:

@@ -55,7 +55,6 @@ EVENTS: dict[str, str] = {
     "vote.granted": "This node voted for `candidate` in `term`.",
     "transfer.began": "Leadership is being handed to `peer`.",
     "transfer.aborted": "The hand-over did not finish in time; this node goes on leading.",
-    "store.flushed": "Recent versions were committed to the store.",
     "heartbeat.late": "A heartbeat left later than twice its interval; `late_ms`.",
     "loop.lagged": "The event loop was busy for `lag_ms`.",
     "request.failed": "A request met an unexpected error; `request_id` finds it again. A bug: please report it.",

@@ -25,7 +25,7 @@ def test_a_process_writes_one_json_object_a_line(tmp_path):
     path = tmp_path / "log"
     log.setup(LogSection(format="json", file=str(path)), node=3)
     log.get_logger("raft").info("election.won", term=7, blob=b"\x00\xff")
-    log.get_logger("raft").debug("store.flushed")
+    log.get_logger("raft").debug("vote.granted")
     assert log.flush()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["event"], line["node"], line["component"], line["term"]) for line in lines] == [
