@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import sys
 from pathlib import Path
 
 _ZEROS = bytes(1 << 20)
+_OCTAL = re.compile(r"\\([0-7]{3})")  # how a mount point with a blank is written
 _MAC: bool = sys.platform == "darwin"
 _FULL_FSYNC: int = getattr(fcntl, "F_FULLFSYNC", 51)
 
@@ -164,7 +166,7 @@ class RealDisk:
         where, best, kind = os.path.realpath(path), "", ""
         for line in table.splitlines():
             mount, _, device = line.partition(" - ")
-            point = mount.split(" ")[4].encode().decode("unicode_escape")  # blanks stand as \040
+            point = _OCTAL.sub(lambda found: chr(int(found[1], 8)), mount.split(" ")[4])
             inside = where == point or where.startswith(point.rstrip("/") + "/")
             if inside and len(point) >= len(best):  # of two mounts on one point the later one is seen
                 best, kind = point, device.split(" ")[0]
