@@ -5,6 +5,8 @@ A run draws which kinds of fault it knows (a swarm: with few kinds it goes deepe
 
 from __future__ import annotations
 
+from functools import partial
+
 from kvnode.ids import NOBODY, NodeId, RequestId
 from kvnode.raft.messages import (
     DiskRecovered,
@@ -22,7 +24,7 @@ from tests.raft.network import Network, Process
 
 CHAOS = (
     "cut_one_way", "isolate", "split", "bridge", "heal", "crash", "restart", "pause", "slow_disk", "stall",
-    "refused", "flap", "transfer", "resurrect", "wall_jump",
+    "refused", "flap", "transfer", "resurrect", "wall_jump", "usurp",
 )  # fmt: skip
 
 
@@ -51,7 +53,8 @@ class Chaos(Network):
         """A few proposals or a read somewhere, whether that node lives or not."""
         if self.is_peace:
             return
-        id_ = self.rng.choice(self.ids)
+        leading = [id_ for id_, m in self.machines.items() if m.process is not None and m.process.raft.role == "leader"]
+        id_ = self.rng.choice(leading if leading and self.rng.random() < 0.5 else self.ids)
         if self.rng.random() < 0.5:
             self.propose(id_, self.rng.randint(1, 4))
         else:
@@ -148,6 +151,20 @@ class Chaos(Network):
             peer = process.raft.leader
         if peer not in (NOBODY, id_):
             self.put(id_, PeerRefused(peer))
+
+    def _do_usurp(self, _: NodeId) -> None:
+        """All but the leader lose it and are told that it is gone, while it goes on: two leaders for a while."""
+        rafts = [machine.process.raft for machine in self.machines.values() if machine.process is not None]
+        for raft in rafts:
+            if raft.role == "leader":
+                others = [other for other in self.ids if other != raft.node]
+                self._cut([raft.node], others)
+                for other in others:
+                    self.put(other, PeerRefused(raft.node))
+                self.read(raft.node)
+                self.at(self.timeout // 2, partial(self.read, raft.node))
+                if self.rng.random() < 0.5:
+                    self.at(self.timeout // 2, self.cut_links.clear)
 
     def _do_flap(self, id_: NodeId) -> None:
         peer = self.rng.choice(self.ids)

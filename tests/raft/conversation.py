@@ -4,7 +4,7 @@ Positions are written index.term, logs as runs of terms (1x3,4x2 is terms 1 1 1 
 leaves, every fact, every rise of a commit index, every answer to a client, and the writes of disks that are held.
 
     cluster nodes=1,2,3 log1=1x3,4 term2=5 vote2=3 hold=2 learners=4 window=1   nodes, logs, hard states, held disks
-    timeout N · win N · elect N                        the election timer fires; all votes, or all messages, are delivered
+    timeout N · win N · elect N                        the election timer fires; and votes, or all messages, arrive
     heartbeat N · tick N                               a leader's beat is due; a look at the deadlines
     wait MS · advance MS                               time passes: nobody runs; or all tick and messages flow
     deliver · drop · repeat · reverse [1>2 | >2 | 1> | append | accept | vote …]    what is on the wire
