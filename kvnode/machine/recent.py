@@ -73,6 +73,7 @@ class Recent:
     def __init__(self) -> None:
         self._active = Layer()
         self._frozen: Layer | None = None
+        self._frozen_bytes = self._frozen_versions = 0
         self._draft: Layer | None = None
         self._layers: tuple[Layer, ...] = (self._active,)
         self.add = self._active.add
@@ -80,11 +81,12 @@ class Recent:
 
     @property
     def size_bytes(self) -> int:
-        return sum(layer.bytes for layer in self._layers)
+        """Of all kept versions. Asked for with every request, so nothing is summed up here."""
+        return self._active.bytes + self._frozen_bytes
 
     @property
     def versions(self) -> int:
-        return sum(len(layer.changes) for layer in self._layers)
+        return len(self._active.changes) + self._frozen_versions
 
     @property
     def is_frozen(self) -> bool:
@@ -144,6 +146,7 @@ class Recent:
         assert self._draft is None
         assert self._frozen is None, "a frozen layer still waits for its eviction"
         self._frozen, self._active = self._active, Layer()
+        self._frozen_bytes, self._frozen_versions = self._frozen.bytes, len(self._frozen.changes)
         self._relink()
         return self._frozen
 
@@ -151,6 +154,7 @@ class Recent:
         """Forget the frozen layer: the backend holds all of it durably."""
         assert self._frozen is not None
         self._frozen = None
+        self._frozen_bytes = self._frozen_versions = 0
         self._relink()
 
     def _relink(self) -> None:

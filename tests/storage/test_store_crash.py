@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import queue
 import subprocess
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from kvnode.ids import Index
 from kvnode.kv.keys import TO_THE_END
 from kvnode.kv.requests import Range, RangeReply, WriteRequest
 from kvnode.machine.machine import Cut, StateMachine
-from kvnode.storage.flusher import Flusher
 from kvnode.storage.lmdb_backend import LmdbBackend
 from kvnode.storage.memory_backend import MemoryBackend
 from tests.machine.test_digest import workload
@@ -36,17 +34,20 @@ def flush_without_end(path: str) -> None:
     """The process that is killed: applies, flushes whenever the previous flush is done, and tells of each."""
     backend = LmdbBackend(path, map_bytes=MAP_BYTES)
     machine = StateMachine(backend, LimitsSection())
-    done: queue.SimpleQueue[Cut] = queue.SimpleQueue()
-
-    flusher = Flusher(backend, on_done=done.put, on_failed=lambda error: os._exit(1))
+    flusher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="flush")
+    outstanding: tuple[Cut, Future[None]] | None = None
     requests = workload(3, REQUESTS)
     for index in range(machine.applied_index + 1, REQUESTS + 1):
         apply_from(machine, requests, index)
-        if (cut := machine.cut()) is not None:
-            flusher.submit(cut)
-        if not done.empty() or index % 200 == 0:  # wait at times, lest the loop outrun the disk
-            machine.evict(done.get())
+        # Wait for the commit at times, lest the loop outrun the disk; a failed one raises here and ends the process.
+        if outstanding is not None and (outstanding[1].done() or index % 200 == 0):
+            cut, commit = outstanding
+            commit.result()
+            machine.evict(cut)
+            outstanding = None
             print("flushed", flush=True)
+        if outstanding is None and (found := machine.cut()) is not None:
+            outstanding = found, flusher.submit(backend.commit, found)
 
 
 @pytest.mark.slow
