@@ -20,6 +20,7 @@ from kvnode.raft.messages import (
     ReadRequest,
     TransferLeadership,
 )
+from kvnode.raft.output import BecameLeader, Output
 from tests.raft.network import Network, Process
 
 CHAOS = (
@@ -35,6 +36,7 @@ class Chaos(Network):
         super().__init__(seed)
         rng = self.rng
         self.is_peace = False
+        self.ambush = rng.choice([0.0, 0.0, 0.3, 0.8])
         self.chaos = [kind for kind in CHAOS if rng.random() < 0.6] or ["crash", "restart"]
         self.chaos_every_ms = rng.choice([self.timeout // 8, self.timeout // 2, self.timeout])
         self.client_every_ms = rng.choice([10, self.timeout // 4, self.timeout])
@@ -87,7 +89,7 @@ class Chaos(Network):
         self.at(self.rng.randint(1, 2 * self.chaos_every_ms), self._chaos)
 
     def _do_cut_one_way(self, id_: NodeId) -> None:
-        self.cut_links[id_, self.rng.choice(self.ids)] = True
+        self._cut_links((id_, self.rng.choice(self.ids)))
 
     def _do_isolate(self, id_: NodeId) -> None:
         self._cut([id_], [other for other in self.ids if other != id_])
@@ -103,17 +105,24 @@ class Chaos(Network):
         self._cut(others[:half], others[half:])
 
     def _cut(self, left: list[NodeId], right: list[NodeId]) -> None:
-        for a in left:
-            for b in right:
-                self.cut_links[a, b] = self.cut_links[b, a] = True
+        self._cut_links(*[link for a in left for b in right for link in ((a, b), (b, a))])
+
+    def _cut_links(self, *links: tuple[NodeId, NodeId]) -> None:
+        """Every cut ends some time, or there would soon be nothing left to go wrong."""
+        for link in links:
+            self.cut_links[link] = True
+        self.at(self.rng.randint(1, 5 * self.timeout), partial(self._mend, links))
+
+    def _mend(self, links: tuple[tuple[NodeId, NodeId], ...]) -> None:
+        for link in links:
+            self.cut_links.pop(link, None)
 
     def _do_heal(self, _: NodeId) -> None:
         self.cut_links.clear()
 
     def _do_crash(self, id_: NodeId) -> None:
         self.crash(id_)
-        if self.rng.random() < 0.5:
-            self.at(self.rng.randint(0, self.timeout), lambda: self._do_restart(id_))
+        self.at(self.rng.randint(0, 4 * self.timeout), lambda: self._do_restart(id_))
 
     def _do_restart(self, _: NodeId) -> None:
         for id_, machine in self.machines.items():
@@ -153,18 +162,32 @@ class Chaos(Network):
             self.put(id_, PeerRefused(peer))
 
     def _do_usurp(self, _: NodeId) -> None:
-        """All but the leader lose it and are told that it is gone, while it goes on: two leaders for a while."""
-        rafts = [machine.process.raft for machine in self.machines.values() if machine.process is not None]
-        for raft in rafts:
-            if raft.role == "leader":
-                others = [other for other in self.ids if other != raft.node]
-                self._cut([raft.node], others)
-                for other in others:
-                    self.put(other, PeerRefused(raft.node))
-                self.read(raft.node)
-                self.at(self.timeout // 2, partial(self.read, raft.node))
-                if self.rng.random() < 0.5:
-                    self.at(self.timeout // 2, self.cut_links.clear)
+        """Two leaders for a while."""
+        for id_, machine in self.machines.items():
+            if machine.process is not None and machine.process.raft.role == "leader":
+                self._usurp(id_)
+
+    def _usurp(self, leader: NodeId) -> None:
+        """All others lose the leader and are told that it is gone, while it goes on with what its clients ask."""
+        others = [other for other in self.ids if other != leader]
+        self._cut([leader], others)
+        for other in others:
+            self.put(other, PeerRefused(leader))
+        self.propose(leader, self.rng.randint(0, 3))
+        self.read(leader)
+        self.at(self.timeout // 2, partial(self.read, leader))
+        if self.rng.random() < 0.5:
+            self.at(self.rng.randint(self.timeout // 4, 2 * self.timeout), self.cut_links.clear)
+
+    def _execute(self, process: Process, output: Output) -> None:
+        """Some runs ambush new leaders: their first entries stand on one disk or few, as in the paper's Figure 8."""
+        super()._execute(process, output)
+        is_new = any(isinstance(fact, BecameLeader) for fact in output.facts)
+        if is_new and not self.is_peace and self.rng.random() < self.ambush:
+            if self.rng.random() < 0.7:
+                self._usurp(process.node)
+            else:
+                self.at(self.rng.randint(0, self.fsync_ms), partial(self._do_crash, process.node))
 
     def _do_flap(self, id_: NodeId) -> None:
         peer = self.rng.choice(self.ids)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.raft.chaos import Chaos
 
-SEEDS = int(os.environ.get("KVNODE_SIM_SEEDS") or 30)
+SEEDS = int(os.environ.get("KVNODE_SIM_SEEDS") or 60)
 ONE_SEED = os.environ.get("KVNODE_SIM_SEED")
 FAILED_ONCE: dict[int, str] = {}
 """Seed → what it found, since put right."""
