@@ -169,7 +169,6 @@ class DataDir:
             write_small(disk, self._peers_path, {})
             identity = Identity(FORMAT, cluster_name, member, random_u64())
             write_small(disk, self._identity_path, identity)
-        disk.fsync_dir(self.path)
         self.identity = self._read_identity(member, cluster_name)
         self.boot = self._read(self._boot_path, PeerBoot)
         self._peer_boots = self._read(self._peers_path, dict[int, PeerBoot])
@@ -213,6 +212,7 @@ class DataDir:
         return identity
 
     def _count_start(self, random_u64: Callable[[], int]) -> None:
+        """Also syncs the directory: what was read before may stand in memory only, after a kill at the wrong moment."""
         boot = PeerBoot(self.boot.counter + 1, random_u64())
         write_small(self._disk, self._boot_path, boot)
         self.boot = boot

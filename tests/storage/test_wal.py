@@ -93,6 +93,15 @@ def test_commit_is_recorded_no_higher_than_what_was_durable() -> None:
     assert open_wal(disk.kill())[1].hard_state.commit == 2
 
 
+def test_last_time_counts_entries_that_were_cut() -> None:
+    disk = new_disk()
+    wal, _ = open_wal(disk, create=True)
+    wal.write([persist(1, entry(1), entry(2), entry(3), state=(1, 1))])
+    wal.write([persist(2, entry(2, 2), cut=2, state=(2, 1))])
+    assert open_wal(disk.kill())[1].last_time == entry(3).time
+    assert open_wal(disk.kill(), applied=2)[1].last_time == entry(3).time
+
+
 def test_segments_roll_and_reading_crosses_them() -> None:
     wal, entries = filled(400)
     assert wal.bytes_used > 5 * 8192
@@ -181,7 +190,8 @@ def test_a_segment_of_many_terms_and_cuts_needs_no_seal() -> None:
     for i in range(1, 500):
         go_on(wal, [[persist(i, entry(i, i), state=(i, 1))]], expected)
     go_on(wal, [[persist(500, entry(500, 500, bytes(3900)), state=(500, 1))]], expected)
-    assert wal.bytes_used > 65536
+    second = next(path for path in disk.files() if "/0000000002-" in path)
+    assert disk.content(second)[88:96] == bytes(8)  # the segment before was not sealed
     _, found = open_wal(disk.kill(), segment_bytes=65536)
     assert view(found) == expected.view
     assert view(open_wal(disk.kill(), applied=499, segment_bytes=65536)[1])[0] == (expected.entries[-1],)

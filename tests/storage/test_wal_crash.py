@@ -12,7 +12,7 @@ import pytest
 
 from kvnode.errors import StorageFailed
 from kvnode.ids import Index
-from kvnode.sim.choices import RandomChoices
+from kvnode.sim.choices import RandomChoices, Replay
 from kvnode.sim.disk import FakeDisk, FsyncFailure, SimulatedCrash
 from tests.storage.wal_world import (
     HOME,
@@ -66,11 +66,12 @@ SCRIPTS = {"small": SMALL, "rolling": ROLLING}
 
 
 def continue_and_check(disk: FakeDisk, expected: Expected, where: str) -> None:
-    """Recover, append, restart: the same log again, nothing resurfaces (S67)."""
+    """Recover, append, lose power or be killed, start again: the same log, nothing lost, nothing resurfaces (S67)."""
     try:
         wal, _ = recover(disk, expected, salts=8)
         term = expected.term + 1
         go_on(wal, [[persist(1, entry(len(expected.entries) + 1, term, b"new"), state=(term, 1))]], expected)
+        recover(disk.crash(Replay([])), expected.copy(), salts=9)  # everything unsynced is lost
         again = disk.kill()
         recover(again, expected, salts=9)[0].close()
         recover(again.kill(), expected, salts=10)

@@ -10,7 +10,16 @@ import pytest
 from kvnode.errors import IdentityRefused, LogCorrupted
 from kvnode.ids import Index
 from kvnode.sim.disk import FakeDisk
-from kvnode.storage.segment import HEADER_BYTES, MARK, append_record, unpack_header
+from kvnode.storage.segment import (
+    ENTRY,
+    HARD_STATE,
+    HEADER_BYTES,
+    MARK,
+    TRUNCATE,
+    append_record,
+    encode_payload,
+    unpack_header,
+)
 from kvnode.storage.wal import Stamp
 from tests.storage.wal_world import HOME, Expected, LogView, Step, entry, new_disk, open_wal, persist, reopened, run
 
@@ -260,7 +269,7 @@ def test_the_limit_of_one_write_is_the_one_the_segment_was_written_under() -> No
     assert reopened(image) == expected.view
 
 
-def with_record(type_: int, previous_crc_change: int) -> tuple[FakeDisk, int]:
+def with_record(type_: int, previous_crc_change: int = 0, term: int = 0, index: int = 0) -> tuple[FakeDisk, int]:
     """A log with one more record, written behind the log's back; and where."""
     disk = new_disk()
     run(disk, LOG[:2], Expected())
@@ -269,17 +278,34 @@ def with_record(type_: int, previous_crc_change: int) -> tuple[FakeDisk, int]:
     image, state = disk.kill(), wal._state
     header = unpack_header(image.content(path)[:HEADER_BYTES])
     buffer, crc = bytearray(), state.crc ^ previous_crc_change
-    append_record(buffer, header.crc_start, type_, crc, state.seq + 1, 0, 0, state.seq, b"")
+    payload = encode_payload((1, 2, 0, 0, b"")) if type_ == ENTRY else b""
+    append_record(buffer, header.crc_start, type_, crc, state.seq + 1, term, index, state.seq, payload)
     offset = written_end(image, path)
     image.damage(path, offset, bytes(buffer))
     return image, offset
 
 
 def test_a_record_of_an_unknown_type_is_refused() -> None:
-    assert open_wal(with_record(MARK, 0)[0])[1].report.torn is None
-    refusal = reopened(with_record(7, 0)[0])
+    assert open_wal(with_record(MARK)[0])[1].report.torn is None
+    refusal = reopened(with_record(7)[0])
     assert isinstance(refusal, LogCorrupted)
     assert "type 7 is unknown" in refusal.message
+
+
+@pytest.mark.parametrize(
+    ("type_", "term", "index", "says"),
+    [
+        (ENTRY, 1, 4, "entry 4 follows entry 2"),
+        (ENTRY, 0, 3, "entry 3 has term 0, below 1"),
+        (ENTRY, 9, 3, "the last entry has term 9, the hard state only term 1"),
+        (HARD_STATE, 0, 0, "hard state of term 0"),
+        (TRUNCATE, 0, 3, "truncation from 3 of a log that ends at 2"),
+    ],
+)
+def test_a_valid_record_that_contradicts_the_log_is_refused(type_: int, term: int, index: int, says: str) -> None:
+    refusal = reopened(with_record(type_, term=term, index=index)[0])
+    assert isinstance(refusal, LogCorrupted)
+    assert says in refusal.message
 
 
 def test_a_record_that_continues_another_record_does_not_count() -> None:
