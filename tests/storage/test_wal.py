@@ -186,7 +186,7 @@ def test_a_write_larger_than_a_segment_and_than_a_batch_gets_a_segment_of_its_si
 def test_a_segment_of_many_terms_and_cuts_needs_no_seal() -> None:
     """Its segment-end would be longer than a write may be; the next start scans it instead."""
     disk, expected = new_disk(), Expected()
-    wal, _ = open_wal(disk, create=True, segment_bytes=65536)
+    wal, _ = open_wal(disk, create=True, segment_bytes=65536, batch_bytes_max=1024)
     for i in range(1, 500):
         go_on(wal, [[persist(i, entry(i, i), state=(i, 1))]], expected)
     go_on(wal, [[persist(500, entry(500, 500, bytes(3900)), state=(500, 1))]], expected)
