@@ -84,6 +84,7 @@ class AppendEntries(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=Fals
     entries: tuple[Entry, ...]  # consecutive from prev_index + 1; at most append_bytes_max, or one entry
     commit_index: Index  # the leader's high-water mark; may lie beyond `entries`
     read_round: int = 0  # echoed in the reply; a majority of echoes confirms leadership for reads
+    quiet: bool = False  # only tells the commit index: answer if the logs do not meet, else say nothing
 
 
 class AppendReply(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):

@@ -2,7 +2,8 @@
 
 Leader: appends are built once per output, so that many proposals make one message; followers with the same next
 index share it. A heartbeat is an empty append at the follower's *match*, on its own schedule, never behind the window
-or the disk (traps S43, S44). When the commit index rises on an idle line an empty append tells it at once.
+or the disk (traps S43, S44). When the commit index rises on an idle line an empty append tells it at once; nobody
+waits for an answer to that, so none is sent (it would cost as much as the append itself).
 
 Follower: an append is judged by (prev_index, prev_term) alone, the empty log included (traps S18, C4); entries in
 place are skipped, and only a proven conflict of terms above the commit index is cut (trap C5; scenarios S20–S26).
@@ -99,7 +100,7 @@ class _Burst:
         """Heartbeat if due, what the window holds of new entries, and the commit index if nothing else told it."""
         state = self._state
         if self._leadership.heartbeat_due:
-            self._send_empty(peer, progress)
+            self._send_empty(peer, progress, quiet=False)
         if peer not in state.disconnected:
             if progress.state == "probe":
                 if not progress.is_paused:
@@ -112,14 +113,14 @@ class _Burst:
                     if not self._send_entries(peer, progress):
                         break
         if min(state.commit_index, progress.match_index) > progress.commit_sent:
-            self._send_empty(peer, progress)
+            self._send_empty(peer, progress, quiet=True)
 
-    def _send_empty(self, peer: NodeId, progress: Progress) -> None:
+    def _send_empty(self, peer: NodeId, progress: Progress, *, quiet: bool) -> None:
         prev = progress.match_index
         prev_term = self._state.log.term_at(prev)
         if prev_term is None:  # it lies below our base: the empty prefix is the only point both are sure to share
             prev, prev_term = Index(0), Term(0)
-        _send(self._state, peer, progress, _append(self._state, prev, prev_term, ()))
+        _send(self._state, peer, progress, _append(self._state, prev, prev_term, (), quiet=quiet))
 
     def _send_entries(self, peer: NodeId, progress: Progress) -> bool:
         """One append at `next_index`, empty if there is nothing to send. False: the entries are not in memory."""
@@ -151,8 +152,10 @@ def send_appends(state: RaftState, leadership: Leadership) -> None:
     leadership.heartbeat_due = False
 
 
-def _append(state: RaftState, prev: Index, prev_term: Term, entries: tuple[Entry, ...]) -> AppendEntries:
-    return AppendEntries(state.term, state.node, prev, prev_term, entries, state.commit_index, state.read_round)
+def _append(
+    state: RaftState, prev: Index, prev_term: Term, entries: tuple[Entry, ...], *, quiet: bool = False
+) -> AppendEntries:
+    return AppendEntries(state.term, state.node, prev, prev_term, entries, state.commit_index, state.read_round, quiet)
 
 
 def _send(state: RaftState, peer: NodeId, progress: Progress, append: AppendEntries) -> None:
@@ -241,6 +244,8 @@ def on_append_entries(state: RaftState, message: AppendEntries) -> None:
         _reject(state, message)
         return
     high_water_mark.advance_follower(state, message.commit_index, verified)
+    if message.quiet:
+        return
     reply = AppendReply(
         term=state.term,
         sender=state.node,

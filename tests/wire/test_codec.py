@@ -50,8 +50,8 @@ def entry(index: int, term: int = 2, **changes: Any) -> Entry:
 MESSAGES: list[tuple[PeerMessage, str, list[Any]]] = [
     (
         AppendEntries(Term(3), ONE, Index(4), Term(2), (entry(5), entry(6, 3)), Index(4), 9),
-        "98010301040292970205690 2c4017000009703066a02c40170000004 09",
-        [1, 3, 1, 4, 2, [[2, 5, 105, 2, b"p", 0, 0], [3, 6, 106, 2, b"p", 0, 0]], 4, 9],
+        "99010301040292970205690 2c4017000009703066a02c40170000004 09c2",
+        [1, 3, 1, 4, 2, [[2, 5, 105, 2, b"p", 0, 0], [3, 6, 106, 2, b"p", 0, 0]], 4, 9, False],
     ),
     (
         AppendReply(Term(3), TWO, False, Index(4), Term(2), Index(3), Index(7), 9),
