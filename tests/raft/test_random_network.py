@@ -12,7 +12,7 @@ import pytest
 
 from tests.raft.chaos import Chaos
 
-SEEDS = int(os.environ.get("KVNODE_SIM_SEEDS") or 60)
+SEEDS = int(os.environ.get("KVNODE_SIM_SEEDS") or 40)
 ONE_SEED = os.environ.get("KVNODE_SIM_SEED")
 FAILED_ONCE: dict[int, str] = {}
 """Seed → what it found, since put right."""
@@ -44,3 +44,15 @@ def test_invariants_hold_after_every_step_and_peace_brings_recovery() -> None:
         f"{committed} commits, {reads} reads, {terms} leaders"
     )
     assert committed > 0
+
+
+@pytest.mark.slow
+def test_without_faults_nobody_is_elected_twice() -> None:
+    """I31: slow disks and slow links within reason are no fault; the first leader stays, and serves everybody."""
+    for seed in range(6):
+        network = Chaos(seed)
+        network.ambush = network.drop = network.duplicate = network.straggle = network.bury = 0.0
+        network.chaos = ["heal"]
+        network.run()
+        assert len(network.ghost.leaders) == 1, seed
+        assert network.ghost.reads_answered > 0, seed
