@@ -156,9 +156,9 @@ def _details(message: PeerMessage) -> str:
     match message:
         case AppendEntries() as m:
             read_round = f" round={m.read_round}" if m.read_round else ""
-            return (
-                f"prev={m.prev_index}.{m.prev_term} entries={_entries(m.entries)} commit={m.commit_index}{read_round}"
-            )
+            quiet = " quiet" if m.quiet else ""
+            prev = f"prev={m.prev_index}.{m.prev_term}"
+            return f"{prev} entries={_entries(m.entries)} commit={m.commit_index}{read_round}{quiet}"
         case AppendReply() as m:
             read_round = f" round={m.read_round}" if m.read_round else ""
             hint = "" if m.accepted else f" hint={m.hint_index}.{m.hint_term}"
