@@ -151,14 +151,14 @@ class Call:
     def json(self, status: int, value: object, *, revision: int = 0, extra: str = "") -> Answer:
         return self.answer(status, shapes.encode(value) + b"\n", revision=revision, extra=extra)
 
-    def not_modified(self, kv: KeyValue, revision: int) -> Answer:
-        return self.answer(304, b"", kind=KIND_NONE, revision=revision, extra=key_lines(kv))
+    def not_modified(self, kv: KeyValue, revision: int, *, extra: str = "") -> Answer:
+        return self.answer(304, b"", kind=KIND_NONE, revision=revision, extra=key_lines(kv) + extra)
 
-    def refuse(self, error: KvnodeError, *, revision: int = 0) -> Answer:
+    def refuse(self, error: KvnodeError, *, revision: int = 0, extra: str = "") -> Answer:
         """The answer to a request that failed. `revision`: what a read that found nothing reflects."""
         outcome = errors.outcome_of(error, has_effect=self.has_effect)
         status = errors.status_of(error).value
-        extra = f"Kv-Outcome: {outcome}\r\n" if self.may_write else ""
+        extra += f"Kv-Outcome: {outcome}\r\n" if self.may_write else ""
         location = error.detail.get("leader_url") if isinstance(error, NoLeader) else None
         if location and (self.needs_leader or self.headers.get("Kv-No-Forward") == "1"):
             status = 307

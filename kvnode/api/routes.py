@@ -170,6 +170,9 @@ class Router:
             methods = paths.setdefault(route.path.removesuffix(KEY_SUFFIX), {})
             assert route.method not in methods, route
             methods[route.method] = (route.handler, route.names)
+        for methods in (*self._exact.values(), *self._prefix.values()):
+            if "GET" in methods:  # HTTP: what can be fetched has a head (RFC 9110 §9.3.2)
+                methods.setdefault("HEAD", methods["GET"])
         self._prefixes = tuple(self._prefix.items())
 
     def find(self, method: str, path: str) -> tuple[Handler, frozenset[str], str]:
@@ -190,7 +193,7 @@ class Router:
         return found[0], found[1], rest
 
     def paths(self) -> set[tuple[str, str]]:
-        """(method, path) of everything that is routed, for the test that compares it with `TABLE`."""
+        """(method, path) of all that is routed: `TABLE`, and a HEAD for each GET. For the test that compares them."""
         exact = {(method, path) for path, methods in self._exact.items() for method in methods}
         prefix = {(method, path + KEY_SUFFIX) for path, methods in self._prefix.items() for method in methods}
         return exact | prefix

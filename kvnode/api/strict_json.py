@@ -28,9 +28,13 @@ def loads(body: bytes, *, depth_max: int, items_max: int) -> Any:
     except UnicodeDecodeError:
         raise BadEncoding("the body is not UTF-8") from None
     structure = _structure(body, items_max)
+    # One kind of bracket will do: the parser sees to it that they match.
+    brackets = structure.translate(_ONE_KIND, b",")
+    if b"[" * (depth_max + 1) in brackets:  # so deep on the face of it; more than it may hold, too, perhaps
+        raise _too_deep(depth_max)
     if structure.count(b",") + structure.count(b"[") + structure.count(b"{") > items_max:
         raise TooLarge(f"the body holds more than {items_max} values", limit=items_max)
-    _check_depth(structure.replace(b",", b""), depth_max)
+    _check_depth(brackets, depth_max)
     try:
         return json.loads(
             text, object_pairs_hook=_without_duplicates, parse_float=_refuse_number, parse_constant=_refuse_number
@@ -48,15 +52,17 @@ def _structure(body: bytes, items_max: int) -> bytes:
 
 
 def _check_depth(brackets: bytes, depth_max: int) -> None:
-    # One kind of bracket will do (the parser sees to it that they match), and each round takes away the innermost
-    # pairs: what n rounds leave is nested deeper than n, or unbalanced.
-    brackets = brackets.translate(_ONE_KIND)
+    # Each round takes away the innermost pairs: what n rounds leave is nested deeper than n, or unbalanced.
     for _ in range(depth_max):
         if not brackets:
             return
         brackets = brackets.replace(b"[]", b"")
     if brackets:
-        raise BadRequest(f"the body is nested deeper than {depth_max}, or its brackets do not match", limit=depth_max)
+        raise _too_deep(depth_max)
+
+
+def _too_deep(depth_max: int) -> BadRequest:
+    return BadRequest(f"the body is nested deeper than {depth_max}, or its brackets do not match", limit=depth_max)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> JsonObject:

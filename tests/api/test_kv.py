@@ -75,7 +75,7 @@ async def test_prev_shows_what_stood_there(door: Door) -> None:
     assert (gone.json["deleted"], gone.json["prev"]["value"]) == (1, "b")
     again = await door.ask("DELETE", "/v1/kv/k?prev=1")
     assert again.json == {"revision": 4, "deleted": 0, "prev": None}
-    assert (await door.ask("DELETE", "/v1/kv/k")).json == {"revision": 4, "deleted": 0}
+    assert (await door.ask("DELETE", "/v1/kv/k")).body == b'{"revision": 4, "deleted": 0}\n'
 
 
 @pytest.mark.parametrize(
@@ -186,6 +186,18 @@ async def test_conditional_reads(door: Door, headers: dict[str, str], status: in
         assert reply.body == b""
         assert reply.headers["etag"] == '"2"'
         assert "content-length" not in reply.headers
+
+
+async def test_every_stale_answer_says_how_stale(door: Door) -> None:
+    await door.ask("PUT", "/v1/kv/k", b"v")
+    tag = (await door.ask("GET", "/v1/kv/k")).headers["etag"]
+    found = await door.ask("GET", "/v1/kv/k?consistency=stale")
+    missing = await door.ask("GET", "/v1/kv/none?consistency=stale")
+    known = await door.ask("GET", "/v1/kv/k?consistency=stale", If_None_Match=tag)
+    unwanted = await door.ask("GET", "/v1/kv/k?consistency=stale", If_Match='"99"')
+    assert [reply.status for reply in (found, missing, known, unwanted)] == [200, 404, 304, 412]
+    for reply in (found, missing, known, unwanted):
+        assert int(reply.headers["kv-staleness-ms"]) >= 0, reply.status
 
 
 async def test_reads_choose_consistency_and_deadline(door: Door, kv: FakeKV) -> None:

@@ -39,6 +39,14 @@ async def test_liveness_and_readiness(door: Door, admin: FakeAdmin) -> None:
     assert (await door.ask("GET", "/livez")).status == 200
 
 
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/version", "/openapi.json", "/v1/status", "/v1/kv?prefix=k"])
+async def test_whatever_can_be_fetched_has_a_head(door: Door, path: str) -> None:
+    got, head = await door.ask("GET", path), await door.ask("HEAD", path)
+    assert (head.status, head.body) == (200, b"")
+    assert head.headers["content-length"] == got.headers["content-length"]
+    assert "HEAD" in (await door.ask("PATCH", path)).headers["allow"]
+
+
 async def test_version(door: Door) -> None:
     assert (await door.ask("GET", "/version")).json == {"version": __version__}
 
@@ -101,7 +109,8 @@ def test_every_metric_is_declared_once_and_named_as_the_field_does() -> None:
 
 
 def test_the_router_knows_the_table_and_nothing_else() -> None:
-    assert Router().paths() == {(route.method, route.path) for route in TABLE}
+    table = {(route.method, route.path) for route in TABLE}
+    assert Router().paths() == table | {("HEAD", path) for method, path in table if method == "GET"}
 
 
 def test_the_description_has_every_route_parameter_and_error() -> None:

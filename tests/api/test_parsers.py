@@ -16,7 +16,7 @@ from kvnode.api.http.operations import items_max
 from kvnode.api.http.txn import parse_txn
 from kvnode.clocks import hybrid
 from kvnode.config import LimitsSection
-from kvnode.errors import Rejected
+from kvnode.errors import BadRequest, Rejected
 
 LIMITS = LimitsSection()
 quick = settings(deadline=None, derandomize=True, max_examples=150)
@@ -48,6 +48,12 @@ def test_good_json_is_read_up_to_exactly_its_depth(value: Any, spare: int) -> No
     if depth(value):
         with pytest.raises(Rejected):
             loads(body, depth_max=depth(value) - 1)
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":', b'[{"a":', b"[1,"])
+def test_what_is_too_deep_is_called_so_even_when_it_is_too_much(opening: bytes) -> None:
+    with pytest.raises(BadRequest, match="nested deeper than 32"):
+        loads(opening * 15_000)
 
 
 @quick

@@ -51,13 +51,13 @@ async def get_key(call: Call) -> Answer:
     staleness = call.app.staleness_line() if options.consistency == "stale" else ""
     if not reply.items:
         missing = KeyNotFound(f"there is no key {shapes.as_text(key)[0][:128]!r}")
-        return call.refuse(missing, revision=reply.revision)
+        return call.refuse(missing, revision=reply.revision, extra=staleness)
     kv = reply.items[0]
     if is_unwanted(call, kv.mod_revision):
         unwanted = CompareFailed("the key is at another revision than If-Match names", revision=kv.mod_revision)
-        return call.refuse(unwanted, revision=reply.revision)
+        return call.refuse(unwanted, revision=reply.revision, extra=staleness)
     if is_known_to_caller(call, kv.mod_revision):
-        return call.not_modified(kv, reply.revision)
+        return call.not_modified(kv, reply.revision, extra=staleness)
     extra = key_lines(kv) + staleness
     if meta:
         return call.json(200, shapes.item_of(kv), revision=reply.revision, extra=extra)
@@ -72,4 +72,7 @@ async def delete_key(call: Call) -> Answer:
     call.refuse_body()
     request = Delete(key, if_revision=condition, return_previous=prev)
     reply = await call.app.kv.execute(request, options)
-    return call.json(200, shapes.delete_result(reply, prev=prev, one_key=True), revision=reply.revision)
+    if prev:
+        return call.json(200, shapes.delete_result(reply, prev=True, one_key=True), revision=reply.revision)
+    body = b'{"revision": %d, "deleted": %d}\n' % (reply.revision, reply.deleted)
+    return call.answer(200, body, revision=reply.revision)
