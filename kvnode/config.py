@@ -383,8 +383,10 @@ def load(
             raise ConfigInvalid(f"configuration file {path}: {error}") from error
     declared = {setting.name: setting for setting in settings()}
     _refuse_unknown(data, declared, str(path))
+    environment = os.environ if environment is None else environment
+    _refuse_unknown_environment(environment, {setting.environment for setting in declared.values()})
     for setting in declared.values():
-        text = (os.environ if environment is None else environment).get(setting.environment)
+        text = environment.get(setting.environment)
         if text is not None:
             _set(data, setting.name, text.split(",") if _is_list(setting) else text)
     for name, value in (overrides or {}).items():
@@ -415,6 +417,14 @@ def _refuse_unknown(data: dict[str, Any], declared: Mapping[str, Setting], origi
             if f"{section}.{field}" not in declared:
                 hint = _did_you_mean(f"{section}.{field}", declared)
                 raise ConfigInvalid(f"{origin}: unknown setting {section}.{field}{hint}")
+
+
+def _refuse_unknown_environment(environment: Mapping[str, str], known: set[str]) -> None:
+    # Two underscores make a setting. Names with single ones are left alone: orchestrators invent such
+    # (a service called kvnode-client sets KVNODE_CLIENT_PORT in every container).
+    for name in environment:
+        if name.startswith("KVNODE_") and "__" in name and name not in known:
+            raise ConfigInvalid(f"environment: unknown setting {name}{_did_you_mean(name, known)}")
 
 
 def _did_you_mean(name: str, known: Any) -> str:

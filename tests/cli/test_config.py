@@ -91,3 +91,9 @@ def test_the_local_cluster_files(number: int):
     assert (loaded.node.id, loaded.node.data_dir) == (number, f"data/n{number}")
     assert (loaded.client.listen, loaded.peer.listen) == (f"127.0.0.1:740{number}", f"127.0.0.1:750{number}")
     assert loaded.initial_members() == {n: f"127.0.0.1:750{n}" for n in (1, 2, 3)}
+
+
+def test_a_misspelt_variable_is_refused_and_foreign_ones_are_left_alone():
+    with pytest.raises(ConfigInvalid, match="KVNODE_RAFT__HARTBEAT_MS; did you mean KVNODE_RAFT__HEARTBEAT_MS"):
+        config.load(environment={"KVNODE_RAFT__HARTBEAT_MS": "50"})
+    config.load(environment={"KVNODE_CLIENT_PORT": "tcp://10.0.0.1:7401", "KVNODE_ENDPOINTS": "a:1", "A__B": "c"})
