@@ -7,7 +7,7 @@ It tells divergence, not tampering.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from struct import Struct
 
@@ -19,9 +19,30 @@ from kvnode.kv.requests import ApplyResult, KeyValue
 DIGEST_BYTES = 16
 
 _position = Struct(">QQ")
+_PAIR = b"\x92"  # MessagePack's header of an array of two
+_LONG_ARRAY_MIN = 16  # shorter arrays have a header of another form
+_array_16 = Struct(">BH")
+_array_32 = Struct(">BI")
 _encode = msgspec.msgpack.Encoder().encode
 
 
 def advance(digest: bytes, index: Index, time: int, changes: Sequence[KeyValue], result: ApplyResult | None) -> bytes:
     """The digest after an entry; `result` is None for entries that are not commands."""
     return blake2b(digest + _position.pack(index, time) + _encode((changes, result)), digest_size=DIGEST_BYTES).digest()
+
+
+class Advance:
+    """`advance` for an entry of many changes, fed piece by piece. The same bytes, so the same digest."""
+
+    def __init__(self, digest: bytes, index: Index, time: int, changes: int) -> None:
+        self._hash = blake2b(digest + _position.pack(index, time) + _PAIR, digest_size=DIGEST_BYTES)
+        assert changes >= _LONG_ARRAY_MIN, changes
+        wide = changes >> 16
+        self._hash.update(_array_32.pack(0xDD, changes) if wide else _array_16.pack(0xDC, changes))
+
+    def add(self, changes: Iterable[KeyValue]) -> None:
+        self._hash.update(b"".join(map(_encode, changes)))
+
+    def finish(self, result: ApplyResult) -> bytes:
+        self._hash.update(_encode(result))
+        return self._hash.digest()

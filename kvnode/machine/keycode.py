@@ -94,6 +94,11 @@ def run_bounds(row_key: bytes) -> tuple[bytes, bytes]:
     return stem + _END_LONG, stem + _AFTER_LONG
 
 
+def run_stem(low: bytes) -> bytes:
+    """What the user keys of the run that begins at `low` start with (other keys may, too)."""
+    return low[1 : -len(_END_LONG)].replace(_ESCAPED_NUL, b"\x00")
+
+
 def range_bounds(start: bytes, end: bytes) -> tuple[bytes, bytes]:
     """Half-open interval of rows that holds every version of the user keys in ``[start, end)``.
 

@@ -10,7 +10,9 @@ keeps every entry after the backend's applied index, so a restart is: open the b
 
 Not thread-safe: all calls come from the node's loop. Only `Cut.rows` may run elsewhere.
 
-Big range deletes are applied in one go, bounded by `limits.delete_keys_max`.
+What may touch many keys (range deletes, transactions, range reads) is done in slices (`pace`). While an entry is
+unfinished its versions carry a revision above the store's, which nobody may read, and nothing is cut; applied
+index, revision and digest move after the last slice, all at once.
 """
 
 from __future__ import annotations
@@ -21,11 +23,13 @@ from kvnode.config import LimitsSection
 from kvnode.errors import BadRequest, Compacted, FutureRevision
 from kvnode.ids import Index, Revision
 from kvnode.kv.events import Event
+from kvnode.kv.keys import ONE_KEY
 from kvnode.kv.requests import ApplyResult, Delete, KeyValue, Put, Range, RangeReply, Txn, WriteRequest
 from kvnode.machine import digest, keycode
 from kvnode.machine.backend import Backend
 from kvnode.machine.mvcc import Versions
 from kvnode.machine.operations import Operations
+from kvnode.machine.pace import SLICE_STEPS, Pace, Work, in_one_go
 from kvnode.machine.recent import Recent
 from kvnode.machine.rows import Cut, Meta, decode_meta
 from kvnode.machine.txn import Transactions, check_readable
@@ -34,6 +38,10 @@ __all__ = ["Applied", "Cut", "StateMachine", "logical_bytes"]
 
 VERSION_OVERHEAD_BYTES = 64
 """What a version is counted as beside its key and value, for the quota. Equal on all nodes, for ever."""
+
+
+MANY_CHANGES = 256
+"""An entry with fewer is finished at once."""
 
 
 class Applied(msgspec.Struct, frozen=True):
@@ -46,7 +54,7 @@ class Applied(msgspec.Struct, frozen=True):
 class StateMachine:
     """The multi-version store at one applied index."""
 
-    def __init__(self, backend: Backend, limits: LimitsSection) -> None:
+    def __init__(self, backend: Backend, limits: LimitsSection, *, slice_steps: int = SLICE_STEPS) -> None:
         """Starts where the backend was cut. Raises: StorageFailed if that store cannot be read."""
         row = backend.seek(keycode.META_KEY)
         meta = decode_meta(row[1]) if row is not None and row[0] == keycode.META_KEY else Meta()
@@ -58,10 +66,17 @@ class StateMachine:
         self.logical_bytes = meta.logical_bytes
         self.backend = backend
         self._cut_index = meta.applied_index  # of the newest cut
+        self._unfinished: Work[Applied] | None = None
+        self._pace = Pace(slice_steps)
         self._recent = Recent()
         versions = Versions(backend, self._recent)
         self._operations = Operations(versions, self._recent, limits)
         self._transactions = Transactions(versions, self._recent, self._operations, limits)
+
+    @property
+    def is_unfinished(self) -> bool:
+        """A command has begun and waits for `resume`."""
+        return self._unfinished is not None
 
     @property
     def recent_bytes(self) -> int:
@@ -74,58 +89,127 @@ class StateMachine:
     # ── entries ─────────────────────────────────────────────────────────────────────────────────────
 
     def apply(self, index: Index, time: int, request: WriteRequest) -> Applied:
-        """Carry out one command. `index` follows the applied index; `time` is the entry's."""
+        """Carry out one command in one go, however long it takes."""
+        applied = self.begin(index, time, request)
+        while applied is None:
+            applied = self.resume()
+        return applied
+
+    def begin(self, index: Index, time: int, request: WriteRequest) -> Applied | None:
+        """Carry out one command, or only its first slice; None: `resume` until it is finished, before anything else.
+
+        `index` follows the applied index; `time` is the entry's.
+        """
         self._expect(index, time)
         events: list[Event] = []
         result: ApplyResult
         if isinstance(request, Put):
             result = self._operations.put(request, self.revision, time, events)
-        elif isinstance(request, Delete):
-            result = self._operations.delete(request, self.revision, time, events)
+        elif isinstance(request, Delete) and request.end == ONE_KEY:
+            result = self._operations.delete_one(request, self.revision, time, events)
+        else:
+            self._unfinished = self._apply_in_slices(index, time, request)
+            return self.resume()
+        return self._finish(index, time, events, result)
+
+    def resume(self) -> Applied | None:
+        """The next slice of the unfinished command; its outcome after the last."""
+        assert self._unfinished is not None
+        self._pace.renew()
+        try:
+            next(self._unfinished)
+        except StopIteration as end:
+            self._unfinished = None
+            applied: Applied = end.value
+            return applied
+        return None
+
+    def _apply_in_slices(self, index: Index, time: int, request: Delete | Txn) -> Work[Applied]:
+        events: list[Event] = []
+        result: ApplyResult
+        if isinstance(request, Delete):
+            result = yield from self._operations.delete_range(request, self.revision, time, events, self._pace)
         else:
             assert isinstance(request, Txn), request
-            result = self._transactions.apply(request, self.revision, self.compact_revision, time, events)
+            result = yield from self._transactions.apply(
+                request, self.revision, self.compact_revision, time, events, pace=self._pace
+            )
+        if len(events) < MANY_CHANGES:
+            return self._finish(index, time, events, result)
+        return (yield from self._finish_in_slices(index, time, events, result))
+
+    def _finish(self, index: Index, time: int, events: list[Event], result: ApplyResult) -> Applied:
         changes = [event.kv for event in events]
         if changes:
             self.revision = Revision(self.revision + 1)
             for kv in changes:
                 assert kv.mod_revision == self.revision, (kv.mod_revision, self.revision)
                 self.logical_bytes += logical_bytes(kv)
-        self._advance(index, time, changes, result)
+        self._advance(index, time, digest.advance(self.digest, index, time, changes, result))
+        return Applied(result, tuple(events))
+
+    def _finish_in_slices(self, index: Index, time: int, events: list[Event], result: ApplyResult) -> Work[Applied]:
+        """As `_finish`: many changes take their time to be encoded and summed up as well."""
+        rolling = digest.Advance(self.digest, index, time, len(events))
+        revision = Revision(self.revision + 1)
+        size = 0
+        for first in range(0, len(events), MANY_CHANGES):
+            if self._pace.left <= 0:
+                yield
+            changes = [event.kv for event in events[first : first + MANY_CHANGES]]
+            self._pace.left -= len(changes)
+            assert all(kv.mod_revision == revision for kv in changes), revision
+            rolling.add(changes)
+            size += sum(map(logical_bytes, changes))
+        self.revision = revision
+        self.logical_bytes += size
+        self._advance(index, time, rolling.finish(result))
         return Applied(result, tuple(events))
 
     def skip(self, index: Index, time: int) -> None:
         """Pass an entry that is not a command (a leader's no-op, a configuration)."""
         self._expect(index, time)
-        self._advance(index, time, [], None)
+        self._advance(index, time, digest.advance(self.digest, index, time, [], None))
 
     def _expect(self, index: Index, time: int) -> None:
+        assert self._unfinished is None
         assert index == self.applied_index + 1, (index, self.applied_index)
         assert time >= self.applied_time, (time, self.applied_time)
 
-    def _advance(self, index: Index, time: int, changes: list[KeyValue], result: ApplyResult | None) -> None:
-        self.digest = digest.advance(self.digest, index, time, changes, result)
+    def _advance(self, index: Index, time: int, digest: bytes) -> None:
+        self.digest = digest
         self.applied_index = index
         self.applied_time = time
 
     # ── reads ───────────────────────────────────────────────────────────────────────────────────────
 
     def range(self, request: Range) -> RangeReply:
-        """One page of keys, newest or at `request.revision`. Never waits.
+        """One page of keys in one go, newest or at `request.revision`. Meant for one key; ranges may take long.
 
         Raises: FutureRevision, Compacted, BadRequest.
         """
-        wanted = request.revision
-        if wanted:
-            refusal = check_readable(wanted, self.revision, self.compact_revision)
-            if refusal is not None:
-                match refusal.code:
-                    case FutureRevision.code:
-                        raise FutureRevision(refusal.message, revision=self.revision)
-                    case Compacted.code:
-                        raise Compacted(refusal.message, compact_revision=self.compact_revision)
-                raise BadRequest(refusal.message)
-        return self._operations.range(request, wanted or self.revision)
+        if request.end == ONE_KEY:
+            return self._operations.range_one(request, self._readable(request.revision))
+        pace = Pace()
+        return in_one_go(self.read(request, pace), pace)
+
+    def read(self, request: Range, pace: Pace) -> Work[RangeReply]:
+        """As `range`, in slices, at the revision that is the newest when the first begins."""
+        return (yield from self._operations.range(request, self._readable(request.revision), pace))
+
+    def _readable(self, wanted: int) -> Revision:
+        """The revision that a read asks for; 0 asks for the newest."""
+        if not wanted:
+            return self.revision
+        refusal = check_readable(wanted, self.revision, self.compact_revision)
+        if refusal is not None:
+            match refusal.code:
+                case FutureRevision.code:
+                    raise FutureRevision(refusal.message, revision=self.revision)
+                case Compacted.code:
+                    raise Compacted(refusal.message, compact_revision=self.compact_revision)
+            raise BadRequest(refusal.message)
+        return Revision(wanted)
 
     def hash_at(self) -> str:
         """The rolling digest at the applied index, in hex: equal on all nodes at equal applied index."""
@@ -134,8 +218,11 @@ class StateMachine:
     # ── flushing ────────────────────────────────────────────────────────────────────────────────────
 
     def cut(self) -> Cut | None:
-        """Freeze what was applied since the last cut, for a commit; None if there is nothing or one is outstanding."""
-        if self._recent.is_frozen or self.applied_index == self._cut_index:
+        """Freeze what was applied since the last cut, for a commit; None if that cannot be now.
+
+        It cannot while an entry is unfinished or another cut is outstanding, and there may be nothing to cut.
+        """
+        if self._unfinished is not None or self._recent.is_frozen or self.applied_index == self._cut_index:
             return None
         layer = self._recent.freeze()
         self._cut_index = self.applied_index

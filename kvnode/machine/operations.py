@@ -1,7 +1,8 @@
 """Put, delete and range: what each does to the versions and what it answers.
 
 Deterministic and total: what cannot be done is answered with a `Refusal`, never raised. Each function
-appends the events of its changes to `events`; the caller owns revisions and all-or-nothing.
+appends the events of its changes to `events`; the caller owns revisions and all-or-nothing. What concerns a range
+is `Work` in slices; what concerns one key is done at once.
 
 Revisions: the first change of an entry makes `revision`, and all its changes share it. A put of the same
 value is a change. A delete that finds nothing is none. `version` restarts at 1 after a delete.
@@ -9,7 +10,6 @@ value is a change. A delete that finds nothing is none. `version` restarts at 1 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
 
 from kvnode.config import LimitsSection
@@ -29,7 +29,9 @@ from kvnode.kv.requests import (
     Refusal,
 )
 from kvnode.machine.mvcc import Versions
+from kvnode.machine.pace import Pace, Work
 from kvnode.machine.recent import Recent
+from kvnode.machine.scan import Scan
 
 KEY_BYTES_MAX = 64 << 10
 """Longest key the store's format is made for; `limits.key_bytes_max` is checked at the door and is lower."""
@@ -64,12 +66,8 @@ class Operations:
         previous = before if request.return_previous else None
         return PutReply(made, before is None, kv.create_revision, kv.version, time, previous)
 
-    def delete(self, request: Delete, revision: Revision, time: int, events: list[Event]) -> DeleteReply | Refusal:
-        if request.end == ONE_KEY:
-            return self._delete_one(request, revision, time, events)
-        return self._delete_range(request, revision, time, events)
-
-    def _delete_one(self, request: Delete, revision: Revision, time: int, events: list[Event]) -> DeleteReply | Refusal:
+    def delete_one(self, request: Delete, revision: Revision, time: int, events: list[Event]) -> DeleteReply | Refusal:
+        """Delete a single key."""
         before = self._versions.current(request.start) if request.start else None
         if request.if_revision != ANY_REVISION:
             refusal = check_revision(request.if_revision, before, revision)
@@ -80,29 +78,40 @@ class Operations:
         self._bury(before.key, revision + 1, time, before, events)
         return DeleteReply(revision + 1, 1, (before,) if request.return_previous else ())
 
-    def _delete_range(
-        self, request: Delete, revision: Revision, time: int, events: list[Event]
-    ) -> DeleteReply | Refusal:
-        """Delete every key of a range at once, up to `limits.delete_keys_max`; above it nothing happens.
+    def delete_range(
+        self, request: Delete, revision: Revision, time: int, events: list[Event], pace: Pace, *, already: int = 0
+    ) -> Work[DeleteReply | Refusal]:
+        """Delete every key of a range, up to `limits.delete_keys_max` an entry; above it nothing happens.
 
-        Previous values are held to `limits.page_bytes_max`: asked for and over it the request is refused;
-        for watchers, events beyond it carry none (they can be read at the revision before).
+        `already` keys were deleted by the same entry. Tombstones carry the next revision, which nobody may read
+        before the entry is finished. Previous values are held to `limits.page_bytes_max`: asked for and over it
+        the request is refused; for watchers, events beyond it carry none (they can be read at the revision before).
         """
         if request.if_revision != ANY_REVISION:
             return Refusal("bad_request", "if_revision needs a single key", revision)
         limits = self._limits
         found: list[tuple[bytes, KeyValue | None]] = []
         previous_bytes = 0
-        with closing(self._versions.scan(request.start, request.end, revision + bool(events))) as scan:
-            for kv in scan:
-                if len(found) == limits.delete_keys_max:
-                    return Refusal("too_large", f"one request deletes at most {limits.delete_keys_max} keys", revision)
-                previous_bytes += len(kv.key) + len(kv.value)
-                fits = previous_bytes <= limits.page_bytes_max
-                if request.return_previous and not fits:
-                    return Refusal("too_large", f"previous values exceed {limits.page_bytes_max} bytes", revision)
-                found.append((kv.key, kv if fits else None))
+        scan = self._versions.scan(request.start, request.end, revision + bool(events))
+        while True:
+            with closing(scan.slice(pace)) as slice_:
+                for kv in slice_:
+                    if already + len(found) >= limits.delete_keys_max:
+                        return Refusal(
+                            "too_large", f"one request deletes at most {limits.delete_keys_max} keys", revision
+                        )
+                    previous_bytes += len(kv.key) + len(kv.value)
+                    fits = previous_bytes <= limits.page_bytes_max
+                    if request.return_previous and not fits:
+                        return Refusal("too_large", f"previous values exceed {limits.page_bytes_max} bytes", revision)
+                    found.append((kv.key, kv if fits else None))
+            if scan.done:
+                break
+            yield
         for key, before in found:
+            if pace.left <= 0:
+                yield
+            pace.left -= 1
             self._bury(key, revision + 1, time, before, events)
         previous = tuple(before for _, before in found if before is not None) if request.return_previous else ()
         return DeleteReply(revision + bool(events), len(found), previous)
@@ -112,30 +121,39 @@ class Operations:
         self._recent.add(tombstone)
         events.append(Event(tombstone, before))
 
-    def range(self, request: Range, revision: int) -> RangeReply:
-        """One page at `revision`, which the caller has checked to be readable."""
+    def range(self, request: Range, revision: int, pace: Pace) -> Work[RangeReply]:
+        """One page, or a count, at `revision`, which the caller has checked to be readable."""
         if request.end == ONE_KEY:
-            return self._range_one(request, revision)
-        with closing(self._versions.scan(request.start, request.end, revision, descending=request.descending)) as scan:
-            if request.count_only:
-                return RangeReply(revision, (), sum(1 for _ in scan))
-            return self._page(scan, request, revision)
+            return self.range_one(request, revision)
+        scan = self._versions.scan(request.start, request.end, revision, descending=request.descending)
+        if not request.count_only:
+            return (yield from self._page(scan, request, revision, pace))
+        count = 0
+        while True:
+            count += sum(1 for _ in scan.slice(pace))
+            if scan.done:
+                return RangeReply(revision, (), count)
+            yield
 
-    def _page(self, scan: Iterator[KeyValue], request: Range, revision: int) -> RangeReply:
+    def _page(self, scan: Scan, request: Range, revision: int, pace: Pace) -> Work[RangeReply]:
         wanted = request.limit if request.limit > 0 else self._limits.page_items
         limit = min(wanted, self._limits.page_items_max)
         items: list[KeyValue] = []
-        size, more = 0, False
-        for kv in scan:
-            shown = _without_value(kv) if request.keys_only else kv
-            size += len(shown.key) + len(shown.value)
-            if len(items) == limit or (items and size > self._limits.page_bytes_max):
-                more = True
-                break
-            items.append(shown)
-        return RangeReply(revision, tuple(items), len(items), more)
+        size = 0
+        while True:
+            with closing(scan.slice(pace)) as slice_:
+                for kv in slice_:
+                    shown = _without_value(kv) if request.keys_only else kv
+                    size += len(shown.key) + len(shown.value)
+                    if len(items) == limit or (items and size > self._limits.page_bytes_max):
+                        return RangeReply(revision, tuple(items), len(items), True)
+                    items.append(shown)
+            if scan.done:
+                return RangeReply(revision, tuple(items), len(items), False)
+            yield
 
-    def _range_one(self, request: Range, revision: int) -> RangeReply:
+    def range_one(self, request: Range, revision: int) -> RangeReply:
+        """A single key at `revision`, which the caller has checked to be readable."""
         kv = self._versions.at(request.start, revision) if request.start else None
         if kv is None:
             return RangeReply(revision, (), 0)

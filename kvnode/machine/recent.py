@@ -19,6 +19,7 @@ from sortedcontainers import SortedList
 
 from kvnode.kv.keys import TO_THE_END
 from kvnode.kv.requests import KeyValue
+from kvnode.machine.pace import Pace, Work
 
 OVERHEAD_BYTES = 350
 """What a version costs in memory beside key and value: objects, dict and list slots, index (measured)."""
@@ -57,11 +58,20 @@ class Layer:
                 return older
         return None
 
+    def index(self, pace: Pace) -> bool:
+        """Take new keys into the sorted index; False if the pace was used up before all were."""
+        while self._unsorted:
+            if pace.left <= 0:
+                return False
+            piece = self._unsorted[-pace.left :]
+            del self._unsorted[-pace.left :]
+            pace.left -= len(piece)
+            self._sorted.update(piece)
+        return True
+
     def keys(self, start: bytes, end: bytes, descending: bool) -> Iterator[bytes]:
-        """Keys of ``[start, end)`` that have a version here, each once, in order."""
-        if self._unsorted:
-            self._sorted.update(self._unsorted)
-            self._unsorted = []
+        """Keys of ``[start, end)`` that have a version here, each once, in order; `index` comes first."""
+        assert not self._unsorted
         stop = None if end == TO_THE_END else end
         found: Iterator[bytes] = self._sorted.irange(start, stop, inclusive=(True, False), reverse=descending)
         return found
@@ -81,7 +91,7 @@ class Recent:
 
     @property
     def size_bytes(self) -> int:
-        """Of all kept versions. Asked for with every request, so nothing is summed up here."""
+        """Of all versions but a draft's. Asked for with every request, so nothing is summed up here."""
         return self._active.bytes + self._frozen_bytes
 
     @property
@@ -109,6 +119,10 @@ class Recent:
                 return kv
         return None
 
+    def index(self, pace: Pace) -> bool:
+        """Make `keys` ready; False if the pace was used up before it was."""
+        return all(layer.index(pace) for layer in self._layers)
+
     def keys(self, start: bytes, end: bytes, descending: bool) -> Iterator[bytes]:
         """Keys of ``[start, end)`` in any layer, each once, in order."""
         sources = [layer.keys(start, end, descending) for layer in self._layers if layer.changes]
@@ -125,13 +139,15 @@ class Recent:
         self._draft = Layer()
         self._relink()
 
-    def keep(self) -> None:
-        """Make the draft's versions part of the active layer."""
+    def keep(self, pace: Pace) -> Work[None]:
+        """Make the draft's versions part of the active layer. Meanwhile they are in both, and both say the same."""
         assert self._draft is not None
-        changes = self._draft.changes
-        self.drop()
-        for kv in changes:
+        for kv in self._draft.changes:
+            if pace.left <= 0:
+                yield
+            pace.left -= 1
             self._active.add(kv)
+        self.drop()
 
     def drop(self) -> None:
         """Forget the draft."""

@@ -5,7 +5,9 @@ its transaction did; a read at an explicit revision sees that revision. The revi
 new one from the first change on, the old one before it.
 
 A refused operation refuses the whole transaction. Per list, a key may be put once and may not also lie in
-a deleted range; two deletes may overlap, the second finds nothing.
+a deleted range; two deletes may overlap, the second finds nothing. All deletes together are held to the limit of one.
+
+Changes gather in a draft and are merged at the end. Both may take many slices; nobody reads the new revision before.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from kvnode.kv.requests import (
 )
 from kvnode.machine.mvcc import Versions
 from kvnode.machine.operations import Operations
+from kvnode.machine.pace import Pace, Work
 from kvnode.machine.recent import Recent
 
 
@@ -45,8 +48,8 @@ class Transactions:
         self._limits = limits
 
     def apply(
-        self, request: Txn, revision: Revision, compact_revision: int, time: int, events: list[Event]
-    ) -> TxnReply | Refusal:
+        self, request: Txn, revision: Revision, compact_revision: int, time: int, events: list[Event], *, pace: Pace
+    ) -> Work[TxnReply | Refusal]:
         refusal = self._check_shape(request, revision)
         if refusal is not None:
             return refusal
@@ -60,12 +63,12 @@ class Transactions:
         if _puts_twice(chosen):
             return Refusal("bad_request", "a transaction may change a key only once", revision)
         self._recent.begin()
-        results = self._run(chosen, revision, compact_revision, time, events)
+        results = yield from self._run(chosen, revision, compact_revision, time, events, pace=pace)
         if isinstance(results, Refusal):
             self._recent.drop()
             events.clear()
             return results
-        self._recent.keep()
+        yield from self._recent.keep(pace)
         return TxnReply(revision + bool(events), succeeded, tuple(results))
 
     def _check_shape(self, request: Txn, revision: Revision) -> Refusal | None:
@@ -81,19 +84,28 @@ class Transactions:
         compact_revision: int,
         time: int,
         events: list[Event],
-    ) -> list[OperationReply] | Refusal:
+        *,
+        pace: Pace,
+    ) -> Work[list[OperationReply] | Refusal]:
         results: list[OperationReply] = []
-        reply_bytes = 0
+        reply_bytes = deleted = 0
         for operation in operations:
             reply: OperationReply | Refusal
             if isinstance(operation, Put):
                 reply = self._operations.put(operation, revision, time, events)
             elif isinstance(operation, Delete):
-                reply = self._operations.delete(operation, revision, time, events)
+                if operation.end == keys.ONE_KEY:
+                    reply = self._operations.delete_one(operation, revision, time, events)
+                else:
+                    reply = yield from self._operations.delete_range(
+                        operation, revision, time, events, pace, already=deleted
+                    )
+                if isinstance(reply, DeleteReply):
+                    deleted += reply.deleted
             else:
                 at = operation.revision or revision + bool(events)
-                reply = check_readable(operation.revision, revision, compact_revision) or self._operations.range(
-                    operation, at
+                reply = check_readable(operation.revision, revision, compact_revision) or (
+                    yield from self._operations.range(operation, at, pace)
                 )
             if isinstance(reply, Refusal):
                 return reply

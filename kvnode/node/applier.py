@@ -1,9 +1,10 @@
 """Applier: committed entries → state machine, in order, each once; answers → those who wait.
 
-Applies on the loop, in slices of bounded time, so that heartbeats are never behind a long backlog. Entries come
-from memory; those evicted from it are read back from the log by a worker. When the recent versions reach their
-bound applying waits for the flush; the log keeps what is not applied. A flush covers whole entries only and is
-never ahead of what this node's own log holds durably (`Output.apply_to` sees to that).
+Applies on the loop, in slices of bounded time, so that heartbeats are never behind a long backlog or a big range
+delete: an entry that takes several slices gets one a turn, and what follows it waits. Entries come from memory;
+those evicted from it are read back from the log by a worker. When the recent versions reach their bound applying
+waits for the flush; the log keeps what is not applied. A flush covers whole entries only and is never ahead of what
+this node's own log holds durably (`Output.apply_to` sees to that).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from kvnode.clocks.clock import Clock
 from kvnode.config import StorageSection
 from kvnode.ids import Index
+from kvnode.kv.requests import ApplyResult, Put
 from kvnode.machine.backend import Backend
 from kvnode.machine.machine import StateMachine
 from kvnode.machine.rows import Cut
@@ -64,6 +66,8 @@ class Applier:
         self._on_failed = on_failed
         self._target = machine.applied_index
         self._resume_scheduled = False
+        self._unfinished: Entry | None = None  # begun in the machine, needs further slices
+        self._halted = False
         self._reading_log = False
         self._cut: Cut | None = None
         self._flush_timer: asyncio.TimerHandle | None = None
@@ -84,11 +88,14 @@ class Applier:
             self._continue()
 
     def _continue(self) -> None:
-        if self._reading_log or self._resume_scheduled:
+        if self._reading_log or self._resume_scheduled or self._halted:
             return
         machine = self._machine
         before = machine.applied_index
         stop_ns = self._clock.elapsed_ns() + SLICE_NS
+        if self._unfinished is not None and not self._resume_entry(self._unfinished):
+            self._continue_next_turn()
+            return
         while machine.applied_index < self._target and not self.is_held_back:
             first = Index(machine.applied_index + 1)
             entries = self._raft.entries(first, self._target, SLICE_BYTES)
@@ -96,14 +103,19 @@ class Applier:
                 self._read_log(first)
                 break
             self._apply(entries, stop_ns)
-            if self._clock.elapsed_ns() >= stop_ns and machine.applied_index < self._target:
-                self._resume_scheduled = True
-                self._loop.call_soon(self._resume)
+            if self._unfinished is not None or (
+                self._clock.elapsed_ns() >= stop_ns and machine.applied_index < self._target
+            ):
+                self._continue_next_turn()
                 break
         if machine.applied_index > before:
             self._reads.applied(machine.applied_index)
             self._raft.forget(machine.applied_index)
             self._consider_flush()
+
+    def _continue_next_turn(self) -> None:
+        self._resume_scheduled = True
+        self._loop.call_soon(self._resume)
 
     def _resume(self) -> None:
         self._resume_scheduled = False
@@ -113,16 +125,38 @@ class Applier:
         machine, waiting = self._machine, self._waiting
         now_ns = self._clock.elapsed_ns
         for count, entry in enumerate(entries):
+            is_put = False
             if entry.kind == EntryKind.COMMAND:
-                result = machine.apply(entry.index, entry.time, decode_request(entry.payload)).result
-                if waiting.has_placed and (started := waiting.applied(entry.index, entry.term, result)):
-                    self.commit_seconds.observe((now_ns() - started) / 1e9)
+                request = decode_request(entry.payload)
+                is_put = type(request) is Put
+                applied = machine.begin(entry.index, entry.time, request)
+                if applied is None:
+                    self._unfinished = entry
+                    break
+                if waiting.has_placed:
+                    self._answer(entry, applied.result)
             else:
                 machine.skip(entry.index, entry.time)
                 waiting.applied(entry.index, entry.term, None)
-            if count % 64 == 63 and now_ns() >= stop_ns:
+            # Puts are short and alike; anything else may have taken a whole slice.
+            if (count % 64 == 63 or not is_put) and now_ns() >= stop_ns:
                 break
         waiting.skipped_to(machine.applied_index)
+
+    def _resume_entry(self, entry: Entry) -> bool:
+        """One more slice of the unfinished entry; whether that finished it."""
+        applied = self._machine.resume()
+        if applied is None:
+            return False
+        self._unfinished = None
+        self._answer(entry, applied.result)
+        self._waiting.skipped_to(entry.index)
+        return True
+
+    def _answer(self, entry: Entry, result: ApplyResult) -> None:
+        started = self._waiting.applied(entry.index, entry.term, result)
+        if started:
+            self.commit_seconds.observe((self._clock.elapsed_ns() - started) / 1e9)
 
     def _read_log(self, first: Index) -> None:
         """The entries have left memory: read them back from disk, then go on."""
@@ -131,6 +165,8 @@ class Applier:
 
         def done(entries: Sequence[Entry]) -> None:
             self._reading_log = False
+            if self._halted:
+                return
             assert entries, (first, last)
             self._apply(entries, self._clock.elapsed_ns() + SLICE_NS)
             self._reads.applied(self._machine.applied_index)
@@ -188,8 +224,13 @@ class Applier:
         if self._machine.applied_index < self._target:
             self._continue()
 
+    def halt(self) -> None:
+        """Apply nothing more, not even the rest of an unfinished entry: the log has all of it."""
+        self._halted = True
+
     def close(self) -> None:
-        """Start the last flush; the flusher's `close` waits for it."""
+        """Halt and start the last flush; the flusher's `close` waits for it."""
+        self.halt()
         if self._flush_timer is not None:
             self._flush_timer.cancel()
         self.flush()

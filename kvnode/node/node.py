@@ -18,6 +18,7 @@ from kvnode.config import Config
 from kvnode.errors import ConnectionLost, KvnodeError, MemberNotFound, NoLeader, NotReady, Overloaded, Timeout
 from kvnode.ids import NOBODY, NodeId, Revision, Term
 from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Admin, Options, Status
+from kvnode.kv.keys import ONE_KEY
 from kvnode.kv.requests import ApplyResult, Range, RangeReply, Refusal, Request, WriteRequest
 from kvnode.machine.backend import Backend
 from kvnode.machine.machine import StateMachine
@@ -27,6 +28,7 @@ from kvnode.node.driver import Driver
 from kvnode.node.facts import FactLog
 from kvnode.node.log_writer import LogWriter
 from kvnode.node.ports import LogStore, Transport
+from kvnode.node.range_reads import RangeReads
 from kvnode.node.reads import RoundFailed
 from kvnode.node.update_queue import RETRY_AFTER_MS
 from kvnode.node.waiting_list import WaitingList
@@ -98,6 +100,7 @@ class Node(KV, Admin):
         self._proposals = self._proposals_failed = 0
         self._facts = FactLog(node=raft.node)
         self._waiting = WaitingList(loop)
+        self._range_reads = RangeReads(machine, loop)
         self._space = admission.SpaceGuard(config.storage, machine, identity.free_bytes, clock)
         self._driver = Driver(
             raft=raft,
@@ -185,6 +188,7 @@ class Node(KV, Admin):
         if self._catch_up is not None:
             self._catch_up.cancel()
         self._driver.stop()
+        self._applier.halt()
         self._fail_waiting(ConnectionLost("the node was killed"))
 
     async def _until(self, condition: Callable[[], bool], within_ms: int) -> None:
@@ -199,12 +203,14 @@ class Node(KV, Admin):
             return
         self._failure = error
         self._driver.stop()
+        self._applier.halt()
         self._fail_waiting(ConnectionLost(f"the node failed: {error}"))
         self._report_failed(error)
 
     def _fail_waiting(self, error: KvnodeError) -> None:
         self._waiting.fail_all(error)
         self._driver.reads.fail_all(error)
+        self._range_reads.fail_all(error)
         self._facts.wake_all()
 
     async def _note_caught_up(self) -> None:
@@ -251,11 +257,26 @@ class Node(KV, Admin):
 
     async def _read(self, request: Range, options: Options) -> RangeReply:
         admission.check_read(request, self._config.limits)
+        deadline_ms = self._deadline(options.timeout_ms)
         if options.consistency == "linearizable":
-            await self._reach_read_index(self._deadline(options.timeout_ms), options)
-        elif self._failure is not None or self._closed:
+            await self._reach_read_index(deadline_ms, options)
+        if self._failure is not None or self._closed:
             raise NotReady("the node is stopping")
-        return self._machine.range(request)
+        if request.end == ONE_KEY:
+            return self._machine.range(request)
+        return await self._read_range(request, deadline_ms)
+
+    async def _read_range(self, request: Range, deadline_ms: int) -> RangeReply:
+        answer = self._range_reads.read(request)
+        if answer.done():
+            return answer.result()
+        try:
+            async with asyncio.timeout(max(0, deadline_ms - self._clock.monotonic_ms()) / 1e3):
+                return await answer
+        except TimeoutError as error:
+            if isinstance(error, KvnodeError):
+                raise
+            raise Timeout("the range was not read within its deadline") from None
 
     async def _reach_read_index(self, deadline_ms: int, options: Options) -> None:
         """Wait until the applied state holds everything that was committed when this was called (thesis §6.4)."""

@@ -6,11 +6,17 @@ import pytest
 
 from kvnode.kv.keys import TO_THE_END
 from kvnode.kv.requests import KeyValue
+from kvnode.machine.pace import Pace, in_one_go
 from kvnode.machine.recent import Recent
 
 
 def version(key: bytes, revision: int) -> KeyValue:
     return KeyValue(key, b"%d" % revision, revision, revision, 1)
+
+
+def listed(recent: Recent, start: bytes, end: bytes, descending: bool) -> list[bytes]:
+    assert recent.index(Pace())
+    return list(recent.keys(start, end, descending))
 
 
 @pytest.fixture
@@ -36,12 +42,12 @@ def test_a_revision_shows_the_version_at_or_below_it(recent: Recent, revision: i
 
 
 def test_keys_come_once_and_in_order(recent: Recent) -> None:
-    assert list(recent.keys(b"", TO_THE_END, False)) == [b"k", b"m"]
-    assert list(recent.keys(b"", TO_THE_END, True)) == [b"m", b"k"]
-    assert list(recent.keys(b"k", b"m", False)) == [b"k"]
-    assert list(recent.keys(b"m", b"k", False)) == []
+    assert listed(recent, b"", TO_THE_END, False) == [b"k", b"m"]
+    assert listed(recent, b"", TO_THE_END, True) == [b"m", b"k"]
+    assert listed(recent, b"k", b"m", False) == [b"k"]
+    assert listed(recent, b"m", b"k", False) == []
     recent.add(version(b"a", 6))
-    assert list(recent.keys(b"", TO_THE_END, False)) == [b"a", b"k", b"m"], "the index takes new keys in"
+    assert listed(recent, b"", TO_THE_END, False) == [b"a", b"k", b"m"], "the index takes new keys in"
 
 
 def test_eviction_drops_the_frozen_layer_only(recent: Recent) -> None:
@@ -57,10 +63,10 @@ def test_a_dropped_draft_leaves_nothing(recent: Recent) -> None:
     recent.add(version(b"k", 6))
     recent.add(version(b"new", 6))
     assert recent.newest(b"k") == version(b"k", 6)
-    assert list(recent.keys(b"", TO_THE_END, False)) == [b"k", b"m", b"new"]
+    assert listed(recent, b"", TO_THE_END, False) == [b"k", b"m", b"new"]
     recent.drop()
     assert recent.newest(b"k") == version(b"k", 5)
-    assert list(recent.keys(b"", TO_THE_END, False)) == [b"k", b"m"]
+    assert listed(recent, b"", TO_THE_END, False) == [b"k", b"m"]
     assert (recent.size_bytes, recent.versions) == before
 
 
@@ -68,7 +74,8 @@ def test_a_kept_draft_is_flushed_with_the_rest(recent: Recent) -> None:
     recent.evict()
     recent.begin()
     recent.add(version(b"new", 6))
-    recent.keep()
+    pace = Pace()
+    in_one_go(recent.keep(pace), pace)
     assert [kv.mod_revision for kv in recent.freeze().changes] == [3, 4, 5, 6]
 
 
