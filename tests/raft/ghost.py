@@ -12,7 +12,7 @@ from itertools import pairwise
 from kvnode.ids import NOBODY, Index, NodeId, RequestId, Term
 from kvnode.raft.core import Raft
 from kvnode.raft.messages import AppendReply, Entry, VoteReply, VoteRequest
-from kvnode.raft.output import Output, Persist, Send
+from kvnode.raft.output import Output, Persist, Placed, Send
 from kvnode.raft.quorum import has_majority
 from tests.raft.cluster import Disk
 
@@ -37,6 +37,7 @@ class Ghost:
     committed: list[Committed] = field(default_factory=list)  # of index i at i - 1
     payloads: dict[bytes, int] = field(default_factory=dict)  # how often it was appended by a leader
     proposed: dict[RequestId, bytes] = field(default_factory=dict)
+    vanished: dict[tuple[Index, Term], bool] = field(default_factory=dict)  # placed, but on nobody's way to a disk
     refused: dict[bytes, bool] = field(default_factory=dict)
     reads: dict[int, Index] = field(default_factory=dict)  # unanswered: what was committed when the read was invoked
     reads_answered: int = 0
@@ -89,8 +90,7 @@ class Ghost:
         if output.persist is not None:
             self._on_persist(raft.node, output.persist)
         for placed in output.placed:
-            entry, _ = self.entries[placed.index, placed.term]
-            assert entry.payload == self.proposed[placed.id], ("I29: placed where it is not", placed, entry)
+            self._on_placed(raft, placed)
         for refused in output.refused:
             payload = self.proposed[refused.id]
             assert payload not in self.payloads, ("I29: refused but appended", refused, payload)
@@ -101,6 +101,15 @@ class Ghost:
             assert ready.index >= invoked, ("I13: stale read", raft.node, ready, invoked)
         for failed in output.reads_failed:
             self.reads.pop(failed.number)
+
+    def _on_placed(self, raft: Raft, placed: Placed) -> None:
+        """The entry is there, or a newer leader cut it off before it reached a write: then it never will be."""
+        known = self.entries.get((placed.index, placed.term))
+        if known is None:
+            assert raft.role != "leader" or raft.term != placed.term, ("I29: placed in no log", placed)
+            self.vanished[placed.index, placed.term] = True
+        else:
+            assert known[0].payload == self.proposed[placed.id], ("I29: placed where it is not", placed, known)
 
     def _on_persist(self, node: NodeId, persist: Persist) -> None:
         """Log matching: (index, term) names one entry and one prefix for ever, whoever holds it."""
@@ -122,6 +131,7 @@ class Ghost:
     def _on_appended(self, node: NodeId, entry: Entry, link: int) -> None:
         """An entry nobody has seen before: only its term's leader may have made it."""
         assert self.leaders.get(entry.term) == node, ("I4: an entry from nowhere", node, entry)
+        assert (entry.index, entry.term) not in self.vanished, ("I29: written after it was cut off", entry)
         assert entry.payload not in self.refused, ("I29: refused and appended later", entry)
         self.entries[entry.index, entry.term] = (entry, link)
         if entry.kind == 2:

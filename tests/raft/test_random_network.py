@@ -14,7 +14,9 @@ from tests.raft.chaos import Chaos
 
 SEEDS = int(os.environ.get("KVNODE_SIM_SEEDS") or 40)
 ONE_SEED = os.environ.get("KVNODE_SIM_SEED")
-FAILED_ONCE: dict[int, str] = {}
+FAILED_ONCE: dict[int, str] = {
+    11366: "a command appended and cut off within one output is placed where no disk ever saw it (the check was wrong)",
+}
 """Seed → what it found, since put right."""
 
 
