@@ -34,9 +34,12 @@ class _Duration(click.ParamType[int]):
         if isinstance(value, int):
             return value
         try:
-            return parse_duration_ms(value)
+            duration_ms = parse_duration_ms(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+        if not duration_ms:
+            self.fail("no time at all: nothing could answer", param, ctx)
+        return duration_ms
 
 
 def endpoint_option(command: Callable[..., Any]) -> Callable[..., Any]:

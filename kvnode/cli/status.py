@@ -45,6 +45,9 @@ def status(endpoints: list[str], timeout_ms: int, output: str | None, only: bool
     else:
         rows = [_row(endpoint, answer) for endpoint, answer in found.items()]
         print_table(_COLUMNS, sorted(rows))
+        for answer in found.values():
+            if "unreachable" in answer:
+                click.echo(f"kvnode: {answer['unreachable']}", err=True)
     if all("unreachable" in answer for answer in found.values()):
         click.echo("kvnode: no node answered", err=True)
         sys.exit(TRY_AGAIN)
@@ -73,10 +76,15 @@ def health(endpoints: list[str], timeout_ms: int) -> None:
 def _status(endpoint: str, timeout_ms: int) -> dict[str, Any]:
     try:
         answer = fetch(endpoint, "/v1/status", timeout_ms)
+    except KvnodeError as error:
+        return {"unreachable": error.message}
+    try:
         data = answer.json()
-    except (KvnodeError, ValueError) as error:
-        return {"unreachable": str(error)}
-    return data if isinstance(data, dict) and "id" in data else {"unreachable": f"answer {answer.status}"}
+    except ValueError:
+        data = None
+    if isinstance(data, dict) and "id" in data:
+        return data
+    return {"unreachable": f"{endpoint}: the answer {answer.status} is not kvnode's (a peer port? a proxy?)"}
 
 
 def _members(answer: dict[str, Any], seen: set[Any]) -> list[str]:

@@ -18,10 +18,17 @@ def wal() -> None:
     """Look into write-ahead logs, also of running nodes."""
 
 
-@wal.command()
+@wal.command(short_help="Print the entries of a log as JSON lines.")
 @click.argument("directory", metavar="DIR")
-@click.option("--from", "first_index", default=1, show_default=True, help="First log index to print.")
-@click.option("--limit", default=0, help="Print at most this many lines; 0 prints all.")
+@click.option(
+    "--from",
+    "first_index",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="First log index to print.",
+)
+@click.option("--limit", type=click.IntRange(min=0), default=0, help="Print at most this many lines; 0 prints all.")
 @click.option("--all", "everything", is_flag=True, help="Also hard states, marks, truncations and cut entries.")
 def dump(directory: str, first_index: int, limit: int, everything: bool) -> None:
     """Print the entries of the log in DIR, a data directory or its wal/, as JSON lines."""

@@ -98,7 +98,8 @@ def error_from(status: int, outcome: str, body: bytes, *, write: bool) -> Kvnode
         code, message, detail = str(words["code"]), str(words["message"]), dict(words.get("detail") or {})
     except (ValueError, KeyError, TypeError, AttributeError):
         code, detail = "", {}
-        message = f"answer {status} without an error body: {body[:200]!r}"
+        text = body[:200].decode("utf-8", "backslashreplace").strip()
+        message = f"this answer {status} is not kvnode's (a peer port? a proxy?): {text!r}"
     cls = by_code().get(code)
     if write and outcome == "unknown" and (cls is None or not cls.may_have_applied):
         cls = Unknown

@@ -112,6 +112,7 @@ def test_the_exit_code_is_the_errors_family(run: Run, shared: ServedNode):
     assert run("put", "k").exit_code == 2
     assert run("ls", "--endpoint", "nonsense").exit_code == 2
     assert run("get", "k", "--timeout", "5").exit_code == 2
+    assert run("get", "k", "--timeout", "0s").exit_code == 2
 
 
 def dead_endpoint() -> str:
@@ -153,10 +154,32 @@ def test_status_and_health(run: Run, shared: ServedNode):
     assert table.stdout.splitlines()[1].split()[:5] == ["1", shared.endpoint, "leader", "1", "1"]
     [answer] = json.loads(run("status", "-o", "json").stdout)
     assert answer["role"] == "leader"
-    assert run("status", "--endpoint", dead_endpoint()).exit_code == 3
+    dead = dead_endpoint()
+    nobody = run("status", "--endpoint", dead)
+    assert (nobody.exit_code, f"{dead}: cannot connect" in nobody.stderr) == (3, True)
     assert run("health").stdout == "ready\n"
     shared.node.ready = False
     unhealthy = run("health")
     shared.node.ready = True
     assert unhealthy.exit_code == 1
     assert run("health", "--endpoint", dead_endpoint()).exit_code == 1
+
+
+def test_what_is_not_kvnode_is_named_as_such(run: Run):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def answer_strangely() -> None:
+            for _ in range(2):
+                connection, _ = other.accept()
+                with connection:
+                    connection.recv(65_536)
+                    connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 14\r\n\r\n404: Not Found")
+
+        thread = threading.Thread(target=answer_strangely)
+        thread.start()
+        endpoint = f"127.0.0.1:{other.getsockname()[1]}"
+        status, got = run("status", "--endpoint", endpoint), run("get", "k", "--endpoint", endpoint)
+        thread.join(10)
+    assert (status.exit_code, got.exit_code) == (3, 1)
+    for result in (status, got):
+        assert "answer 404 is not kvnode's" in result.stderr
