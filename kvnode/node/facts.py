@@ -32,6 +32,7 @@ class FactLog:
         self._waiting: list[asyncio.Future[None]] = []
         self.leader_changes = 0
         self._led = False
+        self._tries = 0  # pre-vote rounds since a leader was last heard of, or a vote asked for
 
     async def leader_changed(self, within_ms: int) -> None:
         """Return when a leader became known, or after `within_ms`."""
@@ -58,10 +59,12 @@ class FactLog:
             case BecameLeader(term=term, took_ms=took_ms):
                 self.leader_changes += 1
                 self._led = True
+                self._tries = 0
                 log.info("election.won", node=node, term=term, took_ms=took_ms)
                 self.wake_all()
             case LeaderKnown(term=term, leader=leader):
                 self.leader_changes += 1
+                self._tries = 0
                 log.info("leader.known", node=node, term=term, leader=leader)
                 self.wake_all()
             case BecameFollower(term=term, leader=leader, reason=reason):
@@ -71,8 +74,12 @@ class FactLog:
                 if leader != NOBODY:
                     self.wake_all()
             case BecamePreCandidate(term=term, reason=reason):
-                log.info("election.started", node=node, term=term, pre=True, reason=reason)
+                # A node that is cut off tries several times a second, for hours: the log says so once.
+                say = log.debug if self._tries else log.info
+                self._tries += 1
+                say("election.started", node=node, term=term, pre=True, reason=reason)
             case BecameCandidate(term=term, reason=reason):
+                self._tries = 0
                 log.info("election.started", node=node, term=term, pre=False, reason=reason)
             case LogTruncated(from_index=index, last_index=last):
                 log.warning("log.truncated", node=node, index=index, last_index=last)
