@@ -11,6 +11,7 @@ Values are MessagePack arrays (append fields with defaults, never reorder); keys
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from enum import IntEnum
 
@@ -24,6 +25,9 @@ from kvnode.machine.backend import Row
 
 FORMAT = 1
 """Version of the store's layout. A store of another format is refused, never guessed at."""
+
+SORTED_AT_ONCE = 8_192
+"""Rows that take a few milliseconds to sort."""
 
 EMPTY_DIGEST = bytes(16)
 
@@ -110,7 +114,8 @@ class Cut(msgspec.Struct, frozen=True):
     def rows(self) -> list[Row]:
         """The rows to commit, ascending. Called in the flush thread: it is the costly part."""
         encode = msgspec.msgpack.Encoder().encode
-        rows = [(keycode.META_KEY, encode(self.meta))]
+        versions: list[Row] = []
+        revisions: list[Row] = []  # ascending as they come
         revision, number = 0, 0
         for kv in self.changes:
             revision, number = kv.mod_revision, number + 1 if kv.mod_revision == revision else 0
@@ -118,8 +123,9 @@ class Cut(msgspec.Struct, frozen=True):
             full_key = kv.key if keycode.is_long(row_key) else b""
             value = VersionRow(kv.value, kv.create_revision, kv.version, kv.lease, kv.time, full_key)
             kind = ChangeKind.PUT if kv.version else ChangeKind.DELETE
-            rows.append((row_key, encode(value)))
+            versions.append((row_key, encode(value)))
             change = RevisionRow(kv.time, kind.value, kv.key)
-            rows.append((keycode.revision_row_key(revision, number), encode(change)))
-        rows.sort()
-        return rows
+            revisions.append((keycode.revision_row_key(revision, number), encode(change)))
+        # One call of `sort` keeps the interpreter to itself until it is done: a long one would stall the loop.
+        pieces = [sorted(versions[first : first + SORTED_AT_ONCE]) for first in range(0, len(versions), SORTED_AT_ONCE)]
+        return [(keycode.META_KEY, encode(self.meta)), *heapq.merge(*pieces), *revisions]
