@@ -20,7 +20,6 @@ from kvnode.bench.load import Address, OnAnswer, OnLost
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 _ACK = _END_STREAM = 0x1
-_END_HEADERS = 0x4
 _INITIAL_WINDOW_SIZE = 4
 _WINDOW_MAX = (1 << 31) - 1
 _WINDOW_INITIAL = 65_535

@@ -16,7 +16,6 @@ from datetime import UTC, datetime, timedelta
 
 COUNTER_BITS = 16
 _COUNTER_MASK = (1 << COUNTER_BITS) - 1
-HYBRID_MAX = (1 << 64) - 1
 
 
 class HybridClock:

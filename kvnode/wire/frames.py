@@ -38,7 +38,6 @@ FEATURE_LEVEL = 1
 HEAD_BYTES = 12
 HANDSHAKE_BYTES_MAX = 64 << 10
 NONCE_BYTES = 32
-PROOF_BYTES = 32
 _TEXT_MAX = 256
 _HEAD = Struct(">IIBBH")
 _CHECKED = Struct(">IBBH")  # what the checksum covers of the head
