@@ -77,6 +77,7 @@ def draw_settings(rng: random.Random) -> RaftSection:
     return RaftSection(
         heartbeat_ms=timeout // rng.choice([3, 4, 6]),
         election_timeout_ms=timeout,
+        commit_note_ms=rng.choice([0, 2, 20]),
         append_bytes_max=rng.choice([1, 200, 1_000, 1 << 20]),
         window_messages_max=rng.choice([1, 2, 4, 64]),
         window_bytes_max=rng.choice([1, 300, 4_096, 4 << 20]),
@@ -209,12 +210,12 @@ class Network:
             causes.insert(rng.choice([0, len(causes)]), Tick())
         for cause in causes:
             self._step(process, now, cause)
-        if is_due and isinstance(causes[-1], Tick):
-            assert raft.next_deadline_ms() > now, ("a timer that never ends", process.node)
         if causes:
             output = raft.take_output()
             self._check(process)
             self._execute(process, output)
+        if is_due and isinstance(causes[-1], Tick):
+            assert raft.next_deadline_ms() > now, ("a timer that never ends", process.node)
         if inbox:
             self._schedule(process)
         self._arm(process)
