@@ -75,8 +75,16 @@ class App:
             answer = call.refuse(KvnodeError("an unexpected error, logged under this answer's X-Request-Id"))
         finally:
             self.in_flight -= 1
+        took_ns = self.clock.elapsed_ns() - started_ns
         self._answered[answer.status // 100] += 1
-        self._seconds.observe((self.clock.elapsed_ns() - started_ns) / 1e9)
+        self._seconds.observe(took_ns / 1e9)
+        log.debug(
+            "request.answered",
+            request_id=call.request_id,
+            method=request.method,
+            status=answer.status,
+            took_ms=took_ns / 1e6,
+        )
         return answer
 
     async def _dispatch(self, call: Call) -> Answer:

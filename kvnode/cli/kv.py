@@ -213,7 +213,7 @@ def _value(argument: str) -> bytes:
 
 
 def _field(item: dict[str, Any], name: str) -> bytes:
-    """A key or value of a JSON item as bytes: base64 if the item says so (`http-api.md`, ground rules)."""
+    """A key or value of a JSON item as bytes: base64 if the item says so (`docs/http-api.md`)."""
     marker = "key_encoding" if name == "key" else "encoding"
     text: str = item.get(name) or ""
     return base64.b64decode(text) if item.get(marker) == "base64" else text.encode()

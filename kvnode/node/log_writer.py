@@ -25,7 +25,7 @@ from kvnode.raft.messages import entry_bytes
 from kvnode.raft.output import Persist, Send
 
 MARK_AFTER_S = 0.1
-"""Idle time after which one mark record proves that everything before it was durable (`reliability`: ≤ 100 ms)."""
+"""Idle time after which one mark record proves that everything before it was durable."""
 
 ENTRIES_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
 

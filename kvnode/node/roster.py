@@ -10,7 +10,7 @@ both: but records do not change. Until its bootstrap has finished a node takes p
 *Afterwards* a proven peer is refused if it is of another cluster, no member, on another directory than recorded
 (wiped: it may have forgotten a vote), or went back in time: its boot counter, +1 at each start, is below the one seen
 last (an old backup), or equal with another nonce (a copy of the directory runs as well). Settings of cluster scope
-must be equal; the refusal names the key. Each rule is reliability.md F60–F63, F66.
+must be equal; the refusal names the key.
 
 Synchronous and free of I/O but for two functions given at construction, called at connect only, never per message.
 """

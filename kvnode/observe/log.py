@@ -57,6 +57,7 @@ EVENTS: dict[str, str] = {
     "transfer.aborted": "The hand-over did not finish in time; this node goes on leading.",
     "heartbeat.late": "A heartbeat left later than twice its interval; `late_ms`.",
     "loop.lagged": "The event loop was busy for `lag_ms`.",
+    "request.answered": "(debug) A client request: `request_id`, `method`, `status`, `took_ms`; never keys or values.",
     "request.failed": "A request met an unexpected error; `request_id` finds it again. A bug: please report it.",
     "request.malformed": "A connection sent what is not HTTP; `unlogged` such requests since the last line had none.",
     "log.dropped": "`count` lines were lost because their reader did not keep up.",

@@ -11,8 +11,8 @@ included: it binds ids, incarnations, settings and this very connection, cannot 
 be sent back to its maker, whose label differs. Nothing of a hello is acted on before its sender's proof. Instead of
 going on, either side may send REFUSAL (after its own PROOF, if the other side has proven itself) and close.
 
-Sans-IO: bytes of one WebSocket message in, bytes of one out. Source: the mutual challenge is the ordinary one;
-the identity rules are reliability.md F61–F63 and F66, applied by the roster.
+Sans-IO: bytes of one WebSocket message in, bytes of one out. The mutual challenge is the ordinary one;
+who belongs together the roster judges (`kvnode.node.roster`).
 """
 
 from __future__ import annotations

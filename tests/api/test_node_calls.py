@@ -171,3 +171,12 @@ async def test_tokens_are_one_per_state(door: Door, app: App, kv: FakeKV) -> Non
     wrote = (await door.ask("PUT", "/v1/kv/k", b"v")).headers["kv-token"]
     assert wrote != first
     assert (await door.ask("GET", "/v1/kv/k")).headers["kv-token"] == wrote
+
+
+async def test_a_request_can_be_found_in_the_log_by_its_id(door: Door, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "kvnode.api")
+    await door.ask("PUT", "/v1/kv/secret-key", b"v", X_Request_Id="mine-7")
+    [line] = [record.message for record in caplog.records if "mine-7" in record.message]
+    assert line.startswith("request.answered")
+    assert "status=200" in line
+    assert "secret-key" not in line
