@@ -173,7 +173,11 @@ def check_revision(wanted: int, before: KeyValue | None, revision: Revision) -> 
         return Refusal("bad_request", f"{wanted} is not a revision", revision)
     if wanted == found:
         return None
-    return Refusal("compare_failed", f"the key is at revision {found}, not {wanted}", revision, found)
+    if not found:
+        words = f"the key does not exist, so it is not at revision {wanted}"
+    else:
+        words = f"the key is at revision {found}, not {wanted}" if wanted else f"the key exists, at revision {found}"
+    return Refusal("compare_failed", words, revision, found)
 
 
 def _without_value(kv: KeyValue) -> KeyValue:

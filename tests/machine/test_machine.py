@@ -9,7 +9,7 @@ import pytest
 
 from kvnode.config import LimitsSection
 from kvnode.errors import StorageFailed
-from kvnode.ids import Index
+from kvnode.ids import Index, Revision
 from kvnode.kv.events import Event
 from kvnode.kv.keys import TO_THE_END
 from kvnode.kv.requests import (
@@ -24,6 +24,7 @@ from kvnode.kv.requests import (
 )
 from kvnode.machine import keycode
 from kvnode.machine.machine import StateMachine
+from kvnode.machine.operations import check_revision
 from kvnode.machine.rows import Meta, decode_meta, decode_revision
 from kvnode.storage.memory_backend import MemoryBackend
 from tests.backend_suite import all_rows, commit
@@ -285,3 +286,19 @@ def test_a_store_of_another_format_is_refused() -> None:
         StateMachine(backend, LimitsSection())
     with pytest.raises(StorageFailed, match="damaged"):
         decode_meta(b"\xc1")
+
+
+def test_a_failed_condition_says_what_is_there() -> None:
+    before = KeyValue(b"k", b"v", create_revision=3, mod_revision=7, version=2, lease=0, time=0)
+    said = {
+        (wanted, kv is None): refusal.message
+        for wanted in (0, 5, MUST_EXIST)
+        for kv in (before, None)
+        if (refusal := check_revision(wanted, kv, Revision(9))) is not None
+    }
+    assert said == {
+        (0, False): "the key exists, at revision 7",
+        (5, False): "the key is at revision 7, not 5",
+        (5, True): "the key does not exist, so it is not at revision 5",
+        (MUST_EXIST, True): "the key does not exist",
+    }
