@@ -79,14 +79,16 @@ def encode_batch(batch: Sequence[Persist], state: LogState, crc_start: int, offs
 def _encode_hard_state(batch: Sequence[Persist], state: LogState, crc_start: int, out: EncodedBatch) -> None:
     """The newest hard state of the batch, if it says anything new."""
     before = state.hard_state
-    newest, commit = before, before.commit
+    newest, commit, durable = before, before.commit, state.index.last_index
     for persist in batch:
+        if persist.truncate_from:  # what stands there now is not what the commit index speaks of
+            durable = min(durable, persist.truncate_from - 1)
         commit = max(commit, persist.commit)
         if persist.hard_state is not None:
             newest = persist.hard_state
             commit = max(commit, newest.commit)
     assert newest.term >= before.term, (newest, before)
-    after = HardState(newest.term, newest.vote, Index(min(commit, max(before.commit, state.index.last_index))))
+    after = HardState(newest.term, newest.vote, Index(min(commit, max(before.commit, durable))))
     if after == before:
         return
     out.seq += 1

@@ -93,6 +93,17 @@ def test_commit_is_recorded_no_higher_than_what_was_durable() -> None:
     assert open_wal(disk.kill())[1].hard_state.commit == 2
 
 
+def test_commit_counts_nothing_that_the_same_batch_cuts() -> None:
+    """A slow disk joins a cut with the commit of what came in its place: the old suffix was never committed."""
+    disk = new_disk()
+    wal, _ = open_wal(disk, create=True)
+    wal.write([persist(1, entry(1), entry(2), entry(3), state=(1, 1))])
+    wal.write([persist(2, entry(2, term=2), cut=2, state=(2, 3), commit=1), persist(3, entry(3, term=2), commit=3)])
+    _, recovered = open_wal(disk.kill())
+    assert recovered.hard_state.commit == 1
+    assert [(e.index, e.term) for e in recovered.tail] == [(1, 1), (2, 2), (3, 2)]
+
+
 def test_last_time_counts_entries_that_were_cut() -> None:
     disk = new_disk()
     wal, _ = open_wal(disk, create=True)
