@@ -148,6 +148,16 @@ class RaftSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     window_bytes_max: Annotated[int, _cluster("Entry bytes in flight to one follower.", unit="bytes", ge=1 * KIB)] = (
         4 * MIB
     )
+    commit_note_ms: Annotated[
+        int,
+        _node(
+            "A follower that waits for nothing hears of a new commit index with the next append, or after this; "
+            "0 = at once.",
+            unit="ms",
+            ge=0,
+            le=1_000,
+        ),
+    ] = 2
     uncommitted_bytes_max: Annotated[
         int,
         _cluster("Bytes the leader holds uncommitted; beyond it proposals get 429.", unit="bytes", ge=1 * MIB),

@@ -146,6 +146,8 @@ class Raft:
         if leadership is not None:
             if state.now_ms >= leadership.heartbeat_deadline_ms:
                 replication.on_heartbeat_due(state, leadership)
+            if 0 < leadership.note_deadline_ms <= state.now_ms:
+                replication.on_note_due(leadership)
             if leadership.transfer_to and state.now_ms >= leadership.transfer_deadline_ms:
                 transfer.on_transfer_timeout(state, leadership)
         read_index.expire_forwarded(state)

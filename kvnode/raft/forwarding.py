@@ -80,6 +80,8 @@ def on_forward_proposals(state: RaftState, message: ForwardProposals) -> None:
         (batch[position].id, Index(first + position)) for position in range(taken)
     )
     refused = tuple((proposed.id, code) for proposed in batch[taken:])
+    if taken and state.leadership is not None:
+        state.leadership.progress[message.sender].commit_wanted = state.log.last_index
     state.send(message.sender, ForwardReply(state.term, state.node, placed, refused))
 
 

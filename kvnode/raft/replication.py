@@ -2,8 +2,9 @@
 
 Leader: appends are built once per output, so that many proposals make one message; followers with the same next
 index share it. A heartbeat is an empty append at the follower's *match*, on its own schedule, never behind the window
-or the disk (traps S43, S44). When the commit index rises on an idle line an empty append tells it at once; nobody
-waits for an answer to that, so none is sent (it would cost as much as the append itself).
+or the disk (traps S43, S44). When the commit index rises on an idle line an empty append, the *note*, tells it: at
+once where clients of the follower wait for it, else within `commit_note_ms`, which under load the next append
+undercuts. A note is not answered: it would cost as much as the append itself.
 
 Follower: an append is judged by (prev_index, prev_term) alone, the empty log included (traps S18, C4); entries in
 place are skipped, and only a proven conflict of terms above the commit index is cut (trap C5; scenarios S20–S26).
@@ -86,6 +87,12 @@ def on_heartbeat_due(state: RaftState, leadership: Leadership) -> None:
             progress.become_probe()
 
 
+def on_note_due(leadership: Leadership) -> None:
+    """No append came by to carry the commit index."""
+    leadership.note_deadline_ms = 0
+    leadership.note_due = True
+
+
 class _Burst:
     """The appends of one output; equal ones are built once and shared."""
 
@@ -113,7 +120,15 @@ class _Burst:
                     if not self._send_entries(peer, progress):
                         break
         if min(state.commit_index, progress.match_index) > progress.commit_sent:
+            self._note_commit(peer, progress)
+
+    def _note_commit(self, peer: NodeId, progress: Progress) -> None:
+        """Nothing in this output carries the commit index to `peer`: tell it, now or by the deadline."""
+        leadership, patience_ms = self._leadership, self._state.settings.commit_note_ms
+        if patience_ms == 0 or leadership.note_due or progress.commit_wanted > progress.commit_sent:
             self._send_empty(peer, progress, quiet=True)
+        elif leadership.note_deadline_ms == 0:
+            leadership.note_deadline_ms = self._state.now_ms + patience_ms
 
     def _send_empty(self, peer: NodeId, progress: Progress, *, quiet: bool) -> None:
         prev = progress.match_index
@@ -149,7 +164,7 @@ def send_appends(state: RaftState, leadership: Leadership) -> None:
     burst = _Burst(state, leadership)
     for peer, progress in leadership.progress.items():
         burst.send_to(peer, progress)
-    leadership.heartbeat_due = False
+    leadership.heartbeat_due = leadership.note_due = False
 
 
 def _append(

@@ -86,6 +86,8 @@ class Leadership:
     heartbeat_deadline_ms: int
     quorum_deadline_ms: int  # no majority heard from by then: not a leader any more
     heartbeat_due: bool = False
+    note_deadline_ms: int = 0  # some follower is to be told of the commit index by then; 0 = none
+    note_due: bool = False
     reads_waiting: list[tuple[NodeId, int]] = field(default_factory=list)  # not in a round yet
     read_rounds: deque[ReadRound] = field(default_factory=deque)  # ascending by number
     reads_count: int = 0  # in reads_waiting and read_rounds together

@@ -80,6 +80,8 @@ def next_deadline_ms(state: RaftState) -> int:
 
 def _leader_deadline_ms(leadership: Leadership) -> int:
     deadline = min(leadership.heartbeat_deadline_ms, leadership.quorum_deadline_ms)
+    if leadership.note_deadline_ms:
+        deadline = min(deadline, leadership.note_deadline_ms)
     return min(deadline, leadership.transfer_deadline_ms) if leadership.transfer_to else deadline
 
 

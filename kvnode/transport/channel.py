@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -57,6 +58,8 @@ class Channel:
         self._queue_bytes_max = queue_bytes_max
         self._message_bytes_max = message_bytes_max
         self._wake: asyncio.Future[None] | None = None  # the writer sleeps on it
+        self._is_slow = False  # the peer does not keep up: only the writer sends until the queue is empty
+        self._rest: _Rest | None = None  # a send begun elsewhere, for the writer to finish
         self._cut: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._counters = counters
         self._bytes_sent = f"bytes_sent_{lane}"
@@ -67,14 +70,40 @@ class Channel:
         size = len(frame)
         if self.is_closed or self._queue_bytes + size > self._queue_bytes_max or size > self._message_bytes_max:
             return False
+        if self._wake is not None and not self._is_slow:
+            return self._send_at_once(frame)
         self._queue.append(frame)
         self._queue_bytes += size
+        self._wake_writer()
+        return True
+
+    def _send_at_once(self, frame: bytes) -> bool:
+        """The writer sleeps and the peer keeps up: write here and now, a turn of the loop earlier than a task could.
+
+        The coroutine suspends only to wait for a peer that does not read, after it has written. The writer takes
+        that wait over, and everything sent meanwhile queues up behind it.
+        """
+        sending = self._websocket.send_bytes(frame)
+        try:
+            waited_for = sending.send(None)
+        except StopIteration:
+            self._counters[self._bytes_sent] += len(frame)
+            return True
+        except (OSError, aiohttp.ClientError):
+            self.abort()
+            return False
+        self._counters[self._bytes_sent] += len(frame)
+        self._is_slow = True
+        self._rest = _Rest(sending, waited_for)
+        self._wake_writer()
+        return True
+
+    def _wake_writer(self) -> None:
         wake = self._wake
         if wake is not None:
             self._wake = None
             if not wake.done():
                 wake.set_result(None)
-        return True
 
     async def run(self, on_message: OnMessage) -> None:
         """Deliver each message until the connection ends or `abort`.
@@ -133,6 +162,9 @@ class Channel:
             self._cut.set_result(None)
         self._queue.clear()
         self._queue_bytes = 0
+        if self._rest is not None:
+            self._rest.close()
+            self._rest = None
         try:
             self._descriptor.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -144,7 +176,11 @@ class Channel:
         """Everything queued at one moment goes out as one message, in pieces no larger than the receiver takes."""
         try:
             while not self.is_closed:
+                if self._rest is not None:
+                    rest, self._rest = self._rest, None
+                    await rest
                 if not self._queue:
+                    self._is_slow = False
                     self._wake = asyncio.get_running_loop().create_future()
                     await self._wake
                     continue
@@ -167,6 +203,32 @@ class Channel:
             queue, self._queue = queue[:count], queue[count:]
         self._queue_bytes -= size
         return (queue[0] if len(queue) == 1 else b"".join(queue)), size
+
+
+class _Rest:
+    """A coroutine that was started by hand and has suspended, awaited from where it stands."""
+
+    __slots__ = ("_coroutine", "_waited_for")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None], waited_for: object) -> None:
+        self._coroutine = coroutine
+        self._waited_for = waited_for
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        waited_for = self._waited_for
+        try:
+            while True:
+                try:
+                    value = yield waited_for
+                except BaseException as error:  # noqa: BLE001 - whatever is thrown in belongs inside
+                    waited_for = self._coroutine.throw(error)
+                else:
+                    waited_for = self._coroutine.send(value)
+        except StopIteration:
+            return
+
+    def close(self) -> None:
+        self._coroutine.close()
 
 
 def _own_descriptor(websocket: WebSocket) -> socket.socket:

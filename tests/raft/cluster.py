@@ -121,7 +121,7 @@ class Cluster:
         """`logs`: entries' terms by node, e.g. {1: [1, 1, 2]}; a node's term is then its last entry's."""
         ids = range(1, voters + 1) if isinstance(voters, int) else voters
         self.configuration = Configuration(tuple(map(NodeId, ids)), tuple(map(NodeId, learners)))
-        self.settings = settings or RaftSection()
+        self.settings = settings or RaftSection(commit_note_ms=0)  # notes at once: scripts stay free of timers
         self.seed = seed
         self.now_ms = 1_000
         self.wire: list[Envelope] = []

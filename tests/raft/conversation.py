@@ -79,7 +79,9 @@ class Conversation:
         held = _ids(named.pop("hold", ""))
         chosen = {_SETTINGS[name]: int(named.pop(name)) for name in list(named) if name in _SETTINGS}
         logs = {id_: terms_of(named.pop(f"log{id_}", "-")) for id_ in [*ids, *learners]}
-        self.cluster = Traced(ids, learners=learners, logs=logs, settings=RaftSection(**chosen), slow_disks=held)  # type: ignore[arg-type]
+        self.cluster = Traced(
+            ids, learners=learners, logs=logs, settings=RaftSection(**{"commit_note_ms": 0, **chosen}), slow_disks=held
+        )  # type: ignore[arg-type]
         for id_ in [*ids, *learners]:
             disk = self.cluster.member(id_).disk
             term = Term(int(named.pop(f"term{id_}", disk.hard_state.term)))

@@ -32,7 +32,7 @@ def test_many_batches_make_one_message() -> None:
 
 
 def test_a_message_is_bounded_and_every_proposal_goes_exactly_once() -> None:
-    cluster = Cluster(3, settings=RaftSection(append_bytes_max=1024))
+    cluster = Cluster(3, settings=RaftSection(commit_note_ms=0, append_bytes_max=1024))
     cluster.elect(1)
     proposals = batch(1, 2, 3, size=400) + batch(4, size=5_000) + batch(5, 6, size=10)
     messages = [s.message for s in cluster.feed(2, Proposals(proposals)).sends]
@@ -104,7 +104,7 @@ def test_the_place_of_a_proposal_is_told_before_its_entry_is_sent() -> None:
 
 def test_the_uncommitted_budget_refuses_and_recovers() -> None:
     """I28, scenario S30 (CockroachDB #31618): own and forwarded proposals; nothing leaks once committed."""
-    cluster = Cluster(3, settings=RaftSection(uncommitted_bytes_max=MIB))
+    cluster = Cluster(3, settings=RaftSection(commit_note_ms=0, uncommitted_bytes_max=MIB))
     cluster.elect(1)
     cluster.cut(1)
     output = cluster.step(1, Proposals(batch(*range(10), size=200_000)))

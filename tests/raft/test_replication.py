@@ -242,7 +242,7 @@ def _proposals(i: int) -> Proposals:
 
 def test_the_window_is_bounded_by_messages_and_bytes() -> None:
     """RP1, I28, scenario S30: full, then freed on every path."""
-    settings = RaftSection(append_bytes_max=1024, window_messages_max=4, window_bytes_max=3 * 1024)
+    settings = RaftSection(commit_note_ms=0, append_bytes_max=1024, window_messages_max=4, window_bytes_max=3 * 1024)
     cluster = Cluster(3, settings=settings)
     cluster.elect(1)
     output = cluster.feed(1, *(_proposals(i) for i in range(500)))
@@ -259,7 +259,7 @@ def test_the_window_is_bounded_by_messages_and_bytes() -> None:
 
 def test_a_large_entry_goes_alone() -> None:
     """RP5, trap C13: an entry over the limit is sent, by itself."""
-    cluster = Cluster(3, settings=RaftSection(append_bytes_max=1024))
+    cluster = Cluster(3, settings=RaftSection(commit_note_ms=0, append_bytes_max=1024))
     cluster.elect(1)
     cluster.propose(1, b"a", b"B" * 5_000, b"c")
     cluster.settle()
@@ -352,7 +352,7 @@ def test_a_disconnected_follower_costs_no_bulk() -> None:
 
 
 def test_entries_beyond_the_cache_are_read_back_from_disk() -> None:
-    settings = RaftSection(log_cache_bytes=64 * 1024, append_bytes_max=4096, window_messages_max=3)
+    settings = RaftSection(commit_note_ms=0, log_cache_bytes=64 * 1024, append_bytes_max=4096, window_messages_max=3)
     cluster = Cluster(3, settings=settings)
     cluster.elect(1)
     cluster.crash(3)
@@ -371,7 +371,7 @@ def test_entries_beyond_the_cache_are_read_back_from_disk() -> None:
 
 
 def test_forgetting_keeps_what_is_not_applied_or_not_durable() -> None:
-    settings = RaftSection(log_cache_bytes=64 * 1024)
+    settings = RaftSection(commit_note_ms=0, log_cache_bytes=64 * 1024)
     cluster = Cluster(1, settings=settings)
     cluster.advance(10)
     for _ in range(100):
