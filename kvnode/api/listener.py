@@ -156,7 +156,7 @@ class _Connection(RequestHandler):
         if status != HTTPStatus.BAD_REQUEST:
             log.error("request.failed", exc_info=exc)
             return _last_words(app, KvnodeError("an unexpected error"), errors.UNKNOWN)
-        reason = " ".join(ascii(message or exc or "").strip("'\"").split())
+        reason = ascii(" ".join(str(message or exc or "").split())).strip("'\"")
         self._front.note_malformed(reason)
         return _last_words(app, BadRequest("the request is not well-formed HTTP"), errors.NOT_APPLIED)
 
