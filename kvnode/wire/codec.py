@@ -15,7 +15,7 @@ from __future__ import annotations
 import msgspec
 
 from kvnode.kv.requests import WriteRequest
-from kvnode.raft.messages import Configuration, PeerMessage
+from kvnode.raft.messages import Configuration, ForwardProposals, PeerMessage
 from kvnode.wire.kv_tags import check_request
 from kvnode.wire.limits import PAYLOAD_BYTES_MAX, CodecError, check_range, check_size
 from kvnode.wire.raft_tags import check_message
@@ -51,6 +51,9 @@ def decode_message(data: Bytes, bytes_max: int = PAYLOAD_BYTES_MAX) -> PeerMessa
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CodecError(f"peer message: {error}") from error
     check_message(message)
+    if type(message) is ForwardProposals:
+        for proposed in message.batch:
+            decode_request(proposed.payload)  # what cannot be applied must not be appended: it would end every node
     return message
 
 

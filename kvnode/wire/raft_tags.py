@@ -79,8 +79,8 @@ def _check_vote_request(message: VoteRequest) -> None:
 def _check_forward(message: ForwardProposals) -> None:
     for proposed in message.batch:
         check_range(proposed.id, proposed.session, proposed.sequence)
-        if proposed.kind not in _KINDS:
-            raise CodecError(f"a proposal of unknown kind {proposed.kind}")
+        if proposed.kind != EntryKind.COMMAND:
+            raise CodecError(f"a forwarded proposal of kind {proposed.kind}: only clients' commands are forwarded")
 
 
 def _check_forward_reply(message: ForwardReply) -> None:

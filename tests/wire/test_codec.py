@@ -47,6 +47,8 @@ def entry(index: int, term: int = 2, **changes: Any) -> Entry:
     return msgspec.structs.replace(Entry(Term(term), Index(index), 100 + index, 2, b"p"), **changes)
 
 
+A_PUT = bytes.fromhex("9601c4016bc4017600ffc2")
+
 MESSAGES: list[tuple[PeerMessage, str, list[Any]]] = [
     (
         AppendEntries(Term(3), ONE, Index(4), Term(2), (entry(5), entry(6, 3)), Index(4), 9),
@@ -62,9 +64,9 @@ MESSAGES: list[tuple[PeerMessage, str, list[Any]]] = [
     (VoteReply(Term(4), ONE, True, True), "95040401c3c3", [4, 4, 1, True, True]),
     (TimeoutNow(Term(4), ONE, Index(8)), "9405040108", [5, 4, 1, 8]),
     (
-        ForwardProposals(Term(4), TWO, (Proposed(RequestId(300), b"r", 1, 2),)),
-        "94060402 9195cd012cc401720102 02",
-        [6, 4, 2, [[300, b"r", 1, 2, 2]]],
+        ForwardProposals(Term(4), TWO, (Proposed(RequestId(300), A_PUT, 1, 2),)),
+        "94060402 9195cd012c c40b 9601c4016bc4017600ffc2 0102 02",
+        [6, 4, 2, [[300, A_PUT, 1, 2, 2]]],
     ),
     (
         ForwardReply(Term(4), ONE, ((RequestId(300), Index(8)),), ((RequestId(301), "overloaded"),)),
