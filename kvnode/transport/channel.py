@@ -114,14 +114,15 @@ class Channel:
         reader = asyncio.create_task(self._read(on_message), name=f"peer-{self.peer}-{self.lane}-reader")
         try:
             # A cut alone does not wake a reader whose socket is paused: hence the third thing to wait for.
-            await asyncio.wait({reader, self._cut}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({reader, writer, self._cut}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.abort()
             writer.cancel()
             reader.cancel()
             await asyncio.gather(writer, reader, return_exceptions=True)
-        if not reader.cancelled() and (error := reader.exception()) is not None:
-            raise error
+        for task in (reader, writer):
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
 
     async def _read(self, on_message: OnMessage) -> None:
         while True:
