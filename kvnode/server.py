@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import msgspec
@@ -141,43 +142,12 @@ class RunningNode:
         await self._transport.start(switchboard)
         await self._bootstrap()
         machine, backend, log_store, recovered = open_storage(config, data, disk)
-        loop = asyncio.get_running_loop()
-        clock = self._clock
-        raft = Raft(
-            node=NodeId(config.node.id),
-            settings=config.raft,
-            rng=random.Random(secrets.randbits(64)),
-            restored=restore(
-                hard_state=recovered.hard_state,
-                base=recovered.base,
-                term_runs=recovered.term_runs,
-                last_index=recovered.last_index,
-                tail=recovered.tail,
-                last_time=recovered.last_time,
-                voters=[NodeId(member) for member in data.identity.members],
-                machine=machine,
-            ),
-            now_ms=clock.monotonic_ms(),
-        )
-        self.node = Node(
-            config=config,
-            raft=raft,
-            machine=machine,
-            backend=backend,
-            log_store=log_store,
-            transport=self._transport,
-            workers=Workers(lambda name: ThreadWorker(loop, f"kvnode-{name}")),
-            clock=clock,
-            loop=loop,
-            identity=NodeIdentity(
-                cluster_id=data.identity.cluster_id,
-                peer_addresses={NodeId(m): found.address for m, found in data.identity.members.items()},
-                client_url=self._client_url,
-                free_bytes=lambda: disk.free_bytes(config.node.data_dir),
-                alarms=lambda: tuple(self._roster.alarms),
-            ),
-            on_failed=self._on_failed,
-        )
+        try:
+            self.node = self._make_node(machine, backend, log_store, recovered, disk)
+        except BaseException:
+            log_store.close()
+            backend.close()
+            raise
         self._started_node = True
         self.node.start()
         switchboard.attach(self.node.receiver)
@@ -194,10 +164,61 @@ class RunningNode:
             applied_index=machine.applied_index,
         )
 
+    def _make_node(
+        self,
+        machine: StateMachine,
+        backend: Backend,
+        log_store: Wal,
+        recovered: Recovered,
+        disk: RealDisk,
+    ) -> Node:
+        """The core and the runtime on what was recovered. Raises: LogCorrupted when log and store do not meet."""
+        config, clock, data, loop = self.config, self._clock, self._data, asyncio.get_running_loop()
+        assert data is not None
+        assert self._transport is not None
+        raft = Raft(
+            node=NodeId(config.node.id),
+            settings=config.raft,
+            rng=random.Random(secrets.randbits(64)),
+            restored=restore(
+                hard_state=recovered.hard_state,
+                base=recovered.base,
+                term_runs=recovered.term_runs,
+                last_index=recovered.last_index,
+                tail=recovered.tail,
+                last_time=recovered.last_time,
+                voters=[NodeId(member) for member in data.identity.members],
+                machine=machine,
+            ),
+            now_ms=clock.monotonic_ms(),
+        )
+        return Node(
+            config=config,
+            raft=raft,
+            machine=machine,
+            backend=backend,
+            log_store=log_store,
+            transport=self._transport,
+            workers=Workers(lambda name: ThreadWorker(loop, f"kvnode-{name}")),
+            clock=clock,
+            loop=loop,
+            identity=NodeIdentity(
+                cluster_id=data.identity.cluster_id,
+                peer_addresses={NodeId(m): found.address for m, found in data.identity.members.items()},
+                client_url=self._client_url,
+                free_bytes=lambda: disk.free_bytes(config.node.data_dir),
+                alarms=lambda: tuple(self._roster.alarms),
+                boot=data.boot.counter,
+            ),
+            on_failed=self._on_failed,
+        )
+
     async def _bootstrap(self) -> None:
         """The very first start: wait until every initial member has been met and the cluster id is fixed."""
         waited = 0
         while not self._roster.is_bootstrapped:
+            if self.failed.done():  # a disk that cannot keep who was met, or a bug: waiting on would be for ever
+                raise self.failed.result()
             if waited % 100 == 0:
                 log.info("bootstrap.waiting", node=self.config.node.id, missing=self._roster.missing())
             waited += 1
@@ -213,19 +234,25 @@ class RunningNode:
 
     async def stop(self) -> None:
         """Hand over, drain, make durable, release. Safe after a start that failed half-way."""
-        if self._server is not None:
-            await self._server.drain()
-        if self._started_node:
-            await self.node.stop()
-        if self._server is not None:
-            await self._server.close()
-        elif self._client_socket is not None:
-            self._client_socket.close()
-        if self._transport is not None:
-            await self._transport.close()
-        if self._data is not None:
-            self._data.close()
+        async with AsyncExitStack() as steps:  # last in, first out; one that fails does not keep the others from it
+            if self._data is not None:
+                steps.callback(self._release, self._data)
+            if self._transport is not None:
+                steps.push_async_callback(self._transport.close)
+            if self._server is not None:
+                steps.push_async_callback(self._server.close)
+            elif self._client_socket is not None:
+                steps.callback(self._client_socket.close)
+            if self._started_node:
+                steps.push_async_callback(self.node.stop)
+            if self._server is not None:
+                steps.push_async_callback(self._server.drain)
         log.info("node.stopped", node=self.config.node.id)
+
+    def _release(self, data: DataDir) -> None:
+        """Give the directory up, unless a thread hangs in it: what it writes late must not meet another life's log."""
+        if not self._started_node or self.node.has_ended:
+            data.close()
 
 
 def tune_collector() -> None:
@@ -303,17 +330,21 @@ def open_storage(config: Config, data: DataDir, disk: RealDisk) -> tuple[StateMa
         backend = LmdbBackend(data.store_dir, map_bytes=config.storage.map_bytes)
     else:
         backend = MemoryBackend()
-    machine = StateMachine(backend, config.limits)
-    identity = data.identity
-    log_store, recovered = Wal.open(
-        disk,
-        data.wal_dir,
-        Stamp(cluster_id=identity.cluster_id, member=identity.member, incarnation=identity.incarnation),
-        applied_index=Index(machine.applied_index),
-        segment_bytes=config.storage.segment_bytes,
-        batch_bytes_max=config.storage.batch_bytes_max,
-        create=not identity.has_log,
-    )
+    try:
+        machine = StateMachine(backend, config.limits)
+        identity = data.identity
+        log_store, recovered = Wal.open(
+            disk,
+            data.wal_dir,
+            Stamp(cluster_id=identity.cluster_id, member=identity.member, incarnation=identity.incarnation),
+            applied_index=Index(machine.applied_index),
+            segment_bytes=config.storage.segment_bytes,
+            batch_bytes_max=config.storage.batch_bytes_max,
+            create=not identity.has_log,
+        )
+    except BaseException:
+        backend.close()
+        raise
     report = recovered.report
     if report.torn is not None:
         log.warning("wal.torn_tail_cut", node=identity.member, **msgspec.structs.asdict(report.torn))

@@ -10,9 +10,13 @@ from kvnode.errors import BadKey, BadRequest, NoSpace, TooLarge
 from kvnode.kv import keys
 from kvnode.kv.requests import ANY_REVISION, Compare, Delete, Operation, Put, Range, Txn, WriteRequest
 from kvnode.machine.machine import StateMachine
+from kvnode.wire.codec import decode_request, encode_request
+from kvnode.wire.limits import CodecError
 
 FREE_SPACE_CHECK_MS = 1_000
 INTEGER_MAX = (1 << 63) - 1
+PAYLOAD_SLACK_BYTES = 60 << 10
+"""What a payload may take beyond `limits.request_bytes_max`; less than peer messages have room for beyond it."""
 
 
 def check_write(request: WriteRequest, limits: LimitsSection) -> None:
@@ -23,6 +27,23 @@ def check_write(request: WriteRequest, limits: LimitsSection) -> None:
         _check_delete(request, limits)
     else:
         _check_txn(request, limits)
+
+
+def payload_of(request: WriteRequest, limits: LimitsSection) -> bytes:
+    """The request as the log stores it. Raises: BadRequest, TooLarge.
+
+    Read back before anybody else sees it: an entry that cannot be read ends every node that applies it, at every start
+    again. Types of a program's own making (a text where bytes belong, an unknown operator) get no further than this.
+    """
+    try:
+        payload = encode_request(request)
+        decode_request(payload)
+    except (CodecError, TypeError, OverflowError) as error:
+        raise BadRequest(f"the request cannot be stored: {error}") from error
+    most = limits.request_bytes_max + PAYLOAD_SLACK_BYTES
+    if len(payload) > most:
+        raise TooLarge(f"the request takes {len(payload)} bytes in the log, more than {most}", limit=most)
+    return payload
 
 
 def check_read(request: Range, limits: LimitsSection) -> None:

@@ -74,6 +74,7 @@ class Driver:
         heartbeat_ms: int,
         queue_items_max: int,
         queue_bytes_max: int,
+        first_read: int,
         on_fact: Callable[[Fact], None],
         on_failed: Callable[[BaseException], None],
     ) -> None:
@@ -89,7 +90,7 @@ class Driver:
         self._on_fact = on_fact
         self._on_failed = on_failed
         self.queue = UpdateQueue(items_max=queue_items_max, bytes_max=queue_bytes_max, wake=self.wake)
-        self.reads = Reads(loop, self.wake, clock.elapsed_ns)
+        self.reads = Reads(loop, self.wake, clock.elapsed_ns, first_read)
         self.loop_lag_seconds = Histogram()
         self.heartbeats_late = 0
         self._scheduled = False
@@ -246,7 +247,11 @@ class Driver:
         self.wake()
 
     def _sweep(self) -> None:
-        more = self._waiting.sweep(self._clock.monotonic_ms())
+        try:
+            more = self._waiting.sweep(self._clock.monotonic_ms())
+        except BaseException as error:  # noqa: BLE001 - a node that keeps no deadlines must not go on
+            self._on_failed(error)
+            return
         self._sweep_timer = self._loop.call_later(SWEEP_MS / 1e3, self._sweep) if more else None
 
     def _watch_disk(self) -> None:

@@ -80,14 +80,15 @@ class LogWriter:
         """How long the batch at the disk has been there; 0 if none is."""
         return now_ms - self._busy_since_ms if self._busy else 0
 
-    async def close(self) -> None:
-        """Let what was submitted finish, then close the log."""
+    async def close(self, *, abandon: bool = False) -> None:
+        """Let what was submitted finish, or `abandon` what is not at the disk yet; then close the log."""
         if self._mark_timer is not None:
             self._mark_timer.cancel()
+        if abandon:
+            self._gathered.clear()
         while self._gathered and not self._failed:
             self._write_next()  # the worker runs jobs in order, so this one still waits for the batch at the disk
-        if not self._failed:
-            self._worker.submit(self._log.close, lambda _: None, self._fail)
+        self._worker.submit(self._log.close, lambda _: None, self._fail)
         await self._worker.close()
 
     def _write_next(self) -> None:

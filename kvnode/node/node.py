@@ -8,7 +8,6 @@ state. Everything here runs on the node's loop.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +35,6 @@ from kvnode.node.worker import Worker
 from kvnode.observe.log import get_logger
 from kvnode.raft.core import Raft
 from kvnode.raft.messages import Proposed, TransferLeadership
-from kvnode.wire.codec import encode_request
 
 NO_LEADER_RETRY_MS = 20
 """Pause before asking again after a refusal that no change of leader announced."""
@@ -94,12 +92,13 @@ class Node(KV, Admin):
         self._started_ms = clock.monotonic_ms()
         self._stopping = False
         self._closed = False  # nothing is consumed any more: what comes now is refused
+        self.has_ended = False  # nothing of this node runs any more: its directory may be given up
         self._failure: BaseException | None = None
         self._caught_up = False
         self._catch_up: asyncio.Task[None] | None = None
         self._proposals = self._proposals_failed = 0
         self._facts = FactLog(node=raft.node)
-        self._waiting = WaitingList(loop)
+        self._waiting = WaitingList(loop, first_id=identity.boot << 32)
         self._range_reads = RangeReads(machine, loop)
         self._space = admission.SpaceGuard(config.storage, machine, identity.free_bytes, clock)
         self._driver = Driver(
@@ -114,6 +113,7 @@ class Node(KV, Admin):
             heartbeat_ms=config.raft.heartbeat_ms,
             queue_items_max=config.limits.queue_items_max,
             queue_bytes_max=config.limits.queue_bytes_max,
+            first_read=identity.boot << 32,
             on_fact=self._facts.record,
             on_failed=self._fail,
         )
@@ -155,11 +155,13 @@ class Node(KV, Admin):
         """Take part: elections, replication, requests."""
         self._driver.start()
         self._catch_up = self._loop.create_task(self._note_caught_up(), name="catch-up")
+        self._catch_up.add_done_callback(self._on_catch_up_done)
 
     async def stop(self) -> None:
         """Hand leadership over, let requests in flight finish or fail honestly, make everything durable, end.
 
-        Bounded by `HANDOVER_MS` + `DRAIN_MS` plus the disk. Never raises for what is in flight.
+        Bounded by `HANDOVER_MS` + `DRAIN_MS` plus the disk, which gets `storage.abort_ms`; `has_ended` tells whether
+        that was enough. Never raises for what is in flight.
         """
         if self._stopping:
             return
@@ -176,11 +178,22 @@ class Node(KV, Admin):
         self._driver.stop()
         self._fail_waiting(ConnectionLost("the node is stopping; the request may still take effect"))
         await self._transport.close()
-        if self._failure is None:
-            self._applier.close()
-            await self._writer.close()
-            await self._workers.close()
-        self._backend.close()
+        self.has_ended = await self._end_workers()
+        if self.has_ended:
+            self._backend.close()
+
+    async def _end_workers(self) -> bool:
+        """Let the jobs at the disk end. False: one hangs, so what it may still touch must not be given up."""
+        has_failed = self._failure is not None
+        try:
+            async with asyncio.timeout((DRAIN_MS if has_failed else self._config.storage.abort_ms) / 1e3):
+                if not has_failed:
+                    self._applier.close()
+                await self._writer.close(abandon=has_failed)
+                await self._workers.close()
+        except TimeoutError:
+            return False
+        return True
 
     def abandon(self) -> None:
         """Stop at once and answer everybody "unknown": what a killed process does, for tests and the simulator."""
@@ -213,11 +226,18 @@ class Node(KV, Admin):
         self._range_reads.fail_all(error)
         self._facts.wake_all()
 
+    def _on_catch_up_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
     async def _note_caught_up(self) -> None:
         """Ready means: has answered one linearizable read of its own since it started."""
-        while not self._caught_up:
-            with contextlib.suppress(errors.TryAgain, errors.Unknown):
+        while not self._caught_up and self._failure is None and not self._closed:
+            try:
                 await self._reach_read_index(self._deadline(self._config.limits.timeout_ms), DEFAULT_OPTIONS)
+            except (errors.TryAgain, errors.Unknown):
+                await asyncio.sleep(NO_LEADER_RETRY_MS / 1e3)  # some refusals come at once: the loop must go on
+            else:
                 self._caught_up = True
 
     # ── KV ──────────────────────────────────────────────────────────────────────────────────────────
@@ -233,7 +253,7 @@ class Node(KV, Admin):
         self._space.check(request)
         if self._applier.is_held_back:
             raise Overloaded("the store is behind the log", retry_after_ms=RETRY_AFTER_MS)
-        payload = encode_request(request)
+        payload = admission.payload_of(request, self._config.limits)
         deadline_ms = self._deadline(options.timeout_ms)
         self._proposals += 1
         patience_ms = min(deadline_ms, self._clock.monotonic_ms() + self._config.limits.no_leader_ms)

@@ -31,15 +31,21 @@ class Reads:
     """Reads waiting for their round or for their index. Lives on the node's loop."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, wake: Callable[[], None], elapsed_ns: Callable[[], int]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        wake: Callable[[], None],
+        elapsed_ns: Callable[[], int],
+        first_number: int = 0,
     ) -> None:
+        """`first_number` lies above every number of an earlier life: a leader may answer one of those late."""
         self._loop = loop
         self._wake = wake
-        self._number = 0
+        self._number = first_number
         self._gathering: list[asyncio.Future[None]] = []
         self._asked: list[asyncio.Future[None]] = []  # in the round under way
         self._asked_number = 0  # 0 = no round under way
         self._behind: list[tuple[Index, int, list[asyncio.Future[None]]]] = []  # heap by index
+        self._behind_count = 0  # reads in it, those given up included: a state that does not move must not hoard them
         self._applied = Index(0)
         self._elapsed_ns = elapsed_ns
         self._asked_ns = 0
@@ -50,7 +56,7 @@ class Reads:
 
         Raises `RoundFailed` from the future. Raises: Overloaded.
         """
-        if len(self._gathering) >= WAITING_MAX:
+        if len(self._gathering) + self._behind_count >= WAITING_MAX:
             raise Overloaded("too many reads are waiting", retry_after_ms=RETRY_AFTER_MS)
         future: asyncio.Future[None] = self._loop.create_future()
         self._gathering.append(future)
@@ -78,6 +84,7 @@ class Reads:
             _finish(futures)
         else:
             heapq.heappush(self._behind, (index, number, futures))
+            self._behind_count += len(futures)
 
     def failed(self, number: int) -> None:
         """Round `number` will not be confirmed."""
@@ -88,7 +95,9 @@ class Reads:
         """The applied state has reached `index`."""
         self._applied = index
         while self._behind and self._behind[0][0] <= index:
-            _finish(heapq.heappop(self._behind)[2])
+            futures = heapq.heappop(self._behind)[2]
+            self._behind_count -= len(futures)
+            _finish(futures)
 
     def fail_all(self, error: Exception) -> None:
         """The node stops."""
@@ -97,6 +106,7 @@ class Reads:
         for _, _, futures in self._behind:
             _fail(futures, error)
         self._behind = []
+        self._behind_count = 0
 
     def _end_round(self) -> list[asyncio.Future[None]]:
         futures, self._asked = self._asked, []

@@ -31,6 +31,7 @@ class NodeIdentity(msgspec.Struct, frozen=True):
     client_url: str
     free_bytes: Callable[[], int]  # on the data directory's file system
     alarms: Callable[[], tuple[str, ...]]
+    boot: int  # counts the starts of this directory: ids that peers hold are never used again by a later life
 
 
 def build(

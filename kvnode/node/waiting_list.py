@@ -48,9 +48,10 @@ class _Waiter:
 class WaitingList:
     """Futures of waiting requests. Lives on the node's loop. Bounded by the update queue and by deadlines."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, first_id: int = 0) -> None:
+        """`first_id` lies above every id of an earlier life: a leader may still hold those and answer them."""
         self._loop = loop
-        self._last_id = 0
+        self._last_id = first_id
         self._waiters: dict[RequestId, _Waiter] = {}
         self._by_index: dict[Index, list[tuple[Term, RequestId]]] = {}
         self._deadlines: defaultdict[int, list[RequestId]] = defaultdict(list)

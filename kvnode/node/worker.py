@@ -22,7 +22,7 @@ class Worker(Protocol):
     def submit(
         self, job: Callable[[], Result], on_done: Callable[[Result], None], on_failed: Callable[[BaseException], None]
     ) -> None:
-        """Queue `job`; exactly one of the callbacks is called on the loop afterwards."""
+        """Queue `job`; one of the callbacks is called on the loop afterwards, `on_failed` also if `on_done` raises."""
         ...
 
     async def close(self) -> None:
@@ -62,5 +62,13 @@ class ThreadWorker:
             except BaseException as error:  # noqa: BLE001 - handed to the loop, which decides
                 post(on_failed, error)
             else:
-                post(on_done, result)
+                post(_deliver, on_done, result, on_failed)
         post(self._ended.set_result, None)
+
+
+def _deliver(on_done: Callable[[Any], None], result: Any, on_failed: Callable[[BaseException], None]) -> None:
+    """On the loop. What was to follow the job broke: as final as the job's own failure, not a line in a log."""
+    try:
+        on_done(result)
+    except BaseException as error:  # noqa: BLE001 - handed to whoever decides
+        on_failed(error)

@@ -46,7 +46,7 @@ class Cluster:
         }
         self._config = load(None, environment={}, overrides={**common, **(settings or {})})
         self._disks = {member: FakeDisk(self.fork(f"disk-{member}")) for member in self.ids}
-        self._initialised: dict[NodeId, bool] = {}
+        self._starts: dict[NodeId, int] = {}
         self.disk_delay_s = 0.0005  # how long a write with its fsync takes, on members started from now on
         self.members: dict[NodeId, Member] = {}
         self.failures: dict[NodeId, BaseException] = {}
@@ -62,8 +62,8 @@ class Cluster:
     async def start(self, member: NodeId) -> Member:
         """Start a member from what its disk holds."""
         assert member not in self.members, member
-        found = Member(self, member, self._disks[member], self._config, create=member not in self._initialised)
-        self._initialised[member] = True
+        self._starts[member] = self._starts.get(member, 0) + 1
+        found = Member(self, member, self._disks[member], self._config, boot=self._starts[member])
         self.members[member] = found
         await found.start()
         return found
@@ -113,7 +113,7 @@ class Cluster:
 class Member:
     """One process life of one member."""
 
-    def __init__(self, cluster: Cluster, member: NodeId, disk: FakeDisk, config: Config, *, create: bool) -> None:
+    def __init__(self, cluster: Cluster, member: NodeId, disk: FakeDisk, config: Config, *, boot: int) -> None:
         loop = cluster.loop
         self.id = member
         self.disk = disk
@@ -126,7 +126,7 @@ class Member:
         storage: StorageSection = config.storage
         raft_settings: RaftSection = config.raft
         machine = StateMachine(backend, limits)
-        if create:
+        if boot == 1:
             disk.mkdir(LOG_DIRECTORY)
             disk.fsync_dir("/")
         self.wal, recovered = Wal.open(
@@ -136,7 +136,7 @@ class Member:
             applied_index=Index(machine.applied_index),
             segment_bytes=storage.segment_bytes,
             batch_bytes_max=storage.batch_bytes_max,
-            create=create,
+            create=boot == 1,
         )
         self.raft = Raft(
             node=member,
@@ -170,6 +170,7 @@ class Member:
                 client_url=f"http://node-{member}",
                 free_bytes=lambda: 1 << 40,
                 alarms=lambda: (),
+                boot=boot,
             ),
             on_failed=self._failed,
         )

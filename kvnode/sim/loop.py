@@ -97,7 +97,10 @@ class VirtualWorker:
             except BaseException as error:  # noqa: BLE001 - handed on, as the thread does
                 on_failed(error)
             else:
-                on_done(result)
+                try:
+                    on_done(result)
+                except BaseException as error:  # noqa: BLE001 - as the thread does
+                    on_failed(error)
 
         self._free_at_s = max(self._free_at_s, self._loop.time()) + self.delay_s
         self._loop.call_at(self._free_at_s, run)

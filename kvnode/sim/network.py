@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from kvnode.ids import NodeId
 from kvnode.node.ports import LinkInfo, Receiver
-from kvnode.raft.messages import PeerMessage, lane
+from kvnode.raft.messages import ForwardProposals, PeerMessage, lane
 from kvnode.wire.codec import decode_message, encode_message
 
 
@@ -102,7 +102,9 @@ class Network:
             return
         data = encode_message(message)
         target = self._up[to]
-        for _ in range(2 if self._rng.random() < self.duplication else 1):
+        # A connection never delivers twice. Raft proper must bear it all the same; proposals are counted on it.
+        may_double = not isinstance(message, ForwardProposals)
+        for _ in range(2 if may_double and self._rng.random() < self.duplication else 1):
             due = self._loop.time() + self._rng.uniform(*self.delay_s)
             if not self.reorder:
                 key = (sender.node, to, lane(message))
