@@ -11,6 +11,7 @@ logging (events go to the standard loggers ``kvnode.*``), and listens for client
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
@@ -103,7 +104,7 @@ async def open_node(
         try:
             yield EmbeddedNode(running, lambda make: make())
         finally:
-            await running.stop()
+            await _to_its_end(running.stop())
         return
     thread = _LoopThread(f"kvnode-{config.node.id}")
     try:
@@ -111,9 +112,23 @@ async def open_node(
         try:
             yield EmbeddedNode(running, thread.call)
         finally:
-            await thread.call(running.stop)
+            await _to_its_end(thread.call(running.stop))
     finally:
-        thread.close()
+        await _to_its_end(thread.close())
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """A node half stopped would keep its directory and its port: finish, and be cancelled only then."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()
 
 
 class _LoopThread:
@@ -121,23 +136,41 @@ class _LoopThread:
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
+        self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
+        left = asyncio.all_tasks(self._loop)  # a start that was given up, calls that still wait: they end in order
+        for task in left:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         self._loop.close()
+        self._ended.set_result(None)
 
     async def call(self, make: Callable[[], Awaitable[Result]]) -> Result:
-        """Run `make()` on the other loop; a cancelled caller does not stop what it started."""
+        """Run `make()` on the other loop; a cancelled caller does not stop what it started. Raises: ConnectionLost."""
 
         async def run() -> Result:
             return await make()
 
         work: Coroutine[Any, Any, Result] = run()
-        return await asyncio.shield(asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop)))
+        try:
+            found = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:
+            work.close()
+            raise NotReady("the node has been stopped") from None
+        try:
+            return await asyncio.shield(asyncio.wrap_future(found))
+        except asyncio.CancelledError:
+            if found.cancelled():  # not our caller: the other loop has ended
+                raise ConnectionLost("the node was stopped before it answered") from None
+            raise
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Cancel what is still running there, let it clean up, and wait for the thread."""
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=5)
+        await asyncio.wrap_future(self._ended)
+        self._thread.join()  # its last instruction is behind it
