@@ -1,7 +1,8 @@
 """The log as text: one plain dictionary a record, for ``kvnode wal dump``.
 
 Reads only, locks nothing, and works beside a running node: what the node has written by now is shown, a record
-it is just writing ends the log. Entries that a later truncation cut are left out unless everything is asked for.
+it is just writing ends the log; a damaged one that others follow is an error. Entries that a later truncation cut
+are left out unless everything is asked for.
 """
 
 from __future__ import annotations
@@ -105,8 +106,14 @@ def _records(directory: str) -> Iterator[tuple[str, Record]]:
             while until is None or seq < until:
                 record = reader.record_at(offset)
                 if record is None or (record.seq, record.previous_crc) != (seq + 1, crc):
-                    if until is None or (seq + 1 == until and at + 2 == len(headers)):
-                        break  # the end of the log, or the seal of a segment just being left
+                    if seq + 1 == until and at + 2 == len(headers):
+                        break  # the seal of a segment just being left
+                    if until is None:
+                        if reader.find_later(offset, reader.last_nonzero(offset), seq + 1) is None:
+                            break  # the end of the log
+                        reader = SegmentReader(file, header.crc_start)  # the node has gone on meanwhile, or damage
+                        record = reader.record_at(offset)
+                if record is None or (record.seq, record.previous_crc) != (seq + 1, crc):
                     raise LogCorrupted(
                         f"{os.path.join(directory, name)}, offset {offset}: no valid record {seq + 1} here",
                         file=os.path.join(directory, name),

@@ -54,3 +54,16 @@ def test_a_directory_without_a_log_is_an_error(tmp_path: Path) -> None:
         result = run(command, str(tmp_path))
         assert result.exit_code == 1
         assert "holds no log" in result.stderr
+
+
+def test_a_dump_does_not_end_quietly_at_damage(tmp_path: Path) -> None:
+    home = make(tmp_path / "wal", *simple(20))
+    line = [json.loads(text) for text in run("dump", home).stdout.splitlines()][9]
+    file = Path(home) / line["segment"]
+    data = bytearray(file.read_bytes())
+    data[line["offset"] + 8] ^= 1
+    file.write_bytes(data)
+    result = run("dump", home)
+    assert result.exit_code == 1
+    assert f"offset {line['offset']}: no valid record" in result.stderr
+    assert result.stdout == ""
