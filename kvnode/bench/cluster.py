@@ -12,7 +12,7 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,21 +66,14 @@ class Cluster:
 
     async def wait_ready(self, limit_s: float = READY_S) -> int:
         """Until every running node is ready and all name one leader → its id. Raises: ClusterFailed."""
-        return await self._wait(lambda leaders: len(set(leaders.values())) == 1, limit_s)
-
-    async def wait_leader(self, limit_s: float = READY_S) -> int:
-        """Until the node that a majority names leader says so itself → its id. Raises: ClusterFailed."""
-        return await self._wait(lambda leaders: any(leaders.get(to) == to for to in leaders.values()), limit_s)
-
-    async def _wait(self, enough: Callable[[Mapping[int, int]], bool], limit_s: float) -> int:
         leaders: dict[int, int] = {}
         try:
             async with asyncio.timeout(limit_s):
                 while True:
                     leaders = {node: await self._ask_leader(node) for node in self.running()}
-                    named = [leader for leader in leaders.values() if leader and leader in leaders]
-                    if named and enough(leaders):
-                        return max(named, key=named.count)
+                    [leader, *others] = set(leaders.values()) or {0}
+                    if leader in leaders and not others:
+                        return leader
                     self._check_alive()
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:

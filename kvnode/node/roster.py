@@ -122,11 +122,6 @@ class Roster:
         return self._cluster_id
 
     @property
-    def cluster_id_text(self) -> str:
-        """As ``/v1`` shows it: 16 hex digits, "" until the bootstrap has finished."""
-        return f"{self._cluster_id:016x}" if self._cluster_id else ""
-
-    @property
     def members(self) -> dict[NodeId, str]:
         """Member id → peer address, this node included."""
         return dict(self._addresses)

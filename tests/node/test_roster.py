@@ -63,14 +63,13 @@ def test_nobody_takes_part_before_all_initial_members_have_met() -> None:
     assert one.missing() == (2, 3)
     assert meet(one, two) is None
     assert one.missing() == (3,)
-    assert (one.cluster_id, one.cluster_id_text, one.is_bootstrapped) == (0, "", False)
+    assert (one.cluster_id, one.is_bootstrapped) == (0, False)
     assert meet(one, three) is None
     assert one.is_bootstrapped
     assert told == [1]
     assert not two.is_bootstrapped
     assert meet(two, three) is None  # one of them is done, with 1 as well as with each other
     assert one.cluster_id == two.cluster_id == three.cluster_id != 0
-    assert one.cluster_id_text == f"{one.cluster_id:016x}"
     assert one.missing() == ()
     assert told == [1]
     assert one.client_url(NodeId(2)) == "127.0.0.1:7402"
