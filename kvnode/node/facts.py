@@ -29,27 +29,26 @@ class FactLog:
 
     def __init__(self, node: NodeId) -> None:
         self._node = node
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: dict[asyncio.Future[None], None] = {}  # thousands during a failover: none may cost a search
         self.leader_changes = 0
         self._led = False
         self._tries = 0  # pre-vote rounds since a leader was last heard of, or a vote asked for
 
     async def leader_changed(self, within_ms: int) -> None:
-        """Return when a leader became known, or after `within_ms`."""
+        """Return when a leader became known or a peer's link came up, or after `within_ms`."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        self._waiting.append(future)
+        self._waiting[future] = None
         timer = loop.call_later(within_ms / 1e3, _wake, future)
         try:
             await future
         finally:
             timer.cancel()
-            if future in self._waiting:
-                self._waiting.remove(future)
+            self._waiting.pop(future, None)
 
     def wake_all(self) -> None:
         """Let everybody who waits for a leader look again."""
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, {}
         for future in waiting:
             _wake(future)
 

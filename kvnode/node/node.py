@@ -115,6 +115,7 @@ class Node(KV, Admin):
             queue_bytes_max=config.limits.queue_bytes_max,
             first_read=identity.boot << 32,
             on_fact=self._facts.record,
+            on_peer_up=self._facts.wake_all,
             on_failed=self._fail,
         )
         self._writer = LogWriter(
@@ -257,6 +258,7 @@ class Node(KV, Admin):
         deadline_ms = self._deadline(options.timeout_ms)
         self._proposals += 1
         patience_ms = min(deadline_ms, self._clock.monotonic_ms() + self._config.limits.no_leader_ms)
+        refusals = 0
         while True:
             await self._leader(patience_ms, options)
             request_id, answer = self._waiting.add(deadline_ms, self._clock.elapsed_ns())
@@ -265,7 +267,8 @@ class Node(KV, Admin):
                 result = await answer
             except NoLeader:
                 # Refused before any log had it: safe to propose again, as long as our patience lasts.
-                await self._pause(patience_ms)
+                await self._pause(patience_ms, refusals)
+                refusals += 1
                 continue
             except BaseException:
                 self._waiting.discard(request_id)
@@ -301,13 +304,15 @@ class Node(KV, Admin):
     async def _reach_read_index(self, deadline_ms: int, options: Options) -> None:
         """Wait until the applied state holds everything that was committed when this was called (thesis §6.4)."""
         patience_ms = min(deadline_ms, self._clock.monotonic_ms() + self._config.limits.no_leader_ms)
+        refusals = 0
         while True:
             await self._leader(patience_ms, options)
             try:
                 async with asyncio.timeout(max(0, deadline_ms - self._clock.monotonic_ms()) / 1e3):
                     await self._driver.reads.wait()
             except RoundFailed:
-                await self._pause(patience_ms)
+                await self._pause(patience_ms, refusals)
+                refusals += 1
             except TimeoutError as error:
                 if isinstance(error, KvnodeError):
                     raise
@@ -335,14 +340,16 @@ class Node(KV, Admin):
             left_ms = patience_ms - self._clock.monotonic_ms()
             if left_ms <= 0:
                 raise NoLeader("no leader is known to this node")
-            await self._facts.leader_changed(min(left_ms, NO_LEADER_RETRY_MS))
+            await self._facts.leader_changed(
+                left_ms
+            )  # not polled: thousands may wait while the election needs the loop
 
-    async def _pause(self, patience_ms: int) -> None:
-        """After a refusal: wait for news of the leader, or a moment."""
+    async def _pause(self, patience_ms: int, refusals: int) -> None:
+        """After a refusal: wait for news of the leader, or a moment that grows with each."""
         left_ms = patience_ms - self._clock.monotonic_ms()
         if left_ms <= 0:
             raise NoLeader("no leader accepted the request")
-        await self._facts.leader_changed(min(left_ms, NO_LEADER_RETRY_MS))
+        await self._facts.leader_changed(min(left_ms, NO_LEADER_RETRY_MS << min(refusals, 4)))
 
     def _deadline(self, timeout_ms: int) -> int:
         return self._clock.monotonic_ms() + min(timeout_ms, self._config.limits.timeout_ms_max)

@@ -74,6 +74,31 @@ def test_a_node_that_fails_before_it_was_ready_does_not_spin() -> None:
         simulate(scenario)
 
 
+def test_thousands_who_wait_for_a_leader_leave_the_loop_to_the_election() -> None:
+    """Asking each of them again every few milliseconds took half a second of work a time: no heartbeat was on time."""
+
+    async def scenario(cluster: Cluster) -> None:
+        member = await cluster.start(cluster.ids[0])
+        waits = 0
+        wait = member.node._facts.leader_changed
+
+        async def count(within_ms: int) -> None:
+            nonlocal waits
+            waits += 1
+            await wait(within_ms)
+
+        member.node._facts.leader_changed = count  # type: ignore[method-assign]
+        puts = [asyncio.ensure_future(member.node.put(f"k{number}", "v")) for number in range(1_000)]
+        await asyncio.sleep(1.0)
+        assert waits < 1_100
+        for other in cluster.ids[1:]:
+            await cluster.start(other)
+        await cluster.elect()
+        await asyncio.gather(*puts)
+
+    simulate(scenario)
+
+
 @pytest.mark.parametrize(
     "request_",
     [

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from kvnode import open_node
+from kvnode import open_node, server
 from kvnode.bench.process import free_ports
-from kvnode.errors import KvnodeError, LogCorrupted
+from kvnode.config import load
+from kvnode.errors import KvnodeError, LogCorrupted, StorageFailed
 
 pytestmark = pytest.mark.system
 
@@ -70,6 +71,25 @@ async def test_a_call_that_waits_while_the_node_ends_gets_an_answer(tmp_path: Pa
             await waiting
         with pytest.raises(KvnodeError):
             await node.put("late", "x")
+
+
+async def test_a_first_start_that_cannot_record_its_peers_fails(tmp_path: Path, monkeypatch: Any) -> None:
+    """Nobody else looks at a failure while the bootstrap waits: it must not wait on for ever."""
+    failed: list[Any] = []
+    make = server.make_transport
+
+    def keep(config: Any, roster: Any, clock: Any, on_failed: Any) -> Any:
+        failed.append(on_failed)
+        return make(config, roster, clock, on_failed)
+
+    monkeypatch.setattr(server, "make_transport", keep)
+    starting = asyncio.ensure_future(server.RunningNode.start(load(overrides=lonely(tmp_path)), serve_clients=False))
+    while not failed:
+        await asyncio.sleep(0.01)
+    failed[0](StorageFailed("writing peers failed"))
+    async with asyncio.timeout(5):
+        with pytest.raises(StorageFailed):
+            await starting
 
 
 @pytest.mark.parametrize("loop", ["own", "host"])
