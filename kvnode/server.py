@@ -52,7 +52,7 @@ EXIT_FATAL = 5
 GC_THRESHOLD = 20_000
 """New objects before the youngest generation is looked through: a few hundred requests' worth."""
 
-SWITCH_INTERVAL_S = 0.0005
+SWITCH_INTERVAL_S = 0.0001
 """How long a thread may keep the interpreter while the loop waits for it: bounds what a flush adds to a request."""
 
 log = get_logger("server")

@@ -77,6 +77,11 @@ class Applier:
         waiting.skipped_to(machine.applied_index)
 
     @property
+    def target(self) -> Index:
+        """Everything up to here has been handed over for applying."""
+        return self._target
+
+    @property
     def is_held_back(self) -> bool:
         """The recent versions are at their bound: applying waits for a flush, proposals are refused."""
         return self._machine.recent_bytes >= self._settings.recent_bytes_max

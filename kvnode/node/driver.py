@@ -4,10 +4,11 @@ Whatever arrives during one turn of the event loop is drained together at its en
 leaves as one output: that is where request batch, group commit and pipelining meet. Order of execution:
 
 1. facts, for the operator's log;
-2. the write goes to the log's thread, so that the disk starts as early as possible;
-3. messages: at once, or held until the write they depend on is durable;
+2. messages that depend on no write: the way through a follower's disk is the longest, so it begins first;
+3. the write, to the log's thread, and the messages that wait for it, to the log writer;
 4. the fate of proposals and reads, to those who wait;
-5. committed and durable entries, to the state machine;
+5. committed and durable entries, to the state machine; after a write one turn later, as the log's thread needs
+   the interpreter to start the disk;
 6. log reads for followers that are behind the memory.
 
 One timer is armed for the core's next deadline. An exception anywhere in here ends the node: a half-alive node
@@ -22,7 +23,7 @@ from collections.abc import Callable, Sequence
 from kvnode.clocks.clock import Clock
 from kvnode.config import StorageSection
 from kvnode.errors import NoLeader, Overloaded, StorageFailed, TryAgain
-from kvnode.ids import NodeId, WriteNumber
+from kvnode.ids import Index, NodeId, WriteNumber
 from kvnode.node.applier import Applier
 from kvnode.node.log_writer import LogWriter
 from kvnode.node.ports import LogStore, Transport
@@ -76,7 +77,6 @@ class Driver:
         queue_bytes_max: int,
         first_read: int,
         on_fact: Callable[[Fact], None],
-        on_peer_up: Callable[[], None],
         on_failed: Callable[[BaseException], None],
     ) -> None:
         self._raft = raft
@@ -89,7 +89,6 @@ class Driver:
         self._settings = settings
         self._heartbeat_ms = heartbeat_ms
         self._on_fact = on_fact
-        self._on_peer_up = on_peer_up
         self._on_failed = on_failed
         self.queue = UpdateQueue(items_max=queue_items_max, bytes_max=queue_bytes_max, wake=self.wake)
         self.reads = Reads(loop, self.wake, clock.elapsed_ns, first_read)
@@ -145,7 +144,6 @@ class Driver:
     def on_connected(self, peer: NodeId) -> None:
         self.connected[peer] = None
         self.queue.put_control(PeerConnected(peer))
-        self._on_peer_up()
 
     def on_disconnected(self, peer: NodeId) -> None:
         self.connected.pop(peer, None)
@@ -191,13 +189,18 @@ class Driver:
     def _execute(self, output: Output) -> None:
         for fact in output.facts:
             self._on_fact(fact)
-        if output.persist is not None:
-            self._writer.submit(output.persist)
+        held = None
         for send in output.sends:
             if send.after:
-                self._writer.send_when_durable(send)
+                held = held or []
+                held.append(send)
             else:
                 self._transport.send(send.to, send.message)
+        if output.persist is not None:
+            self._writer.submit(output.persist)
+        if held is not None:
+            for send in held:
+                self._writer.send_when_durable(send)
         for forwarded in output.forwarded:
             if forwarded.leader in self.connected:
                 self._waiting.forwarded(forwarded)
@@ -211,9 +214,20 @@ class Driver:
             self.reads.ready(ready.number, ready.index)
         for failed in output.reads_failed:
             self.reads.failed(failed.number)
-        self._applier.advance(output.apply_to)
+        if output.persist is None:
+            self._applier.advance(output.apply_to)
+        elif output.apply_to > self._applier.target:
+            self._loop.call_soon(self._apply, output.apply_to)  # the log's thread needs the interpreter first
         for fetch in output.fetches:
             self._fetch(fetch)
+
+    def _apply(self, apply_to: Index) -> None:
+        if self._stopped:
+            return
+        try:
+            self._applier.advance(apply_to)
+        except BaseException as error:  # noqa: BLE001 - as in `_run`
+            self._on_failed(error)
 
     def _fetch(self, fetch: Fetch) -> None:
         def done(entries: Sequence[Entry]) -> None:
