@@ -77,6 +77,7 @@ class Driver:
         queue_bytes_max: int,
         first_read: int,
         on_fact: Callable[[Fact], None],
+        on_peer_up: Callable[[], None],
         on_failed: Callable[[BaseException], None],
     ) -> None:
         self._raft = raft
@@ -89,6 +90,7 @@ class Driver:
         self._settings = settings
         self._heartbeat_ms = heartbeat_ms
         self._on_fact = on_fact
+        self._on_peer_up = on_peer_up
         self._on_failed = on_failed
         self.queue = UpdateQueue(items_max=queue_items_max, bytes_max=queue_bytes_max, wake=self.wake)
         self.reads = Reads(loop, self.wake, clock.elapsed_ns, first_read)
@@ -144,6 +146,7 @@ class Driver:
     def on_connected(self, peer: NodeId) -> None:
         self.connected[peer] = None
         self.queue.put_control(PeerConnected(peer))
+        self._on_peer_up()
 
     def on_disconnected(self, peer: NodeId) -> None:
         self.connected.pop(peer, None)

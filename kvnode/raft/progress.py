@@ -37,7 +37,7 @@ class Progress:
     advanced_ms: int = 0  # when match last rose, or the window was last empty
     read_round: int = 0  # the highest read round it has echoed
     commit_sent: Index = _NONE  # the commit index it will know once it has everything sent
-    commit_wanted: Index = Index(0)  # its clients wait for this index: it is told at once
+    commit_wanted: Index = _NONE  # its clients wait for this index: it is told at once
     is_fetching: bool = False  # entries for it are being read from disk
     needs_snapshot: bool = False
 
