@@ -1,9 +1,10 @@
 """The client listener: aiohttp's connection handling with our limits and our words for what is not HTTP.
 
 Accepts at most `client.connections_max` connections; further ones get one 503 and are closed. What the parser
-cannot read is answered 400 in JSON and logged as one line at most every ten seconds, never as a traceback with
-a stranger's bytes in it. An incomplete or idle head ends with `client.head_timeout_ms`; bodies have a deadline
-of their own (`Call.body`). Handlers go on when their client leaves: a proposal, once made, completes.
+cannot read is answered 400 (413 if a line is too long) in JSON and logged as one line at most every ten seconds,
+never as a traceback with a stranger's bytes in it. An incomplete or idle head ends with `client.head_timeout_ms`;
+bodies have a deadline of their own (`Call.body`). Handlers go on when their client leaves: a proposal, once made,
+completes.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp.http_parser
 from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from kvnode.api import errors
 from kvnode.api.answer import ALWAYS, KIND_JSON, STATUS_LINE, Answer
 from kvnode.config import KIB, Config, parse_address
-from kvnode.errors import BadRequest, ConfigInvalid, KvnodeError, NotReady
+from kvnode.errors import BadRequest, ConfigInvalid, KvnodeError, NotReady, TooLarge
 from kvnode.observe.log import get_logger
 
 if TYPE_CHECKING:
@@ -158,6 +160,9 @@ class _Connection(RequestHandler):
             return _last_words(app, KvnodeError("an unexpected error"), errors.UNKNOWN)
         reason = ascii(" ".join(str(message or exc or "").split())).strip("'\"")
         self._front.note_malformed(reason)
+        if isinstance(exc, LineTooLong):  # a key far over its limit, most likely
+            words = f"the request line is over the limit of {LINE_BYTES_MAX} bytes, or a header over {FIELD_BYTES_MAX}"
+            return _last_words(app, TooLarge(words, limit=LINE_BYTES_MAX), errors.NOT_APPLIED)
         return _last_words(app, BadRequest("the request is not well-formed HTTP"), errors.NOT_APPLIED)
 
 

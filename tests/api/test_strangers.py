@@ -168,6 +168,16 @@ async def test_ambiguous_requests_never_reach_the_store(
     assert "Traceback" not in caplog.text
 
 
+@pytest.mark.parametrize("key_bytes", [4_097, 32_000, 40_000, 200_000])
+@pytest.mark.parametrize("method", [b"PUT", b"GET"])
+async def test_a_key_is_too_large_however_large_it_is(door: Door, kv: FakeKV, method: bytes, key_bytes: int) -> None:
+    body = b"Content-Length: 1\r\n\r\nv" if method == b"PUT" else b"\r\n"
+    answer = await door.send(method + b" /v1/kv/" + b"k" * key_bytes + b" HTTP/1.1\r\n" + HOST + body)
+    assert answer.startswith(b"HTTP/1.1 413 "), answer
+    assert b'"code":"too_large"' in answer
+    assert not kv.seen
+
+
 async def test_malformed_requests_make_one_line_not_many(
     door: Door, app: App, caplog: pytest.LogCaptureFixture
 ) -> None:
