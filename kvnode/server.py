@@ -52,6 +52,9 @@ EXIT_FATAL = 5
 GC_THRESHOLD = 20_000
 """New objects before the youngest generation is looked through: a few hundred requests' worth."""
 
+APPLIED_LIMITS = ("delete_keys_max", "page_bytes_max", "page_items", "page_items_max", "txn_operations_max")
+"""Limits that the state machine itself goes by."""
+
 SWITCH_INTERVAL_S = 0.0001
 """How long a thread may keep the interpreter while the loop waits for it: bounds what a flush adds to a request."""
 
@@ -323,8 +326,25 @@ def read_secret(config: Config) -> bytes:
     return secret
 
 
+def check_applied_limits(config: Config, data: DataDir) -> dict[str, int]:
+    """The limits that decide what a logged entry does. Raises: ConfigInvalid if they are not those it was logged under.
+
+    Entries are applied again at a start, and on every node at a time of its own: under another limit an acknowledged
+    delete would be refused here and not there.
+    """
+    limits: dict[str, int] = {name: getattr(config.limits, name) for name in APPLIED_LIMITS}
+    for name, fixed in data.identity.applied_limits.items():
+        if limits.get(name, fixed) != fixed:
+            raise ConfigInvalid(
+                f"limits.{name} is {limits[name]}, but the log in {data.path} was written under {fixed}, and what its "
+                "entries do depends on it: set it back"
+            )
+    return limits
+
+
 def open_storage(config: Config, data: DataDir, disk: RealDisk) -> tuple[StateMachine, Backend, Wal, Recovered]:
     """Store first, then the log after the store's applied index."""
+    limits = check_applied_limits(config, data)
     backend: Backend
     if config.storage.backend == "lmdb":
         backend = LmdbBackend(data.store_dir, map_bytes=config.storage.map_bytes)
@@ -356,8 +376,9 @@ def open_storage(config: Config, data: DataDir, disk: RealDisk) -> tuple[StateMa
         segments=report.segments,
         segments_scanned=report.segments_scanned,
     )
-    if not identity.has_log:  # before the node takes part in anything: from here on a missing log is a loss
-        data.save_identity(msgspec.structs.replace(identity, has_log=True))
+    if not identity.has_log or not identity.applied_limits:
+        # Before the node takes part in anything: from here on a missing log is a loss.
+        data.save_identity(msgspec.structs.replace(identity, has_log=True, applied_limits=limits))
     return machine, backend, log_store, recovered
 
 

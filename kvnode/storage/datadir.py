@@ -72,6 +72,7 @@ class Identity(msgspec.Struct, frozen=True):
     cluster_id: int = 0
     members: dict[int, MemberIdentity] = {}
     has_log: bool = False  # a log was made here, before the first vote: from then on a missing one is a loss
+    applied_limits: dict[str, int] = {}  # limits that decide what an entry does: fixed with the first log
 
 
 class PeerBoot(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ import pytest
 from kvnode import open_node, server
 from kvnode.bench.process import free_ports
 from kvnode.config import load
-from kvnode.errors import KvnodeError, LogCorrupted, StorageFailed
+from kvnode.errors import ConfigInvalid, KvnodeError, LogCorrupted, StorageFailed
 
 pytestmark = pytest.mark.system
 
@@ -137,3 +137,15 @@ async def test_a_start_on_a_damaged_log_gives_everything_back(tmp_path: Path) ->
         await node.ready()
         assert await node.get("k19") is not None
     assert not node_threads()
+
+
+async def test_limits_that_decide_what_an_entry_does_are_fixed_with_the_first_log(tmp_path: Path) -> None:
+    """I7: replayed under a lower limit an acknowledged range delete would be refused, on this node only."""
+    settings = alone(tmp_path)
+    async with open_node(settings=settings) as node:
+        await node.ready()
+    with pytest.raises(ConfigInvalid, match=r"limits\.delete_keys_max is 10, but"):
+        async with open_node(settings={**settings, "limits.delete_keys_max": 10}):
+            raise AssertionError("started under another limit")
+    async with open_node(settings={**settings, "limits.value_bytes_max": 1_000}) as node:
+        await node.ready()
