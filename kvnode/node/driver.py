@@ -4,8 +4,8 @@ Whatever arrives during one turn of the event loop is drained together at its en
 leaves as one output: that is where request batch, group commit and pipelining meet. Order of execution:
 
 1. facts, for the operator's log;
-2. messages that depend on no write: the way through a follower's disk is the longest, so it begins first;
-3. the write, to the log's thread, and the messages that wait for it, to the log writer;
+2. the write goes to the log's thread, so that the disk starts as early as possible;
+3. messages: at once, or held until the write they depend on is durable;
 4. the fate of proposals and reads, to those who wait;
 5. committed and durable entries, to the state machine; after a write one turn later, as the log's thread needs
    the interpreter to start the disk;
@@ -192,18 +192,13 @@ class Driver:
     def _execute(self, output: Output) -> None:
         for fact in output.facts:
             self._on_fact(fact)
-        held = None
-        for send in output.sends:
-            if send.after:
-                held = held or []
-                held.append(send)
-            else:
-                self._transport.send(send.to, send.message)
         if output.persist is not None:
             self._writer.submit(output.persist)
-        if held is not None:
-            for send in held:
+        for send in output.sends:
+            if send.after:
                 self._writer.send_when_durable(send)
+            else:
+                self._transport.send(send.to, send.message)
         for forwarded in output.forwarded:
             if forwarded.leader in self.connected:
                 self._waiting.forwarded(forwarded)
