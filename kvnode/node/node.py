@@ -8,7 +8,7 @@ state. Everything here runs on the node's loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from kvnode import errors
@@ -243,11 +243,9 @@ class Node(KV, Admin):
 
     # ── KV ──────────────────────────────────────────────────────────────────────────────────────────
 
-    async def execute(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Any:
+    def execute(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Coroutine[Any, Any, Any]:
         """Carry out one request; see `KV.execute`."""
-        if isinstance(request, Range):
-            return await self._read(request, options)
-        return await self._write(request, options)
+        return self._read(request, options) if isinstance(request, Range) else self._write(request, options)
 
     async def _write(self, request: WriteRequest, options: Options) -> ApplyResult:
         admission.check_write(request, self._config.limits)
