@@ -274,7 +274,9 @@ async def test_noise_gets_a_4xx_or_a_close_and_harms_nothing(door: Door, kv: Fak
             mangled[rng.randrange(len(mangled))] = rng.randrange(256)
         probes.append(door.send(bytes(mangled), eof=True))
     for heard in await asyncio.gather(*probes):
-        assert heard == b"" or heard.startswith(b"HTTP/1.1 4"), heard
+        # A change may leave a request whole and take only its condition away: it then deletes nothing, and says so.
+        is_harmless = heard.startswith(b"HTTP/1.1 200") and heard.endswith(b'"deleted": 0}\n')
+        assert heard == b"" or heard.startswith(b"HTTP/1.1 4") or is_harmless, heard
         assert b" 500 " not in heard
     assert (await door.ask("GET", "/livez")).status == 200
 
