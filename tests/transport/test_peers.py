@@ -178,7 +178,7 @@ async def test_a_full_queue_drops_the_newest_and_spares_the_control_lane() -> No
             cluster.nodes[1].send(TWO, append(1, number, size=1 << 20))  # 40 MiB at once, the bound is 16
         cluster.nodes[1].send(TWO, reply(1, 1))
         counters = cluster.nodes[1].counters
-        assert counters["messages_dropped_data"] >= 24
+        assert counters["messages_dropped_data"] >= 12  # 16 MiB wait, and the kernel's buffers take a few more
         await until(lambda: len(cluster.receivers[2].messages) == counters["messages_sent_data"] + 1)
         appended = [m.prev_index + 1 for m in cluster.receivers[2].messages if hasattr(m, "prev_index")]
         assert appended == list(range(1, len(appended) + 1))
