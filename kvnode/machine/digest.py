@@ -1,6 +1,7 @@
 """Rolling digest of everything applied: equal on all nodes at equal index, or a node has diverged (I7, I21).
 
-Each entry's digest covers the previous one, the entry's index and time, the versions it made and its result.
+Each entry's digest covers the previous one, the entry's index and time, the versions it made and its result. Of a
+refusal it covers the code and the numbers, not the sentence: words may be bettered without nodes seeming to diverge.
 It depends on nothing else: not on when versions were flushed, the backend, or the process's hash seed.
 It tells divergence, not tampering.
 """
@@ -14,7 +15,7 @@ from struct import Struct
 import msgspec
 
 from kvnode.ids import Index
-from kvnode.kv.requests import ApplyResult, KeyValue
+from kvnode.kv.requests import ApplyResult, KeyValue, Refusal
 
 DIGEST_BYTES = 16
 
@@ -28,6 +29,8 @@ _encode = msgspec.msgpack.Encoder().encode
 
 def advance(digest: bytes, index: Index, time: int, changes: Sequence[KeyValue], result: ApplyResult | None) -> bytes:
     """The digest after an entry; `result` is None for entries that are not commands."""
+    if type(result) is Refusal:
+        result = _wordless(result)
     return blake2b(digest + _position.pack(index, time) + _encode((changes, result)), digest_size=DIGEST_BYTES).digest()
 
 
@@ -44,5 +47,9 @@ class Advance:
         self._hash.update(b"".join(map(_encode, changes)))
 
     def finish(self, result: ApplyResult) -> bytes:
-        self._hash.update(_encode(result))
+        self._hash.update(_encode(_wordless(result) if type(result) is Refusal else result))
         return self._hash.digest()
+
+
+def _wordless(refusal: Refusal) -> Refusal:
+    return Refusal(refusal.code, "", refusal.revision, refusal.found)

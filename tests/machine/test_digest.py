@@ -8,11 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kvnode.config import LimitsSection
 from kvnode.ids import Index
-from kvnode.kv.requests import Compare, Delete, Put, Range, Txn, WriteRequest
+from kvnode.kv.requests import Compare, Delete, Put, Range, Refusal, Txn, WriteRequest
 from kvnode.machine.digest import advance
 from kvnode.machine.machine import StateMachine
 from kvnode.storage.memory_backend import MemoryBackend
@@ -114,3 +115,11 @@ if __name__ == "__main__":
     final = Store(MemoryBackend)
     digests(final, workload(2, 2_000), 1)
     print(final.machine.hash_at())
+
+
+def test_the_words_of_a_refusal_do_not_count_its_code_and_numbers_do() -> None:
+    said = Refusal("compare_failed", "the key exists, at revision 2", 2, 2)
+    before = advance(bytes(16), Index(1), 1, (), said)
+    assert advance(bytes(16), Index(1), 1, (), msgspec.structs.replace(said, message="no")) == before
+    assert advance(bytes(16), Index(1), 1, (), msgspec.structs.replace(said, found=3)) != before
+    assert advance(bytes(16), Index(1), 1, (), msgspec.structs.replace(said, code="too_large")) != before
