@@ -52,6 +52,7 @@ class ThreadWorker:
         if not self._ended.done():
             self._jobs.put(None)
             await asyncio.shield(self._ended)
+        self._thread.join()  # it has said its last word: this waits for a few instructions
 
     def _run(self) -> None:
         post = self._loop.call_soon_threadsafe
