@@ -235,8 +235,10 @@ class Chaos(Network):
         """Liveness (I30): one leader, a new command of every node is committed, all logs and stores are level."""
         wanted = {id_: self._propose_until_placed(id_) for id_ in self.ids}
         longest = max(last for _, _, last, _ in self._positions().values())
-        until = self.now_ms + 20 * self.timeout + longest * 2 * (2 * self.delay_ms + 2 * self.fsync_ms + 1)
-        while not self._is_level():  # at worst one entry a message, one message in flight
+        round_trip = 2 * (2 * self.delay_ms + 2 * self.fsync_ms + 1)
+        read_back = self.timeout // 4  # what `Network` takes at most to read entries from a disk
+        until = self.now_ms + 20 * self.timeout + longest * (round_trip + read_back)
+        while not self._is_level():  # at worst one entry a message, one message in flight, each read back from disk
             self.run_for(self.timeout)
             assert self.now_ms < until, ("I30: not level in peace", self._positions())
         assert all(self.ghost.payloads.get(payload) == 1 for payload in wanted.values()), "I30: a command is missing"

@@ -16,6 +16,7 @@ SEEDS = int(os.environ.get("KVNODE_SIM_SEEDS") or 40)
 ONE_SEED = os.environ.get("KVNODE_SIM_SEED")
 FAILED_ONCE: dict[int, str] = {
     11366: "a command appended and cut off within one output is placed where no disk ever saw it (the check was wrong)",
+    322: "a follower far behind a leader without a cache catches up one disk read an entry (the bound was too short)",
 }
 """Seed → what it found, since put right."""
 
