@@ -8,13 +8,9 @@ Stop order is the reverse, after leadership has been handed over and requests in
 from __future__ import annotations
 
 import asyncio
-import gc
-import os
 import random
 import secrets
-import signal
 import socket
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -25,7 +21,7 @@ from kvnode.api.app import ClientServer, build_app
 from kvnode.clocks.clock import Clock
 from kvnode.clocks.system import SystemClock
 from kvnode.config import Config, parse_address
-from kvnode.errors import ConfigInvalid, Fatal, KvnodeError
+from kvnode.errors import ConfigInvalid, KvnodeError
 from kvnode.ids import Index, NodeId
 from kvnode.machine.backend import Backend
 from kvnode.machine.machine import StateMachine
@@ -35,7 +31,6 @@ from kvnode.node.recovery import restore
 from kvnode.node.roster import Roster
 from kvnode.node.status import NodeIdentity
 from kvnode.node.worker import ThreadWorker
-from kvnode.observe import log as observe_log
 from kvnode.observe.log import get_logger
 from kvnode.raft.core import Raft
 from kvnode.raft.messages import PeerMessage
@@ -46,17 +41,8 @@ from kvnode.storage.realdisk import RealDisk
 from kvnode.storage.wal import Recovered, Stamp, Wal
 from kvnode.transport.peers import PeerTransport
 
-EXIT_OK = 0
-EXIT_FATAL = 5
-
-GC_THRESHOLD = 20_000
-"""New objects before the youngest generation is looked through: a few hundred requests' worth."""
-
 APPLIED_LIMITS = ("delete_keys_max", "page_bytes_max", "page_items", "page_items_max", "txn_operations_max")
 """Limits that the state machine itself goes by."""
-
-SWITCH_INTERVAL_S = 0.0001
-"""How long a thread may keep the interpreter while the loop waits for it: bounds what a flush adds to a request."""
 
 log = get_logger("server")
 
@@ -258,16 +244,6 @@ class RunningNode:
             data.close()
 
 
-def tune_collector() -> None:
-    """What recovery left behind lives as long as the process: keep the garbage collector from walking it.
-
-    A full collection over some hundred thousand objects takes tens of milliseconds, a heartbeat's worth.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GC_THRESHOLD, 20, 50)
-
-
 def make_roster(config: Config, data: DataDir, client_url: str) -> Roster:
     """Who is who, on top of what the data directory remembers."""
 
@@ -396,74 +372,3 @@ def _bind(listen: str, advertise: str) -> tuple[socket.socket, str]:
     bound_host, bound_port = found.getsockname()[:2]
     shown = f"[{bound_host}]" if ":" in bound_host else bound_host
     return found, f"http://{advertise or f'{shown}:{bound_port}'}"
-
-
-# ── the process ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def run(config: Config, *, loop: str = "auto") -> int:
-    """Run one node until SIGTERM or SIGINT; returns the process's exit code.
-
-    Args:
-        loop: ``uvloop``, ``asyncio``, or ``auto`` = uvloop where it is installed.
-
-    A node that fails ends the process at once, without clean-up: after a failed fsync nothing may be written,
-    and everything acknowledged is already durable.
-    """
-    observe_log.setup(config.log, node=config.node.id)
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    try:
-        with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
-            return runner.run(_serve(config))
-    finally:
-        observe_log.flush()
-
-
-def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
-    if name == "asyncio":
-        return None
-    try:
-        import uvloop  # noqa: PLC0415 - not installed everywhere
-    except ImportError:
-        if name == "uvloop":
-            raise ConfigInvalid("uvloop is not installed; use --loop asyncio") from None
-        return None
-    return uvloop.new_event_loop
-
-
-async def _serve(config: Config) -> int:
-    news, told_to_stop = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        told_to_stop.set()
-        news.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    starting = loop.create_task(RunningNode.start(config))
-    starting.add_done_callback(lambda _: news.set())
-    await news.wait()
-    if not starting.done():
-        starting.cancel()
-    try:
-        running = await starting
-    except asyncio.CancelledError:
-        return EXIT_OK
-    except Fatal as error:
-        log.error("node.failed", node=config.node.id, code=error.code, message=error.message, **error.detail)
-        return EXIT_FATAL
-    tune_collector()
-    running.failed.add_done_callback(lambda _: stop())
-    await told_to_stop.wait()
-    if running.failed.done():
-        observe_log.flush()
-        os._exit(EXIT_FATAL)
-    try:
-        async with asyncio.timeout(config.limits.shutdown_ms / 1e3):
-            await running.stop()
-    except TimeoutError:
-        log.error("node.failed", node=config.node.id, code="timeout", message="the clean shutdown took too long")
-        observe_log.flush()
-        os._exit(EXIT_FATAL)
-    return EXIT_OK

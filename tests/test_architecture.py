@@ -22,7 +22,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"raft", "machine", "gossip", "check", "wire"}),
     frozenset({"node", "storage", "transport", "api", "client", "recipes"}),
     frozenset({"server"}),
-    frozenset({"embedded"}),
+    frozenset({"embedded", "process"}),
     frozenset({"sim", "bench"}),
     frozenset({"cli"}),
     frozenset({"__init__", "__main__"}),

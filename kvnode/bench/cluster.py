@@ -28,7 +28,7 @@ class ClusterFailed(Exception):
     """A cluster did not come up, or has no leader in time. Carries the end of a node's output."""
 
 
-class Cluster:
+class Cluster(ABC):
     """Nodes 1..n. Subclasses say how one is started and how it is asked whether it leads."""
 
     def __init__(self, home: Path, nodes: int) -> None:
@@ -40,12 +40,12 @@ class Cluster:
         self.processes: dict[int, Process] = {}
         home.mkdir(parents=True, exist_ok=True)
 
-    def command(self, node: int) -> list[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def command(self, node: int) -> list[str]: ...
 
+    @abstractmethod
     async def leader_seen_by(self, node: int) -> int:
         """Id of the leader that a ready node knows; 0 if it knows none or is not ready. Raises: OSError."""
-        raise NotImplementedError
 
     def start(self, node: int) -> Process:
         assert node not in self.processes or self.processes[node].exit_code is not None, f"node {node} runs already"

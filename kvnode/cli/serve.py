@@ -43,9 +43,9 @@ def serve(file: Path | None, assignments: tuple[str, ...], loop: str) -> None:
 
     try:
         settings = load(file, assignments)
-        from kvnode import server  # noqa: PLC0415  loads aiohttp, lmdb and the rest of the server
+        from kvnode import process  # noqa: PLC0415  loads aiohttp, lmdb and the rest of the server
 
-        sys.exit(server.run(settings, loop=loop))
+        sys.exit(process.run(settings, loop=loop))
     except KvnodeError as error:
         fail(error)
     except OSError as error:  # an address that cannot be bound, a log file that cannot be opened
