@@ -198,9 +198,10 @@ class StorageSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     stall_ms: Annotated[int, _node("A leader whose fsync is in flight for longer steps down.", unit="ms", ge=10)] = (
         1_000
     )
-    abort_ms: Annotated[int, _node("The process exits when an fsync is in flight for longer.", unit="ms", ge=100)] = (
-        30_000
-    )
+    abort_ms: Annotated[
+        int,
+        _node("The process exits when an fsync of the log or a commit to the store takes longer.", unit="ms", ge=100),
+    ] = 30_000
     segment_bytes: Annotated[int, _node("Size of one log segment.", unit="bytes", ge=8 * KIB, le=4 * GIB)] = 64 * MIB
     batch_bytes_max: Annotated[
         int, _node("Most bytes written to the log before one fsync.", unit="bytes", ge=4 * KIB)

@@ -70,6 +70,7 @@ class Applier:
         self._halted = False
         self._reading_log = False
         self._cut: Cut | None = None
+        self._cut_since_ms = 0
         self._flush_timer: asyncio.TimerHandle | None = None
         self.commit_seconds = Histogram()
         self.flush_seconds = Histogram()
@@ -207,6 +208,7 @@ class Applier:
         if cut is None:
             return False
         self._cut = cut
+        self._cut_since_ms = self._clock.monotonic_ms()
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None
@@ -232,6 +234,10 @@ class Applier:
     def halt(self) -> None:
         """Apply nothing more, not even the rest of an unfinished entry: the log has all of it."""
         self._halted = True
+
+    def flush_ms(self, now_ms: int) -> int:
+        """How long the flush under way has been at the store; 0 if there is none."""
+        return now_ms - self._cut_since_ms if self._cut is not None else 0
 
     def close(self) -> None:
         """Halt and start the last flush; the flusher's `close` waits for it."""

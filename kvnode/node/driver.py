@@ -272,9 +272,12 @@ class Driver:
     def _watch_disk(self) -> None:
         """A write that hangs: stop leading after `stall_ms`, end the process after `abort_ms` (trap HB6)."""
         self._stall_timer = self._loop.call_later(STALL_CHECK_MS / 1e3, self._watch_disk)
-        in_flight_ms = self._writer.in_flight_ms(self._clock.monotonic_ms())
+        now_ms = self._clock.monotonic_ms()
+        in_flight_ms = self._writer.in_flight_ms(now_ms)
         if in_flight_ms > self._settings.abort_ms:
             self._on_failed(StorageFailed(f"a write to the log has not finished within {in_flight_ms} ms"))
+        if (flush_ms := self._applier.flush_ms(now_ms)) > self._settings.abort_ms:
+            self._on_failed(StorageFailed(f"a commit to the store has not finished within {flush_ms} ms"))
         stalled = in_flight_ms > self._settings.stall_ms
         if stalled != self._stalled:
             self._stalled = stalled

@@ -259,6 +259,22 @@ def test_a_leader_whose_disk_hangs_is_replaced_and_its_process_ends() -> None:
     simulate(scenario, limits__timeout_ms_max=60_000)
 
 
+def test_a_store_whose_commit_hangs_ends_its_process_and_costs_no_leader() -> None:
+    """F26: the log goes on meanwhile, so nothing but a watch would ever notice."""
+
+    async def scenario(cluster: Cluster) -> None:
+        leader = await cluster.elect()
+        hung = other_than(cluster, leader.id)[0]
+        cluster.members[hung].workers["flusher"].hang()
+        await leader.put("k", "v")
+        await cluster.until(lambda: hung in cluster.failures, within_s=60.0)
+        assert isinstance(cluster.failures.pop(hung), StorageFailed)
+        assert leader.status().role == "leader"
+        await leader.put("k", "w")
+
+    simulate(scenario)
+
+
 def test_a_failed_fsync_ends_the_node_and_acknowledges_nothing() -> None:
     """F13, R11: one error, no retry, no 200."""
 
