@@ -18,7 +18,7 @@ from kvnode.ids import NOBODY, NodeId
 from kvnode.kv.interface import Options
 from kvnode.kv.requests import ANY_REVISION, Put, Range
 from kvnode.raft.messages import TransferLeadership
-from kvnode.sim.cluster import Cluster
+from kvnode.sim.runtime.cluster import Cluster
 
 KEYS = tuple(b"k%d" % number for number in range(5))
 LASTS_S = 6.0

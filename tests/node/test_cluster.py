@@ -14,8 +14,8 @@ from kvnode.errors import CompareFailed, KvnodeError, LeadershipLost, NoLeader, 
 from kvnode.ids import NodeId
 from kvnode.kv.interface import Options
 from kvnode.kv.requests import Compare, Delete, Put, Range
-from kvnode.sim.cluster import Cluster
 from kvnode.sim.loop import run_virtual
+from kvnode.sim.runtime.cluster import Cluster
 
 
 def simulate(

@@ -16,8 +16,8 @@ from kvnode.kv.interface import Options
 from kvnode.kv.keys import TO_THE_END
 from kvnode.kv.requests import Delete, DeleteReply, Put, Range, Txn
 from kvnode.machine.machine import Applied, StateMachine
-from kvnode.sim.cluster import Cluster
 from kvnode.sim.loop import run_virtual
+from kvnode.sim.runtime.cluster import Cluster
 
 KEYS = 10_000
 PATIENT = Options(timeout_ms=60_000)

@@ -20,9 +20,9 @@ from kvnode.errors import BadRequest, StorageFailed, TooLarge
 from kvnode.ids import NodeId, RequestId, Term
 from kvnode.kv.requests import Compare, Delete, Put, Txn
 from kvnode.raft.messages import AppendEntries, EntryKind, ForwardProposals, PeerMessage, Proposed
-from kvnode.sim.cluster import Cluster
 from kvnode.sim.loop import run_virtual
-from kvnode.sim.network import VirtualTransport
+from kvnode.sim.runtime.cluster import Cluster
+from kvnode.sim.runtime.network import VirtualTransport
 from kvnode.wire.codec import CodecError, decode_message, encode_message
 from tests.node.soak import Soak
 

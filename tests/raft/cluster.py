@@ -13,12 +13,11 @@ nodes are checked: one leader a term, durable before sent, log matching, leader 
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from kvnode.config import RaftSection
-from kvnode.ids import NO_WRITE, NOBODY, Index, NodeId, RequestId, Term, WriteNumber
+from kvnode.ids import NO_WRITE, NOBODY, Index, NodeId, RequestId, Term
 from kvnode.raft import invariants
 from kvnode.raft.core import Raft
 from kvnode.raft.messages import (
@@ -40,37 +39,7 @@ from kvnode.raft.messages import (
 )
 from kvnode.raft.output import Fact, Fetch, Forwarded, Output, Persist, Placed, ReadFailed, ReadReady, Refused, Send
 from kvnode.raft.state import Restored
-
-WALL_START_MS = 1_700_000_000_000
-
-
-@dataclass
-class Disk:
-    """A write-ahead log that survives a crash up to the last completed write."""
-
-    hard_state: HardState = field(default_factory=lambda: HardState(Term(0)))
-    entries: list[Entry] = field(default_factory=list)
-    queue: deque[Persist] = field(default_factory=deque)
-    durable: WriteNumber = NO_WRITE
-
-    @property
-    def last_index(self) -> Index:
-        return Index(len(self.entries))
-
-    def complete(self) -> WriteNumber:
-        """The oldest queued write becomes durable."""
-        write = self.queue.popleft()
-        if write.truncate_from:
-            del self.entries[write.truncate_from - 1 :]
-        for entry in write.entries:
-            assert entry.index == len(self.entries) + 1, (entry.index, len(self.entries))
-            self.entries.append(entry)
-        if write.hard_state is not None:
-            assert write.hard_state.term >= self.hard_state.term
-            self.hard_state = write.hard_state
-        assert write.number == self.durable + 1, (write.number, self.durable)
-        self.durable = write.number
-        return write.number
+from kvnode.sim.core.disk import WALL_START_MS, CoreDisk
 
 
 @dataclass
@@ -85,7 +54,7 @@ class Member:
     """One node: its core while it runs, its disk, and what its clients were told."""
 
     id: NodeId
-    disk: Disk = field(default_factory=Disk)
+    disk: CoreDisk = field(default_factory=CoreDisk)
     raft: Raft | None = None
     held: list[Send] = field(default_factory=list)  # waiting for the disk
     is_draining: bool = False
@@ -431,7 +400,7 @@ def made_entry(term: int, index: int, payload: bytes | None = None) -> Entry:
     return Entry(Term(term), Index(index), (index << 16) + 1, 2, text)
 
 
-def restored_from(disk: Disk, configuration: Configuration) -> Restored:
+def restored_from(disk: CoreDisk, configuration: Configuration) -> Restored:
     """What recovery finds: the whole log, nothing applied."""
     runs: list[tuple[Index, Term]] = []
     for entry in disk.entries:

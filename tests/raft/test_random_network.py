@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.raft.chaos import Chaos
+from kvnode.sim.core.chaos import Chaos
 
 SEEDS = int(os.environ.get("KVNODE_SIM_SEEDS") or 40)
 ONE_SEED = os.environ.get("KVNODE_SIM_SEED")

@@ -22,7 +22,7 @@ from kvnode.raft.core import Raft
 from kvnode.sim.choices import RandomChoices
 from kvnode.sim.disk import FakeDisk
 from kvnode.sim.loop import VirtualClock, VirtualWorker
-from kvnode.sim.network import Network, VirtualTransport
+from kvnode.sim.runtime.network import Network, VirtualTransport
 from kvnode.storage.memory_backend import MemoryBackend
 from kvnode.storage.wal import Stamp, Wal
 

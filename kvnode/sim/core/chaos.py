@@ -21,7 +21,7 @@ from kvnode.raft.messages import (
     TransferLeadership,
 )
 from kvnode.raft.output import BecameLeader, Output
-from tests.raft.network import Network, Process
+from kvnode.sim.core.network import Network, Process
 
 CHAOS = (
     "cut_one_way", "isolate", "split", "bridge", "heal", "crash", "restart", "pause", "slow_disk", "stall",

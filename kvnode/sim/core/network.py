@@ -1,10 +1,10 @@
 """Cores, disks and a network on virtual time, as a bare event heap: how each of them misbehaves, drawn from one seed.
 
-Each seed draws its own cluster size, timing, limits and rates of trouble; `tests.raft.chaos` adds what happens now and
-then. A node is a process with an inbox: it takes several causes for one output, may pause while its
-clock runs on, and crashes losing what its disk had not finished, or keeping any prefix of it. The network drops,
-delays, duplicates, reorders, cuts links in one direction, and digs out messages of long ago. Proposals on their way
-to a leader are the one thing it never delivers twice: a connection is a stream, and only they are not idempotent.
+Each seed draws its own cluster size, timing, limits and rates of trouble; `kvnode.sim.core.chaos` adds what happens now
+and then. A node is a process with an inbox: it takes several causes for one output, may pause while its clock runs on,
+and crashes losing what its disk had not finished, or keeping any prefix of it. The network drops, delays, duplicates,
+reorders, cuts links in one direction, and digs out messages of long ago. Proposals on their way to a leader are the one
+thing it never delivers twice: a connection is a stream, and only they are not idempotent.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from kvnode.raft.messages import (
 )
 from kvnode.raft.output import Fetch, Output, Send
 from kvnode.raft.state import Restored
-from tests.raft.cluster import WALL_START_MS, Disk
-from tests.raft.ghost import Ghost
+from kvnode.sim.core.disk import WALL_START_MS, CoreDisk
+from kvnode.sim.ghost import Ghost
 
 START = Index(0)
 GRAVES_MAX = 64
@@ -64,7 +64,7 @@ class Process:
 class Machine:
     """What outlives a process: the disk, and how far the store on it has come."""
 
-    disk: Disk = field(default_factory=Disk)
+    disk: CoreDisk = field(default_factory=CoreDisk)
     stored: Index = START
     process: Process | None = None
     wall_skew_ms: int = 0

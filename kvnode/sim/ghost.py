@@ -14,7 +14,7 @@ from kvnode.raft.core import Raft
 from kvnode.raft.messages import AppendReply, Entry, VoteReply, VoteRequest
 from kvnode.raft.output import Output, Persist, Placed, Send
 from kvnode.raft.quorum import has_majority
-from tests.raft.cluster import Disk
+from kvnode.sim.core.disk import CoreDisk
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Committed:
 class Ghost:
     """See the module docstring."""
 
-    disks: dict[NodeId, Disk]
+    disks: dict[NodeId, CoreDisk]
     leaders: dict[Term, NodeId] = field(default_factory=dict)
     votes: dict[tuple[NodeId, Term], NodeId] = field(default_factory=dict)
     entries: dict[tuple[Index, Term], tuple[Entry, int]] = field(default_factory=dict)  # with the log's hash up to it
