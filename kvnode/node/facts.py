@@ -15,6 +15,7 @@ from kvnode.raft.output import (
     Fact,
     LeaderKnown,
     LogTruncated,
+    QuarantineEnded,
     SnapshotNeeded,
     TransferAborted,
     TransferBegan,
@@ -88,6 +89,8 @@ class FactLog:
                 log.warning("transfer.aborted", node=node, peer=to, reason=reason)
             case SnapshotNeeded(peer=peer, next_index=index):
                 log.warning("peer.needs_snapshot", node=node, peer=peer, index=index)
+            case QuarantineEnded(term=term, index=index):
+                log.warning("quarantine.ended", node=node, term=term, index=index)
             case VoteGranted(term=term, candidate=candidate):
                 log.info("vote.granted", node=node, term=term, candidate=candidate)
             case _:

@@ -16,7 +16,7 @@ from typing import Final, Literal, assert_never
 
 from kvnode.config import RaftSection
 from kvnode.ids import Index, NodeId, Term
-from kvnode.raft import election, forwarding, generation, read_index, replication, timers, transfer
+from kvnode.raft import election, forwarding, generation, quarantine, read_index, replication, timers, transfer
 from kvnode.raft.messages import (
     AppendEntries,
     AppendReply,
@@ -34,6 +34,7 @@ from kvnode.raft.messages import (
     PeerRefused,
     Persisted,
     Proposals,
+    QuarantineLifted,
     ReadIndexReply,
     ReadIndexRequest,
     ReadRequest,
@@ -45,7 +46,7 @@ from kvnode.raft.messages import (
 )
 from kvnode.raft.output import Output
 from kvnode.raft.progress import Progress
-from kvnode.raft.state import Restored, Role, initial_state
+from kvnode.raft.state import NO_QUARANTINE, Restored, Role, initial_state
 
 RoleName = Literal["follower", "candidate", "leader", "learner"]
 
@@ -120,10 +121,10 @@ class Raft:
                 self._on_peer_refused(cause.peer)
             case TransferLeadership():
                 transfer.on_transfer_requested(state, cause.to)
-            case DiskStalled():
-                election.on_disk_stalled(state)
-            case DiskRecovered():
-                election.on_disk_recovered(state)
+            case DiskStalled() | DiskRecovered():
+                election.on_disk_changed(state, is_stalled=isinstance(cause, DiskStalled))
+            case QuarantineLifted():
+                quarantine.on_lifted(state)
             case _:
                 assert_never(cause)
 
@@ -213,6 +214,11 @@ class Raft:
     def leader(self) -> NodeId:
         """The current term's leader; NOBODY if unknown."""
         return self.state.leader
+
+    @property
+    def is_quarantined(self) -> bool:
+        """Neither votes nor stands: entries it acknowledged are lost and not all of them are back yet."""
+        return self.state.quarantine != NO_QUARANTINE
 
     @property
     def commit_index(self) -> Index:

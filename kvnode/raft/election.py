@@ -12,10 +12,10 @@ Source: Raft thesis §3.4, §3.6.1, §4.2.3, §6.2, §9.6.
 from __future__ import annotations
 
 from kvnode.ids import NOBODY, NodeId, Term, WriteNumber
-from kvnode.raft import generation, high_water_mark, quorum, replication, timers
+from kvnode.raft import generation, high_water_mark, quarantine, quorum, replication, timers
 from kvnode.raft.messages import LogPosition, VoteReply, VoteRequest
 from kvnode.raft.output import BecameCandidate, BecameLeader, BecamePreCandidate, VoteGranted
-from kvnode.raft.state import Candidacy, Leadership, RaftState, Role
+from kvnode.raft.state import NO_QUARANTINE, Candidacy, Leadership, RaftState, Role
 
 # ── candidate ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -26,7 +26,7 @@ def campaign(state: RaftState, reason: str) -> None:
     if state.role is Role.CANDIDATE and not state.writes.is_hard_state_durable:
         return  # our requests have not even left: a slow disk must not raise one term after another
     generation.forget_leader(state)
-    if state.is_stalled or not state.is_voter:
+    if state.is_stalled or not state.is_voter or state.quarantine != NO_QUARANTINE:
         return
     state.change_role(Role.PRE_CANDIDATE)
     state.candidacy = Candidacy(Term(state.term + 1), state.now_ms)
@@ -115,8 +115,8 @@ def become_leader(state: RaftState, candidacy: Candidacy) -> None:
 
 
 def on_vote_request(state: RaftState, message: VoteRequest) -> None:
-    """Judge a candidate. Learners grant nothing, and nobody does who still hears a leader."""
-    if not state.is_voter or (timers.hears_leader(state) and not message.transfer):
+    """Judge a candidate. Learners and members in quarantine grant nothing, nor does who still hears a leader."""
+    if not state.is_voter or state.quarantine != NO_QUARANTINE or (timers.hears_leader(state) and not message.transfer):
         return
     is_granted = _may_grant_pre(state, message) if message.pre else _may_grant(state, message)
     if is_granted and not message.pre:
@@ -174,22 +174,19 @@ def check_quorum(state: RaftState, leadership: Leadership) -> None:
         generation.become_follower(state, "no quorum contact")
 
 
-def on_disk_stalled(state: RaftState) -> None:
+def on_disk_changed(state: RaftState, *, is_stalled: bool) -> None:
     """Heartbeats need no disk, so a leader with a hung one would reign for ever: it goes (HB6, trap R6)."""
-    state.is_stalled = True
-    if state.role is not Role.FOLLOWER:
+    state.is_stalled = is_stalled
+    if is_stalled and state.role is not Role.FOLLOWER:
         generation.become_follower(state, "disk stalled")
-
-
-def on_disk_recovered(state: RaftState) -> None:
-    state.is_stalled = False
-    if state.leadership is None:
+    elif not is_stalled and state.leadership is None:
         timers.reset_election(state)
 
 
 def on_persisted(state: RaftState, number: WriteNumber) -> None:
     """Our own write is durable: now it counts, for a vote or for a commit (traps R1, S22)."""
     state.writes.on_persisted(number)
+    quarantine.consider_lifting(state)
     on_own_vote_durable(state)
     if state.leadership is not None:
         high_water_mark.advance_leader(state, state.leadership)

@@ -32,7 +32,9 @@ def admit(state: RaftState, message: PeerMessage) -> bool:
             become_follower(state, "newer term", term=message.term)
             return True
         case AppendEntries() if message.term < state.term:
-            reply = AppendReply(state.term, state.node, accepted=False, index=message.prev_index)
+            reply = AppendReply(
+                state.term, state.node, accepted=False, index=message.prev_index, quarantine=state.quarantine
+            )
             state.send(message.sender, reply)
             return False
         case AppendReply() | VoteReply() | TimeoutNow():

@@ -12,7 +12,7 @@ import msgspec
 
 from kvnode.ids import NOBODY, Index, NodeId, Term
 from kvnode.raft.progress import Progress
-from kvnode.raft.state import RaftState, Role
+from kvnode.raft.state import NO_QUARANTINE, RaftState, Role
 
 
 class Observed(msgspec.Struct, frozen=True):
@@ -42,7 +42,9 @@ def observe(state: RaftState) -> Observed:
         last_index=state.log.last_index,
         read_round=state.read_round,
         term_at_commit=state.log.term_at(state.commit_index),
-        matches={} if leadership is None else {peer: p.match_index for peer, p in leadership.progress.items()},
+        matches={}
+        if leadership is None
+        else {peer: p.match_index for peer, p in leadership.progress.items() if p.quarantine < state.term},
     )
 
 
@@ -54,6 +56,8 @@ def check(state: RaftState) -> None:
     if state.role in (Role.CANDIDATE, Role.LEADER):
         assert state.vote == state.node, ("I2", state.term, state.vote)
         assert not state.is_stalled, "a stalled disk and an office"
+    if state.role is not Role.FOLLOWER:
+        assert state.quarantine == NO_QUARANTINE, ("I16: a campaign in quarantine", state.role)
     assert (state.role is Role.LEADER) == (state.leader == state.node), ("I1", state.role, state.leader)
     assert log.last_term <= state.term, ("I3", log.last_term, state.term)
     assert log.base.index <= state.commit_index <= log.last_index, ("I8", state.commit_index, log.last_index)

@@ -103,6 +103,7 @@ class AppendReply(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False)
     hint_index: Index = Index(0)
     last_index: Index = Index(0)  # the follower's last index, for fast back-up
     read_round: int = 0
+    quarantine: Term = Term(0)  # the follower has lost entries that it acknowledged in terms up to this one
 
 
 class VoteRequest(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
@@ -263,6 +264,10 @@ class DiskRecovered(msgspec.Struct, frozen=True, gc=False):
     """The stalled write finished."""
 
 
+class QuarantineLifted(msgspec.Struct, frozen=True, gc=False):
+    """It is durable that this node has everything again that it ever acknowledged (answers `lift_quarantine`)."""
+
+
 class Fetched(msgspec.Struct, frozen=True, gc=False):
     """Entries read back from the log on disk for a follower that is behind the cache (answers a `Fetch`)."""
 
@@ -281,6 +286,7 @@ LocalInput = (
     | TransferLeadership
     | DiskStalled
     | DiskRecovered
+    | QuarantineLifted
     | Fetched
 )
 

@@ -138,6 +138,13 @@ class SnapshotNeeded(msgspec.Struct, frozen=True, gc=False):
     next_index: Index
 
 
+class QuarantineEnded(msgspec.Struct, frozen=True, gc=False):
+    """The log is whole again up to `index`, as a leader of `term` knows it: this node counts as before."""
+
+    term: Term
+    index: Index
+
+
 Fact = (
     BecameFollower
     | BecamePreCandidate
@@ -149,6 +156,7 @@ Fact = (
     | TransferAborted
     | VoteGranted
     | SnapshotNeeded
+    | QuarantineEnded
 )
 
 
@@ -164,4 +172,5 @@ class Output(msgspec.Struct):
     reads_failed: list[ReadFailed] = msgspec.field(default_factory=list)
     fetches: list[Fetch] = msgspec.field(default_factory=list)
     facts: list[Fact] = msgspec.field(default_factory=list)
+    lift_quarantine: bool = False  # make durable that the quarantine is over, then step `QuarantineLifted`
     apply_to: Index = Index(0)  # entries up to here are committed and durable here; never goes back

@@ -4,9 +4,10 @@ This is the Request Pipeline of replication. *probe*: where the logs part is not
 one message at a time, at most one per heartbeat unless answered. *replicate*: `next_index` runs ahead of the
 acknowledgements, up to a window of messages and bytes. *snapshot*: the follower gets the state instead of entries.
 
-Invariants: 0 ≤ match_index < next_index; match_index never falls within a leadership and is only ever set from an
-acceptance of this term (traps R3, S56); the window is freed by acknowledged index, not by counting answers, so lost,
-duplicated and reordered answers cannot leak it or shift it (traps S54, S55). Source: Raft thesis §10.2.2.
+Invariants: 0 ≤ match_index < next_index; match_index never falls within a leadership, unless the follower says that it
+has lost entries (`quarantine`), and is only ever set from an acceptance of this term (traps R3, S56); the window is
+freed by acknowledged index, not by counting answers, so lost, duplicated and reordered answers cannot leak it or shift
+it (traps S54, S55). Source: Raft thesis §10.2.2.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
-from kvnode.ids import Index
+from kvnode.ids import Index, Term
 
 ProgressState = Literal["probe", "replicate", "snapshot"]
 
 _NONE = Index(0)
+_NO_QUARANTINE = Term(0)
 
 
 @dataclass(slots=True)
@@ -40,6 +42,7 @@ class Progress:
     commit_wanted: Index = _NONE  # its clients wait for this index: it is told at once
     is_fetching: bool = False  # entries for it are being read from disk
     needs_snapshot: bool = False
+    quarantine: Term = _NO_QUARANTINE  # it has lost entries that it acknowledged in terms up to this one; 0: none
 
     @property
     def in_flight(self) -> int:
@@ -95,6 +98,11 @@ class Progress:
         self.is_fetching = False
         self.window.clear()
         self.window_bytes = 0
+
+    def on_loss(self, look_at: Index) -> None:
+        """The follower has lost what it acknowledged: nothing is known to match, `look_at` is the next to try."""
+        self.match_index = self.commit_sent = _NONE
+        self.become_probe(Index(look_at + 1))
 
     def _become_replicate(self) -> None:
         self.state = "replicate"

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvnode.ids import Index, NodeId, Term
-from kvnode.raft import generation, high_water_mark, read_index
+from kvnode.raft import generation, high_water_mark, quarantine, read_index
 from kvnode.raft.log import RaftLog
 from kvnode.raft.messages import (
     ENTRY_OVERHEAD_BYTES,
@@ -226,8 +226,14 @@ def on_append_reply(state: RaftState, message: AppendReply) -> None:
     if message.read_round > progress.read_round:
         progress.read_round = message.read_round
         read_index.confirm(state, leadership)
+    progress.quarantine = message.quarantine
+    if message.quarantine >= state.term:
+        leadership.renewal_for = message.sender
     if not message.accepted:
-        progress.on_rejected(message.index, _look_at(state.log, message))
+        if message.quarantine >= state.term and message.index <= progress.match_index:
+            progress.on_loss(_look_at(state.log, message))
+        else:
+            progress.on_rejected(message.index, _look_at(state.log, message))
         return
     assert message.index <= state.log.last_index, (message, state.log.last_index)
     if progress.on_accepted(message.index, state.now_ms, state.log.last_index):
@@ -259,6 +265,7 @@ def on_append_entries(state: RaftState, message: AppendEntries) -> None:
         _reject(state, message)
         return
     high_water_mark.advance_follower(state, message.commit_index, verified)
+    quarantine.consider_lifting(state)
     if message.quiet:
         return
     reply = AppendReply(
@@ -268,6 +275,7 @@ def on_append_entries(state: RaftState, message: AppendEntries) -> None:
         index=verified,
         last_index=state.log.last_index,
         read_round=message.read_round,
+        quarantine=state.quarantine,
     )
     state.send(message.sender, reply, holds=verified)
 
@@ -331,5 +339,6 @@ def _reject(state: RaftState, message: AppendEntries) -> None:
         hint_index=hint_index,
         last_index=log.last_index,
         read_round=message.read_round,
+        quarantine=state.quarantine,
     )
     state.send(message.sender, reply)

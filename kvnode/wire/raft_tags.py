@@ -68,6 +68,8 @@ def _check_append(message: AppendEntries) -> None:
 
 def _check_append_reply(message: AppendReply) -> None:
     check_range(message.index, message.hint_term, message.hint_index, message.last_index, message.read_round)
+    if not 0 <= message.quarantine <= message.term:
+        raise CodecError(f"a loss up to term {message.quarantine} is reported in term {message.term}")
 
 
 def _check_vote_request(message: VoteRequest) -> None:

@@ -16,6 +16,8 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from kvnode.config import RaftSection
 from kvnode.ids import NO_WRITE, NOBODY, Index, NodeId, RequestId, Term
 from kvnode.raft import invariants
@@ -32,13 +34,14 @@ from kvnode.raft.messages import (
     Persisted,
     Proposals,
     Proposed,
+    QuarantineLifted,
     ReadRequest,
     Tick,
     VoteReply,
     VoteRequest,
 )
 from kvnode.raft.output import Fact, Fetch, Forwarded, Output, Persist, Placed, ReadFailed, ReadReady, Refused, Send
-from kvnode.raft.state import Restored
+from kvnode.raft.state import NO_QUARANTINE, Restored
 from kvnode.sim.core.disk import WALL_START_MS, CoreDisk
 
 
@@ -67,6 +70,7 @@ class Member:
     reads_failed: list[ReadFailed] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
     outputs: list[Output] = field(default_factory=list)
+    quarantine: Term = NO_QUARANTINE  # durable, beside the disk
 
     @property
     def payloads(self) -> list[bytes]:
@@ -133,7 +137,9 @@ class Cluster:
             node=member.id,
             settings=self.settings,
             rng=random.Random(f"{self.seed}.{id_}.{self.starts}"),
-            restored=restored_from(member.disk, self.configuration),
+            restored=msgspec.structs.replace(
+                restored_from(member.disk, self.configuration), quarantine=member.quarantine
+            ),
             now_ms=self.now_ms,
         )
         self._check(member)
@@ -147,6 +153,14 @@ class Cluster:
 
     def restart(self, id_: int) -> None:
         self.crash(id_)
+        self.start(id_)
+
+    def damage(self, id_: int, first: int) -> None:
+        """Restart a node that finds its log unreadable from `first` on; term and vote are intact."""
+        self.crash(id_)
+        member = self.member(id_)
+        del member.disk.entries[first - 1 :]
+        member.quarantine = member.disk.hard_state.term
         self.start(id_)
 
     def step(self, id_: int, cause: Input) -> Output:
@@ -196,6 +210,9 @@ class Cluster:
         self._apply(member, output.apply_to)
         for fetch in output.fetches:
             self.on_fetch(member, fetch)
+        if output.lift_quarantine:
+            member.quarantine = NO_QUARANTINE
+            self.feed(member.id, QuarantineLifted())
         if member.id not in self.slow_disks and not member.is_draining:
             self.complete_writes(member.id)
 

@@ -56,9 +56,9 @@ MESSAGES: list[tuple[PeerMessage, str, list[Any]]] = [
         [1, 3, 1, 4, 2, [[2, 5, 105, 2, b"p", 0, 0], [3, 6, 106, 2, b"p", 0, 0]], 4, 9, False],
     ),
     (
-        AppendReply(Term(3), TWO, False, Index(4), Term(2), Index(3), Index(7), 9),
-        "99020302c2040203 0709",
-        [2, 3, 2, False, 4, 2, 3, 7, 9],
+        AppendReply(Term(3), TWO, False, Index(4), Term(2), Index(3), Index(7), 9, Term(1)),
+        "9a020302c2040203 070901",
+        [2, 3, 2, False, 4, 2, 3, 7, 9, 1],
     ),
     (VoteRequest(Term(4), TWO, Term(3), Index(7), True, False), "97030402 0307c3c2", [3, 4, 2, 3, 7, True, False]),
     (VoteReply(Term(4), ONE, True, True), "95040401c3c3", [4, 4, 1, True, True]),
