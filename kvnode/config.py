@@ -216,6 +216,12 @@ class StorageSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         _node("Recent versions in memory; at the bound applying waits for the flush.", unit="bytes", ge=1 * MIB),
     ] = 64 * MIB
     map_bytes: Annotated[int, _node("LMDB map size: address space, not memory.", unit="bytes", ge=16 * MIB)] = 64 * GIB
+    scrub_every_s: Annotated[
+        int, _node("Old log segments are verified this often; 0 = never.", unit="s", ge=0, le=31_536_000)
+    ] = 3_600
+    scrub_bytes_per_s: Annotated[
+        int, _node("Log bytes verified a second, while it goes on.", unit="bytes", ge=64 * KIB)
+    ] = 1 * MIB
     quota_bytes: Annotated[
         int, _cluster("Logical bytes the store may hold; beyond it writes get 507.", unit="bytes", ge=1 * MIB)
     ] = 8 * GIB

@@ -198,9 +198,18 @@ class StorageFailed(Fatal):
 
 
 class LogCorrupted(Fatal):
-    """Damage in records that may have been acknowledged. Detail: file, offset."""
+    """Damage in records that may have been acknowledged. Detail: file, offset.
+
+    `repairable`: peers can restore what is lost, so a member of a cluster may go on in quarantine instead. Not so where
+    the bytes are intact and mean something this version does not know. `what`: the damage alone, without the advice.
+    """
 
     code = "log_corrupted"
+
+    def __init__(self, message: str, *, what: str = "", repairable: bool = False, **detail: Any) -> None:
+        super().__init__(message, **detail)
+        self.what = what or message
+        self.repairable = repairable
 
 
 class DataDirLocked(Fatal):

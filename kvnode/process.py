@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 
 from kvnode.config import Config
-from kvnode.errors import ConfigInvalid, Fatal
+from kvnode.errors import ConfigInvalid, Fatal, LogCorrupted
 from kvnode.observe import log as observe_log
 from kvnode.observe.log import get_logger
 from kvnode.server import RunningNode
@@ -70,7 +70,14 @@ async def _serve(config: Config) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    starting = loop.create_task(RunningNode.start(config))
+    while (code := await _live(config, news, told_to_stop)) is None and not told_to_stop.is_set():
+        news.clear()
+    return EXIT_OK if code is None else code
+
+
+async def _live(config: Config, news: asyncio.Event, told_to_stop: asyncio.Event) -> int | None:
+    """One life of the node; None: it found damage in its log, noted it and is to start again, in quarantine."""
+    starting = asyncio.get_running_loop().create_task(RunningNode.start(config))
     starting.add_done_callback(lambda _: news.set())
     await news.wait()
     if not starting.done():
@@ -83,9 +90,14 @@ async def _serve(config: Config) -> int:
         log.error("node.failed", node=config.node.id, code=error.code, message=error.message, **error.detail)
         return EXIT_FATAL
     tune_collector()
-    running.failed.add_done_callback(lambda _: stop())
-    await told_to_stop.wait()
+    news.clear()
+    running.failed.add_done_callback(lambda _: news.set())
+    if not told_to_stop.is_set():
+        await news.wait()
     if running.failed.done():
+        if await _ends_in_order(running):
+            log.warning("node.restarting", node=config.node.id)
+            return None
         observe_log.flush()
         os._exit(EXIT_FATAL)
     try:
@@ -96,6 +108,19 @@ async def _serve(config: Config) -> int:
         observe_log.flush()
         os._exit(EXIT_FATAL)
     return EXIT_OK
+
+
+async def _ends_in_order(running: RunningNode) -> bool:
+    """Whether it failed of damage that peers can make good, and nothing of it runs any more."""
+    error = running.failed.result()
+    if not (isinstance(error, LogCorrupted) and error.repairable and len(running.config.initial_members()) > 1):
+        return False
+    try:
+        async with asyncio.timeout(running.config.limits.shutdown_ms / 1e3):
+            await running.stop()
+    except TimeoutError:
+        return False
+    return running.node.has_ended
 
 
 def tune_collector() -> None:

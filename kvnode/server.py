@@ -22,7 +22,7 @@ from kvnode.clocks.clock import Clock
 from kvnode.clocks.system import SystemClock
 from kvnode.config import Config, parse_address
 from kvnode.errors import ConfigInvalid, KvnodeError
-from kvnode.ids import Index, NodeId
+from kvnode.ids import Index, NodeId, Term
 from kvnode.machine.backend import Backend
 from kvnode.machine.machine import StateMachine
 from kvnode.node.node import Node, Workers
@@ -39,6 +39,7 @@ from kvnode.storage.lmdb_backend import LmdbBackend
 from kvnode.storage.memory_backend import MemoryBackend
 from kvnode.storage.realdisk import RealDisk
 from kvnode.storage.wal import Recovered, Stamp, Wal
+from kvnode.storage.wal_salvage import open_log
 from kvnode.transport.peers import PeerTransport
 
 APPLIED_LIMITS = ("delete_keys_max", "page_bytes_max", "page_items", "page_items_max", "txn_operations_max")
@@ -178,6 +179,8 @@ class RunningNode:
                 last_time=recovered.last_time,
                 voters=[NodeId(member) for member in data.identity.members],
                 machine=machine,
+                committed=recovered.committed,
+                quarantine=Term(recovered.quarantine.term if recovered.quarantine else 0),
             ),
             now_ms=clock.monotonic_ms(),
         )
@@ -200,6 +203,7 @@ class RunningNode:
                 boot=data.boot.counter,
             ),
             on_failed=self._on_failed,
+            lost=recovered.quarantine.what if recovered.quarantine else "",
         )
 
     async def _bootstrap(self) -> None:
@@ -329,7 +333,7 @@ def open_storage(config: Config, data: DataDir, disk: RealDisk) -> tuple[StateMa
     try:
         machine = StateMachine(backend, config.limits)
         identity = data.identity
-        log_store, recovered = Wal.open(
+        log_store, recovered, salvaged = open_log(
             disk,
             data.wal_dir,
             Stamp(cluster_id=identity.cluster_id, member=identity.member, incarnation=identity.incarnation),
@@ -337,10 +341,23 @@ def open_storage(config: Config, data: DataDir, disk: RealDisk) -> tuple[StateMa
             segment_bytes=config.storage.segment_bytes,
             batch_bytes_max=config.storage.batch_bytes_max,
             create=not identity.has_log,
+            may_salvage=len(identity.members) > 1,
         )
     except BaseException:
         backend.close()
         raise
+    if salvaged is not None:
+        damage = salvaged.damage
+        log.error("wal.damaged", node=identity.member, what=damage.what, **damage.detail)
+    if recovered.quarantine is not None:
+        log.warning(
+            "quarantine.began",
+            node=identity.member,
+            term=recovered.quarantine.term,
+            last_index=recovered.last_index,
+            applied_index=machine.applied_index,
+            set_aside=list(salvaged.set_aside) if salvaged else [],
+        )
     report = recovered.report
     if report.torn is not None:
         log.warning("wal.torn_tail_cut", node=identity.member, **msgspec.structs.asdict(report.torn))

@@ -154,7 +154,8 @@ class Status(msgspec.Struct, frozen=True):
     store_bytes: int
     queue_length: int
     alarms: tuple[str, ...]
-    ready: bool  # has a leader and is caught up
+    ready: bool  # has a leader, is caught up and not in quarantine
+    quarantined: bool  # does not vote: acknowledged entries are lost, and peers have not restored all of them yet
     version: str
     uptime_ms: int
 

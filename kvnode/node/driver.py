@@ -48,6 +48,7 @@ from kvnode.raft.messages import (
     PeerRefused,
     Persisted,
     Proposals,
+    QuarantineLifted,
     ReadRequest,
     Tick,
 )
@@ -218,6 +219,8 @@ class Driver:
             self._loop.call_soon(self._apply, output.apply_to)  # the log's thread needs the interpreter first
         for fetch in output.fetches:
             self._fetch(fetch)
+        if output.lift_quarantine:
+            self._writer.lift_quarantine(lambda: self.queue.put_control(QuarantineLifted()))
 
     def _apply(self, apply_to: Index) -> None:
         if self._stopped:

@@ -76,6 +76,10 @@ class LogWriter:
         else:
             self._held.setdefault(send.after, []).append(send)
 
+    def lift_quarantine(self, on_lifted: Callable[[], None]) -> None:
+        """Make it durable that everything lost is there again; `on_lifted` follows."""
+        self._worker.submit(self._log.lift_quarantine, lambda _: on_lifted(), self._fail)
+
     def in_flight_ms(self, now_ms: int) -> int:
         """How long the batch at the disk has been there; 0 if none is."""
         return now_ms - self._busy_since_ms if self._busy else 0

@@ -14,7 +14,17 @@ from typing import Any
 from kvnode import errors
 from kvnode.clocks.clock import Clock
 from kvnode.config import Config
-from kvnode.errors import ConnectionLost, KvnodeError, MemberNotFound, NoLeader, NotReady, Overloaded, Timeout
+from kvnode.errors import (
+    ConnectionLost,
+    KvnodeError,
+    LogCorrupted,
+    MemberNotFound,
+    NoLeader,
+    NotReady,
+    Overloaded,
+    StorageFailed,
+    Timeout,
+)
 from kvnode.ids import NOBODY, NodeId, Revision, Term
 from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Admin, Options, Status
 from kvnode.kv.keys import ONE_KEY
@@ -29,6 +39,7 @@ from kvnode.node.log_writer import LogWriter
 from kvnode.node.ports import LogStore, Transport
 from kvnode.node.range_reads import RangeReads
 from kvnode.node.reads import RoundFailed
+from kvnode.node.scrubber import LogScrubber
 from kvnode.node.update_queue import RETRY_AFTER_MS
 from kvnode.node.waiting_list import WaitingList
 from kvnode.node.worker import Worker
@@ -78,7 +89,9 @@ class Node(KV, Admin):
         loop: asyncio.AbstractEventLoop,
         identity: status.NodeIdentity,
         on_failed: Callable[[BaseException], None],
+        lost: str = "",
     ) -> None:
+        """`lost`: the damage for which this node starts in quarantine."""
         self._config = config
         self._raft = raft
         self._machine = machine
@@ -143,7 +156,16 @@ class Node(KV, Admin):
             on_failed=self._fail,
         )
         self._driver.connect(self._writer, self._applier)
+        self._scrubber = LogScrubber(
+            log_store,
+            workers.log_reader,
+            loop=loop,
+            settings=config.storage,
+            on_failed=self._on_scrub_failed,
+        )
         self._log_store = log_store
+        self._lost = lost
+        self._rotten = ""  # found by the scrubber of a node without peers
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -155,6 +177,7 @@ class Node(KV, Admin):
     def start(self) -> None:
         """Take part: elections, replication, requests."""
         self._driver.start()
+        self._scrubber.start()
         self._catch_up = self._loop.create_task(self._note_caught_up(), name="catch-up")
         self._catch_up.add_done_callback(self._on_catch_up_done)
 
@@ -168,6 +191,7 @@ class Node(KV, Admin):
             return
         self._stopping = True
         log.info("node.stopping", node=self._raft.node, waiting=len(self._waiting))
+        self._scrubber.stop()
         if self._catch_up is not None:
             self._catch_up.cancel()
         if self._failure is None:
@@ -199,6 +223,7 @@ class Node(KV, Admin):
     def abandon(self) -> None:
         """Stop at once and answer everybody "unknown": what a killed process does, for tests and the simulator."""
         self._stopping = self._closed = True
+        self._scrubber.stop()
         if self._catch_up is not None:
             self._catch_up.cancel()
         self._driver.stop()
@@ -216,10 +241,32 @@ class Node(KV, Admin):
         if self._failure is not None:
             return
         self._failure = error
+        self._scrubber.stop()
         self._driver.stop()
         self._applier.halt()
         self._fail_waiting(ConnectionLost(f"the node failed: {error}"))
+        if isinstance(error, LogCorrupted) and error.repairable and not self._is_alone:
+            self._note_damage(error)
         self._report_failed(error)
+
+    @property
+    def _is_alone(self) -> bool:
+        return self._raft.configuration.voters == (self._raft.node,)
+
+    def _note_damage(self, damage: LogCorrupted) -> None:
+        """What nobody would look at when the node starts again must not be forgotten until then."""
+        try:
+            self._log_store.note_damage(damage)
+        except StorageFailed as error:
+            log.error("node.failed", node=self._raft.node, code=error.code, message=error.message)
+
+    def _on_scrub_failed(self, error: BaseException) -> None:
+        """Damage in old entries: a node with peers has them restored, one without can go on and must say so."""
+        if not (isinstance(error, LogCorrupted) and self._is_alone):
+            self._fail(error)
+            return
+        self._rotten = error.what
+        log.error("wal.damaged", node=self._raft.node, what=error.what, **error.detail)
 
     def _fail_waiting(self, error: KvnodeError) -> None:
         self._waiting.fail_all(error)
@@ -373,7 +420,13 @@ class Node(KV, Admin):
     def is_ready(self) -> bool:
         leader = self._raft.leader
         reachable = leader == self._raft.node or leader in self._driver.connected
-        return self._caught_up and reachable and not self._stopping and self._failure is None
+        return (
+            self._caught_up
+            and reachable
+            and not self._raft.is_quarantined
+            and not self._stopping
+            and self._failure is None
+        )
 
     def leader_client_url(self) -> str:
         leader = self._raft.leader
@@ -408,6 +461,8 @@ class Node(KV, Admin):
             now_ms=self._clock.monotonic_ms(),
             started_ms=self._started_ms,
             space_alarm=self._space.alarm,
+            lost=self._lost,
+            rotten=self._rotten,
         )
 
     def counters(self) -> dict[str, Any]:
@@ -420,6 +475,7 @@ class Node(KV, Admin):
             applier=self._applier,
             waiting=self._waiting,
             facts=self._facts,
+            scrub_passes=self._scrubber.passes,
             traffic=self._transport.counters,
             log_bytes=self._log_store.bytes_used,
             proposals=self._proposals,

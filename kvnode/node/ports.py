@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from kvnode.errors import LogCorrupted
 from kvnode.ids import Index, NodeId
 from kvnode.raft.messages import Entry, PeerMessage
 from kvnode.raft.output import Persist
@@ -32,6 +33,21 @@ class LogStore(Protocol):
 
         May be called from another thread than `write`. Raises: LogCorrupted.
         """
+        ...
+
+    def scrub(self, bytes_max: int) -> bool:
+        """Verify the next part of what is not written any more; True at the end of it, the next call begins anew.
+
+        Called from one thread, not that of `write`. Raises: LogCorrupted, StorageFailed.
+        """
+        ...
+
+    def note_damage(self, damage: LogCorrupted) -> None:
+        """Make it durable that the log is damaged, so that the next start sets the damage aside. StorageFailed."""
+        ...
+
+    def lift_quarantine(self) -> None:
+        """Make it durable that everything lost is there again. Called as `write` is. Raises: StorageFailed."""
         ...
 
     @property

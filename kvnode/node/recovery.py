@@ -13,7 +13,7 @@ from kvnode.errors import LogCorrupted
 from kvnode.ids import Index, NodeId, Term
 from kvnode.machine.machine import StateMachine
 from kvnode.raft.messages import Configuration, Entry, HardState, LogPosition
-from kvnode.raft.state import Restored
+from kvnode.raft.state import NO_QUARANTINE, Restored
 
 
 def restore(
@@ -26,10 +26,16 @@ def restore(
     last_time: int,
     voters: Iterable[NodeId],
     machine: StateMachine,
+    committed: Index,
+    quarantine: Term = NO_QUARANTINE,
 ) -> Restored:
-    """The core's starting state. Raises: LogCorrupted when store and log do not meet."""
+    """The core's starting state. Raises: LogCorrupted when store and log do not meet.
+
+    `committed`: what is known to be committed of the entries in the log. That is all the store has applied, but in
+    `quarantine` (the term up to which acknowledged entries are missing): there the store may be ahead of the log.
+    """
     applied = machine.applied_index
-    if applied > last_index:
+    if applied > last_index and quarantine == NO_QUARANTINE:
         raise LogCorrupted(
             f"the store has applied entry {applied}, but the log ends at {last_index}: the log is not this store's; "
             "restore both from the same backup, or remove the member and add it again"
@@ -46,6 +52,7 @@ def restore(
         term_runs=term_runs,
         last_index=last_index,
         tail=tail,
-        applied_index=applied,
+        applied_index=committed,
         last_time=max(last_time, machine.applied_time),
+        quarantine=quarantine,
     )

@@ -48,6 +48,8 @@ def build(
     now_ms: int,
     started_ms: int,
     space_alarm: str,
+    lost: str,
+    rotten: str,
 ) -> Status:
     """Cheap enough to be asked once a second."""
     links = transport.links()
@@ -56,6 +58,10 @@ def build(
     alarms = [*identity.alarms()]
     alarms += [f"peer {link.peer}: {link.refused}" for link in links.values() if link.refused]
     alarms += [space_alarm] if space_alarm else []
+    if raft.is_quarantined:
+        alarms.append(f"in quarantine, not voting until peers have restored the log: {lost}")
+    if rotten:
+        alarms.append(f"the log is damaged, and there is no peer to restore it: {rotten}")
     alarms += ["a write to the log hangs"] if driver.disk_stalled else []
     return Status(
         id=raft.node,
@@ -79,6 +85,7 @@ def build(
         queue_length=driver.queue.length,
         alarms=tuple(alarms),
         ready=ready,
+        quarantined=raft.is_quarantined,
         version=__version__,
         uptime_ms=now_ms - started_ms,
     )
@@ -137,6 +144,7 @@ def counters(
     applier: Applier,
     waiting: WaitingList,
     facts: FactLog,
+    scrub_passes: int,
     traffic: Mapping[str, int],
     log_bytes: int,
     proposals: int,
@@ -163,6 +171,8 @@ def counters(
         "kvnode_commit_seconds": applier.commit_seconds,
         "kvnode_flush_seconds": applier.flush_seconds,
         "kvnode_wal_bytes": log_bytes,
+        "kvnode_wal_scrubs_total": scrub_passes,
+        "kvnode_is_quarantined": int(raft.is_quarantined),
         "kvnode_store_bytes": backend.bytes_used,
         "kvnode_recent_bytes": machine.recent_bytes,
         "kvnode_read_index_seconds": driver.reads.round_seconds,

@@ -8,7 +8,7 @@ from kvnode.ids import Index, NodeId, Term
 from kvnode.raft.messages import Entry, HardState, LogPosition
 from kvnode.storage import segment
 from kvnode.storage.log_index import LogIndex
-from kvnode.storage.segment import VOTE, FormatError, Record, SegmentEnd, SegmentHeader
+from kvnode.storage.segment import VOTE, FormatError, Record, SegmentEnd, SegmentHeader, UnknownVersion
 from kvnode.storage.segment_reader import entry_of
 
 
@@ -69,7 +69,7 @@ class LogState:
             case segment.SEGMENT_END:
                 self.sealed = True
             case unknown:
-                raise FormatError(f"record type {unknown} is unknown: written by a newer version")
+                raise UnknownVersion(f"record type {unknown} is unknown: written by a newer version")
         self.seq, self.crc = record.seq, record.crc
 
     def take_summary(self, record: Record, end: SegmentEnd) -> None:

@@ -172,6 +172,10 @@ class FormatError(ValueError):
     """Bytes that are not what they should be; the caller knows the file and says so."""
 
 
+class UnknownVersion(FormatError):
+    """Intact bytes, written by a version of kvnode that this one does not know."""
+
+
 def segment_name(sequence: int, first_index: int) -> str:
     return f"{sequence:010d}-{first_index:020d}.wal"
 
@@ -228,7 +232,7 @@ def unpack_header(block: bytes) -> SegmentHeader:
     if CRC.unpack_from(block, HEADER_BYTES - 4)[0] != crc32(block[: HEADER_BYTES - 4]):
         raise FormatError("the header's checksum is wrong")
     if version != FORMAT or checksum != CHECKSUM_CRC32 or features != 0:
-        raise FormatError(f"format {version}, checksum {checksum}, features {features}: made by another version")
+        raise UnknownVersion(f"format {version}, checksum {checksum}, features {features}: made by another version")
     return SegmentHeader(
         stamp=Stamp(cluster, member, incarnation),
         sequence=sequence,

@@ -29,13 +29,17 @@ from kvnode.ids import Index, Term
 from kvnode.raft.messages import Entry, HardState, LogPosition
 from kvnode.raft.output import Persist
 from kvnode.storage.disk import Disk
+from kvnode.storage.log_index import SegmentIndex
 from kvnode.storage.log_state import LogState
+from kvnode.storage.quarantine import Quarantine, read_note, remove_note, write_note
 from kvnode.storage.segment import HEAD_BYTES, MARK, SECTOR_BYTES, SNAPSHOT_MARKER, Stamp, append_record
 from kvnode.storage.segment_writer import SegmentWriter
+from kvnode.storage.vote_copy import VoteCopy
 from kvnode.storage.wal_batch import encode_batch
 from kvnode.storage.wal_read import read_entries
 from kvnode.storage.wal_recovery import Found, RecoveryReport, TornTail, corrupted, find_log
 from kvnode.storage.wal_repair import clear_unused, make_durable, save_copy, sweep
+from kvnode.storage.wal_scrub import Scrubber, is_dropped
 
 __all__ = ["Recovered", "RecoveryReport", "Stamp", "TornTail", "Wal"]
 
@@ -50,9 +54,19 @@ class Recovered(msgspec.Struct, frozen=True):
     tail: tuple[Entry, ...]  # the entries above `applied_index`, contiguous up to `last_index`
     last_time: int  # greatest hybrid timestamp of any entry, 0 if there is none
     report: RecoveryReport
+    committed: Index  # what is known to be committed of the entries that are there
+    quarantine: Quarantine | None = None  # entries that were acknowledged are missing
 
 
-def _system_random() -> int:
+def _read_note(disk: Disk, directory: str) -> Quarantine | None:
+    """Raises: LogCorrupted if the damage it speaks of has not been set aside yet."""
+    note = read_note(disk, directory)
+    if note is not None and not note.is_set_aside:
+        raise LogCorrupted(note.what, repairable=True, file=note.file, offset=note.offset)
+    return note
+
+
+def system_random() -> int:
     return int.from_bytes(os.urandom(8), "little")
 
 
@@ -78,12 +92,14 @@ class _Final:
 class Wal:
     """The log of one node; satisfies `kvnode.node.ports.LogStore`. `open` is the only way to make one."""
 
-    def __init__(self, disk: Disk, directory: str, state: LogState, writer: SegmentWriter) -> None:
+    def __init__(self, disk: Disk, directory: str, state: LogState, writer: SegmentWriter, votes: VoteCopy) -> None:
         self._disk = disk
         self._directory = directory
         self._state = state
         self._writer = writer
         self._lock = threading.Lock()  # guards the index of `_state` between `write` and `read`
+        self._votes = votes
+        self._scrubber = Scrubber(disk)
         self._marked_seq = 0  # the last record is a mark if this is its seq
         self._failure = ""
         self._final = _Final(self)
@@ -99,7 +115,7 @@ class Wal:
         segment_bytes: int,
         batch_bytes_max: int,
         create: bool,
-        random_u64: Callable[[], int] = _system_random,
+        random_u64: Callable[[], int] = system_random,
     ) -> tuple[Wal, Recovered]:
         """Open the log, or make it if `create`; everything returned is durable.
 
@@ -111,15 +127,28 @@ class Wal:
         """
         try:
             disk.fsync_dir(directory)  # the names seen below must not go away again
-            found = None if create else find_log(disk, directory, stamp, applied_index)
+            note = None if create else _read_note(disk, directory)
+            # Of a log that lost entries only what was committed before the damage is known to stand as it was applied.
+            committed = Index(min(applied_index, note.commit)) if note else applied_index
+            found = None if create else find_log(disk, directory, stamp, committed, is_quarantined=note is not None)
+            votes = VoteCopy(disk, directory, stamp)
             if create:
                 clear_unused(disk, directory, stamp)
             elif found is None:
                 raise LogCorrupted(
-                    f"{directory} holds no log, but this node has been part of a cluster: its terms and votes are "
-                    f"lost. Remove this member and add it again with an empty data directory",
+                    f"{directory} holds no log, but this node has been part of a cluster. Remove this member and add "
+                    f"it again with an empty data directory",
+                    what=f"{directory} holds no log",
+                    repairable=True,
                     file=directory,
                     offset=0,
+                )
+            elif votes.is_ahead_of(found.state.hard_state):
+                raise corrupted(
+                    found.last_path,
+                    found.end,
+                    f"the log ends with term {found.state.hard_state.term} and vote {found.state.hard_state.vote}, but "
+                    f"the copy of them shows that it once held term {votes.term} and vote {votes.vote}",
                 )
             state = found.state if found else LogState.empty(applied_index)
             writer = SegmentWriter(
@@ -130,8 +159,10 @@ class Wal:
                 batch_bytes_max=batch_bytes_max,
                 random_u64=random_u64,
             )
-            wal = cls(disk, directory, state, writer)
-            report = wal._go_on(found, stamp) if found else wal._begin_log()
+            committed = max(committed, state.index.base.index)
+            wal = cls(disk, directory, state, writer, votes)
+            report = wal._go_on(found, stamp, note is not None) if found else wal._begin_log()
+            votes.renew(state.hard_state)
         except OSError as error:
             raise StorageFailed(f"opening the log in {directory} failed: {error}") from error
         recovered = Recovered(
@@ -142,6 +173,8 @@ class Wal:
             tail=tuple(state.tail),
             last_time=state.last_time,
             report=report,
+            committed=committed,
+            quarantine=note,
         )
         state.tail.clear()
         return wal, recovered
@@ -163,6 +196,7 @@ class Wal:
                 self._roll(length)
                 encoded = encode_batch(batch, self._state, writer.crc_start, writer.offset)
             writer.put(encoded.buffer)
+            self._votes.keep(encoded.hard_state)
             with self._lock:
                 encoded.accept(self._state)
             writer.prepare_ahead()
@@ -217,6 +251,29 @@ class Wal:
                 self._disk.unlink(segment.path)
             self._disk.fsync_dir(self._directory)
 
+    def note_damage(self, damage: LogCorrupted) -> None:
+        """Make it durable that this log is damaged: the next start goes through all of it, and into quarantine.
+
+        May be called from any thread, once the node has stopped acknowledging. Raises: StorageFailed.
+        """
+        note = Quarantine(
+            term=self._state.hard_state.term,
+            commit=0,
+            what=damage.what,
+            file=str(damage.detail.get("file", "")),
+            offset=int(damage.detail.get("offset", 0)),
+        )
+        try:
+            write_note(self._disk, self._directory, note)
+        except OSError as error:
+            raise StorageFailed(f"noting the damage in {self._directory} failed: {error}") from error
+
+    def lift_quarantine(self) -> None:
+        """Everything that was lost is there again, durably. Raises: StorageFailed; the log is dead then."""
+        with self._final:
+            self._usable()
+            remove_note(self._disk, self._directory)
+
     def close(self) -> None:
         """Write a final mark and close the files. After a failure: only close."""
         if not self._failure:
@@ -247,6 +304,24 @@ class Wal:
                     return []
             raise StorageFailed(f"reading the log in {self._directory} failed: {error}") from error
 
+    def scrub(self, bytes_max: int) -> bool:
+        """Verify the next part of the segments before the newest; True at the end of them, the next call begins anew.
+
+        May be called from another thread than `write`. Raises: LogCorrupted, StorageFailed.
+        """
+        try:
+            return self._scrubber.step(self._segments(), bytes_max)
+        except FileNotFoundError as error:
+            if is_dropped(self._segments(), error):
+                return False
+            raise corrupted(str(error.filename), 0, "the segment is gone") from error
+        except OSError as error:
+            raise StorageFailed(f"reading the log in {self._directory} failed: {error}") from error
+
+    def _segments(self) -> list[SegmentIndex]:
+        with self._lock:
+            return list(self._state.index.segments)
+
     @property
     def bytes_used(self) -> int:
         """Bytes of all segments on disk."""
@@ -269,7 +344,7 @@ class Wal:
         self._state.index.begin(self._writer.begin(self._state))
         return RecoveryReport(segments=1, segments_scanned=0)
 
-    def _go_on(self, found: Found, stamp: Stamp) -> RecoveryReport:
+    def _go_on(self, found: Found, stamp: Stamp, is_quarantined: bool) -> RecoveryReport:
         """Make what was found durable, cut a torn tail, and stand ready to append."""
         disk, state = self._disk, self._state
         make_durable(disk, found)
@@ -282,7 +357,7 @@ class Wal:
         if torn is not None:
             torn = save_copy(disk, self._directory, file, found.last.sequence, torn)
         state.index.begin(self._writer.begin(state))
-        again = find_log(disk, self._directory, stamp, Index(state.applied_index))
+        again = find_log(disk, self._directory, stamp, Index(state.applied_index), is_quarantined=is_quarantined)
         assert again is not None
         same = (again.state.seq, again.state.crc, again.state.index.last_index, again.torn)
         if same != (state.seq, state.crc, state.index.last_index, None):

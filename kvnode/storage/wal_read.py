@@ -45,6 +45,7 @@ def _read_stretch(reader: SegmentReader, stretch: Stretch, found: list[Entry], r
                 raise LogCorrupted(
                     f"{stretch.path}, offset {here}: entry {index} cannot be read back: the disk holds something else "
                     f"than was written",
+                    repairable=True,
                     file=stretch.path,
                     offset=here,
                 )

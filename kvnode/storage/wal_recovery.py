@@ -31,6 +31,7 @@ import msgspec
 
 from kvnode.errors import IdentityRefused, LogCorrupted
 from kvnode.ids import Index
+from kvnode.storage import quarantine, vote_copy
 from kvnode.storage.disk import Disk, DiskFile
 from kvnode.storage.log_index import SegmentIndex
 from kvnode.storage.log_state import LogState
@@ -42,6 +43,7 @@ from kvnode.storage.segment import (
     FormatError,
     SegmentHeader,
     Stamp,
+    UnknownVersion,
     decode_segment_end,
     parse_name,
     unpack_header,
@@ -49,6 +51,8 @@ from kvnode.storage.segment import (
 from kvnode.storage.segment_reader import SegmentReader
 
 TORN_PREFIX = "torn-"
+DAMAGED_PREFIX = "damaged-"
+_OTHER_NAMES = frozenset({vote_copy.NAME, *quarantine.NAMES})
 
 
 class TornTail(msgspec.Struct, frozen=True):
@@ -103,19 +107,30 @@ class _Segment(msgspec.Struct):
     header: SegmentHeader
 
 
-def corrupted(path: str, offset: int, what: str) -> LogCorrupted:
-    """The refusal: where, what, and what to do."""
+def corrupted(path: str, offset: int, what: str, *, repairable: bool = True) -> LogCorrupted:
+    """The refusal: where, what, and what to do. `repairable`: see `LogCorrupted`."""
     return LogCorrupted(
         f"{path}, offset {offset}: {what}. This log may have acknowledged what stood there, so nothing was cut and the "
         f"node does not start. Keep the directory for diagnosis; remove this member from the cluster and add it again "
         f"with an empty data directory, or restore all nodes from one backup",
+        what=f"{path}, offset {offset}: {what}",
+        repairable=repairable,
         file=path,
         offset=offset,
     )
 
 
-def find_log(disk: Disk, directory: str, stamp: Stamp, applied_index: Index) -> Found | None:
+def contradiction(path: str, offset: int, error: FormatError) -> LogCorrupted:
+    """Intact records that cannot stand there: a bug or another version, not damage that peers could make good."""
+    return corrupted(path, offset, str(error), repairable=False)
+
+
+def find_log(
+    disk: Disk, directory: str, stamp: Stamp, applied_index: Index, *, is_quarantined: bool = False
+) -> Found | None:
     """Read the log. Changes nothing on disk. None: there is no segment at all.
+
+    `is_quarantined`: it is known that the log ends before what the store has applied.
 
     Raises: LogCorrupted, IdentityRefused, OSError.
     """
@@ -132,7 +147,7 @@ def find_log(disk: Disk, directory: str, stamp: Stamp, applied_index: Index) -> 
     state, scanned, before = older
     last = segments[-1]
     end, doubtful, torn = _scan_last(disk, last, state)
-    _check_whole(last.path, end, state, bool(stale))
+    _check_whole(last.path, end, state, bool(stale), is_quarantined=is_quarantined)
     return Found(
         state=state,
         last=last.header,
@@ -185,7 +200,7 @@ def _list(disk: Disk, directory: str, stamp: Stamp) -> tuple[list[_Segment], tup
             segments.append(_Segment(path, _header(disk, path, place, stamp)))
         elif name == TEMPORARY:
             temporary.append(path)
-        elif not name.startswith(TORN_PREFIX):
+        elif not (name.startswith((TORN_PREFIX, DAMAGED_PREFIX)) or name in _OTHER_NAMES):
             unknown.append(path)
     segments.sort(key=lambda segment: segment.header.sequence)
     for one, other in itertools.pairwise(segments):
@@ -199,7 +214,7 @@ def _header(disk: Disk, path: str, place: tuple[int, int], stamp: Stamp) -> Segm
     try:
         header = unpack_header(file.pread(0, HEADER_BYTES))
     except FormatError as error:
-        raise corrupted(path, 0, str(error)) from error
+        raise corrupted(path, 0, str(error), repairable=not isinstance(error, UnknownVersion)) from error
     finally:
         file.close()
     if (header.sequence, header.first_index) != place:
@@ -295,12 +310,12 @@ def _fold(path: str, reader: SegmentReader, state: LogState, until: int) -> tupl
         try:
             state.take(record)
         except FormatError as error:
-            raise corrupted(path, offset, str(error)) from error
+            raise contradiction(path, offset, error) from error
         offset = record.end
     try:
         state.settle_time()
     except FormatError as error:
-        raise corrupted(path, offset, str(error)) from error
+        raise contradiction(path, offset, error) from error
     return offset, starts[0]
 
 
@@ -339,10 +354,11 @@ def _scan_last(disk: Disk, segment: _Segment, state: LogState) -> tuple[int, int
         file.close()
 
 
-def _check_whole(path: str, end: int, state: LogState, below_lost: bool) -> None:
+def _check_whole(path: str, end: int, state: LogState, below_lost: bool, *, is_quarantined: bool) -> None:
     """What else has to be there: nothing committed or applied is missing, at the end or at the beginning."""
     log = state.index
-    for index, who in ((state.applied_index, "the store has applied"), (state.hard_state.commit, "the log committed")):
+    applied = 0 if is_quarantined else state.applied_index
+    for index, who in ((applied, "the store has applied"), (state.hard_state.commit, "the log committed")):
         if index > log.last_index:
             raise corrupted(path, end, f"the log ends at index {log.last_index}, but {who} index {index}")
     base = log.base

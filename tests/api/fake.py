@@ -151,6 +151,7 @@ class FakeAdmin(Admin):
     def __init__(self, kv: FakeKV) -> None:
         self.kv = kv
         self.ready = True
+        self.quarantined = False
         self.transferred: list[int] = []
 
     @property
@@ -191,7 +192,8 @@ class FakeAdmin(Admin):
             store_bytes=8192,
             queue_length=0,
             alarms=(),
-            ready=True,
+            ready=self.ready,
+            quarantined=self.quarantined,
             version="0",
             uptime_ms=1,
         )

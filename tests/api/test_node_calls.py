@@ -36,6 +36,9 @@ async def test_liveness_and_readiness(door: Door, admin: FakeAdmin) -> None:
     admin.ready = False
     refused = await door.ask("GET", "/readyz")
     assert (refused.status, refused.code) == (503, "not_ready")
+    assert "leader" in refused.json["error"]["message"]
+    admin.quarantined = True
+    assert "quarantine" in (await door.ask("GET", "/readyz")).json["error"]["message"]
     assert (await door.ask("GET", "/livez")).status == 200
 
 

@@ -89,6 +89,7 @@ class LocalNode(KV, Admin):
             queue_length=0,
             alarms=(),
             ready=self.ready,
+            quarantined=False,
             version="0",
             uptime_ms=1,
         )

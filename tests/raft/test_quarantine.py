@@ -1,4 +1,4 @@
-"""Quarantine: a member that has lost what it acknowledged; I12, I16, finding 2 of the reliability notes, S73 at the core."""
+"""Quarantine: a member that has lost what it acknowledged. Invariants I12, I16; scenario S73 at the core."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_it_is_repaired_and_leaves_after_a_term_that_began_without_it() -> None:
 
 
 def test_the_leader_it_acknowledged_to_sends_everything_again() -> None:
-    """With the third node down nobody could elect a new leader; the log is made whole all the same, and commits go on."""
+    """With the third node down nobody can be elected; the log is made whole all the same, and commits go on."""
     cluster = led()
     cluster.crash(2)
     cluster.damage(3, 2)

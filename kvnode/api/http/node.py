@@ -45,7 +45,9 @@ async def show_live(call: Call) -> Answer:
 
 async def show_ready(call: Call) -> Answer:
     if not call.app.admin.is_ready():
-        raise NotReady("this node has no leader or has not caught up with it yet")
+        status = call.app.admin.status()
+        why = "is in quarantine: see alarms" if status.quarantined else "has no leader or has not caught up with it yet"
+        raise NotReady(f"this node {why}", alarms=status.alarms)
     return call.json(200, Ready(ready=True))
 
 

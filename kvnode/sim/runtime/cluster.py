@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from kvnode.config import Config, LimitsSection, RaftSection, StorageSection, load
 from kvnode.errors import Fatal
-from kvnode.ids import Index, NodeId
+from kvnode.ids import Index, NodeId, Term
 from kvnode.kv.interface import KV
 from kvnode.machine.machine import StateMachine
 from kvnode.node.node import Node, Workers
@@ -24,7 +24,8 @@ from kvnode.sim.disk import FakeDisk
 from kvnode.sim.loop import VirtualClock, VirtualWorker
 from kvnode.sim.runtime.network import Network, VirtualTransport
 from kvnode.storage.memory_backend import MemoryBackend
-from kvnode.storage.wal import Stamp, Wal
+from kvnode.storage.wal import Stamp
+from kvnode.storage.wal_salvage import open_log
 
 CLUSTER_ID = 0x5EED
 LOG_DIRECTORY = "/wal"
@@ -78,6 +79,10 @@ class Cluster:
         self._end(member)
         self._disks[member] = self._disks[member].kill()
 
+    def disk_of(self, member: NodeId) -> FakeDisk:
+        """To be damaged while the member is down."""
+        return self._disks[member]
+
     def _end(self, member: NodeId) -> None:
         self.members.pop(member).die()
 
@@ -129,7 +134,7 @@ class Member:
         if boot == 1:
             disk.mkdir(LOG_DIRECTORY)
             disk.fsync_dir("/")
-        self.wal, recovered = Wal.open(
+        self.wal, recovered, _ = open_log(
             disk,
             LOG_DIRECTORY,
             Stamp(cluster_id=CLUSTER_ID, member=member, incarnation=1000 + member),
@@ -137,6 +142,7 @@ class Member:
             segment_bytes=storage.segment_bytes,
             batch_bytes_max=storage.batch_bytes_max,
             create=boot == 1,
+            may_salvage=len(cluster.ids) > 1,
         )
         self.raft = Raft(
             node=member,
@@ -151,6 +157,8 @@ class Member:
                 last_time=recovered.last_time,
                 voters=cluster.ids,
                 machine=machine,
+                committed=recovered.committed,
+                quarantine=Term(recovered.quarantine.term if recovered.quarantine else 0),
             ),
             now_ms=self.clock.monotonic_ms(),
         )
@@ -173,6 +181,7 @@ class Member:
                 boot=boot,
             ),
             on_failed=self._failed,
+            lost=recovered.quarantine.what if recovered.quarantine else "",
         )
 
     async def start(self) -> None:

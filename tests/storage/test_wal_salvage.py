@@ -1,0 +1,343 @@
+"""Salvage: a damaged log goes on from its intact beginning, in quarantine. Reliability §5.7, faults F17 to F22.
+
+The rule under every test: a log is never shorter than what was acknowledged without the note that says so, term and
+vote are never older, and nothing is called committed that was cut off later.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from zlib import crc32
+
+import pytest
+
+from kvnode.errors import Fatal, LogCorrupted
+from kvnode.ids import Index
+from kvnode.sim.disk import FakeDisk, SimulatedCrash
+from kvnode.storage.segment import HEADER_BYTES, SECTOR_BYTES
+from kvnode.storage.wal import Recovered, Wal
+from kvnode.storage.wal_salvage import Salvaged, open_log
+from tests.storage.wal_world import HOME, STAMP, Expected, LogView, Step, entry, new_disk, outcomes, persist, run
+
+SHORT: list[Step] = [
+    [persist(1, state=(1, 2))],
+    [persist(2, entry(1), entry(2))],
+    [persist(3, entry(3), commit=2)],
+    [persist(4, entry(3, 2), entry(4, 2), cut=3, state=(2, 1), commit=2)],
+    [persist(5, entry(5, 2), commit=4)],
+    "close",
+]
+
+LONG: list[Step] = [
+    [persist(1, state=(1, 2))],
+    *[[persist(i + 1, entry(i, text=bytes([60 + i]) * 900), commit=i - 1)] for i in range(1, 13)],
+    [persist(14, entry(13, 3), state=(3, 2), commit=12)],
+    "close",
+]
+
+TRUE_COMMIT = {id(SHORT): 4, id(LONG): 12}
+VOTES = f"{HOME}/votes"
+
+
+def made(steps: list[Step]) -> tuple[FakeDisk, LogView]:
+    disk, expected = new_disk(), Expected()
+    run(disk, steps, expected)
+    return disk.kill(), expected.view
+
+
+def start(disk: FakeDisk, *, applied: int = 0, may_salvage: bool = True) -> tuple[Wal, Recovered, Salvaged | None]:
+    rng = random.Random(11)
+    return open_log(
+        disk,
+        HOME,
+        STAMP,
+        applied_index=Index(applied),
+        segment_bytes=8192,
+        batch_bytes_max=4096,
+        create=False,
+        may_salvage=may_salvage,
+        random_u64=lambda: rng.getrandbits(64),
+    )
+
+
+def segments(disk: FakeDisk) -> list[str]:
+    return [path for path in disk.files() if path.endswith(".wal") and "damaged-" not in path]
+
+
+def written(steps: list[Step]) -> set[tuple[int, int]]:
+    """(index, term) of everything that was ever in the log."""
+    return {
+        (one.index, one.term) for step in steps if not isinstance(step, str) for each in step for one in each.entries
+    }
+
+
+def unreadable(wal: Wal) -> LogCorrupted | None:
+    try:
+        wal.read(Index(1), Index(1 << 40), 1 << 40)
+    except LogCorrupted as damage:
+        return damage
+    return None
+
+
+def scrub(wal: Wal) -> None:
+    """One whole pass."""
+    for _ in range(1_000):
+        if wal.scrub(1_000):
+            return
+    raise AssertionError("the pass never ends")
+
+
+def judge(steps: list[Step], before: LogView, wal: Wal, found: Recovered, what: object) -> str:
+    """ "same" or "quarantine"; anything else fails."""
+    entries = wal.read(Index(1), Index(1 << 40), 1 << 40)
+    assert (found.hard_state.term, found.hard_state.vote) == before[1:], what
+    if found.quarantine is None:
+        assert tuple(entries) == before[0], what
+        return "same"
+    assert found.quarantine.term == before[1], what
+    assert [one.index for one in entries] == list(range(1, len(entries) + 1)), what
+    assert all((one.index, one.term) in written(steps) for one in entries), what
+    assert found.committed <= TRUE_COMMIT[id(steps)], what
+    assert tuple(entries[: found.committed]) == before[0][: found.committed], what
+    return "quarantine"
+
+
+def damages(steps: list[Step], seed: int) -> Iterator[tuple[str, FakeDisk, LogView]]:
+    """A flip in each record, in headers, zeroed sectors, files that are missing, empty or cut short."""
+    image, before = made(steps)
+    rng = random.Random(seed)
+    for path in segments(image):
+        end = len(image.content(path).rstrip(b"\0"))
+        offsets = [
+            *rng.sample(range(160), 12),
+            HEADER_BYTES - 2,
+            *range(HEADER_BYTES, end, 7 if steps is SHORT else 61),
+        ]
+        for offset in offsets:
+            disk = image.kill()
+            disk.flip_bit(path, offset, rng.randrange(8))
+            yield f"flip {path} at {offset}", disk, before
+        for sector in range(0, end, SECTOR_BYTES):
+            disk = image.kill()
+            disk.damage(path, sector, bytes(SECTOR_BYTES))
+            yield f"zero {path} at {sector}", disk, before
+        for kind in ("missing", "empty", "half"):
+            disk = image.kill()
+            if kind == "missing":
+                disk.unlink(path)
+                disk.fsync_dir(HOME)
+            else:
+                file = disk.open(path)
+                file.truncate(0 if kind == "empty" else end // 2)
+                file.fsync()
+            yield f"{kind} {path}", disk, before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [SHORT, LONG], ids=["short", "long"])
+@pytest.mark.parametrize("applied", [0, 4])
+def test_damage_anywhere_ends_in_the_same_log_or_in_quarantine(steps: list[Step], applied: int) -> None:
+    counts: dict[str, int] = {}
+    for what, damaged, before in damages(steps, applied):
+        disk = damaged
+        wal, found, salvaged = start(disk, applied=applied)
+        if applied and salvaged is None and (damage := unreadable(wal)) is not None:
+            wal.note_damage(damage)  # a start skips segments whose entries are applied; reading or scrubbing does not
+            disk = disk.kill()
+            wal, found, salvaged = start(disk, applied=applied)
+            assert salvaged is not None, what
+        verdict = judge(steps, before, wal, found, what)
+        assert (salvaged is not None) == (verdict == "quarantine"), what
+        counts[verdict] = counts.get(verdict, 0) + 1
+        wal.close()
+        wal, found, salvaged = start(disk.kill(), applied=applied)
+        assert judge(steps, before, wal, found, what) == verdict, what
+        assert salvaged is None, what
+    print(counts)
+    assert counts["quarantine"] > 50
+
+
+@pytest.mark.slow
+def test_a_crash_at_any_step_of_salvage_leaves_the_quarantine() -> None:
+    """Every change of the salvage, with a sample of what a power loss may leave: the next start goes on from there."""
+    image, before = made(LONG)
+    damaged = segments(image)[1]
+    states = 0
+    change = 0
+    while True:
+        change += 1
+        disk = image.kill()
+        disk.flip_bit(damaged, HEADER_BYTES + 300, 4)
+        disk.crash_at(disk.changes + change)
+        done = False
+        try:
+            start(disk)
+            done = True
+        except SimulatedCrash:
+            pass
+        for after, taken in outcomes(disk, exhaustive_max=30, sampled=6, seed=change):
+            wal, found, _ = start(after)
+            states += 1
+            assert judge(LONG, before, wal, found, (change, taken)) == "quarantine", (change, taken)
+            wal.close()
+            _, again, salvaged = start(after.kill())
+            assert salvaged is None, (change, taken)
+            assert again.last_index == found.last_index, (change, taken)
+        if done:
+            break
+    print(f"{change} crash points, {states} states")
+    assert change > 15
+
+
+def test_the_log_goes_on_and_the_quarantine_ends_when_it_is_lifted() -> None:
+    image, before = made(LONG)
+    image.flip_bit(segments(image)[1], HEADER_BYTES + 300, 1)
+    wal, found, salvaged = start(image)
+    assert salvaged is not None
+    assert 0 < found.last_index < 13
+    assert [path.rpartition("/")[2][:14] for path in salvaged.set_aside] == ["damaged-000001"] * len(salvaged.set_aside)
+    rest = before[0][found.last_index :]
+    wal.write([persist(1, *rest, state=(5, 0), commit=12)])
+    wal.close()
+    image = image.kill()
+    wal, found, _ = start(image)
+    assert found.quarantine is not None
+    assert tuple(wal.read(Index(1), Index(99), 1 << 30)) == before[0]
+    wal.lift_quarantine()
+    wal.close()
+    _, found, _ = start(image.kill())
+    assert found.quarantine is None
+
+
+def test_a_lifted_quarantine_stays_lifted_after_a_power_loss() -> None:
+    image, _ = made(LONG)
+    image.flip_bit(segments(image)[0], HEADER_BYTES + 300, 1)
+    wal, _, _ = start(image)
+    wal.lift_quarantine()
+    for after, taken in outcomes(image, exhaustive_max=50, sampled=20, seed=3):
+        assert start(after)[1].quarantine is None, taken
+
+
+def test_what_a_lost_truncation_cut_off_is_not_called_committed() -> None:
+    """The store has applied entry 3 of term 2; the log that is left ends with the entry 3 that was cut off."""
+    image, _ = made(SHORT)
+    (path,) = segments(image)
+    hits = 0
+    for offset in range(HEADER_BYTES, len(image.content(path).rstrip(b"\0")), 8):
+        disk = image.kill()
+        disk.flip_bit(path, offset, 2)
+        wal, found, _ = start(disk, applied=4)
+        kept = wal.read(Index(1), Index(99), 1 << 30)
+        if len(kept) == 3 and kept[2].term == 1:
+            hits += 1
+            assert found.quarantine is not None
+            assert found.committed == 2
+            assert [one.index for one in found.tail] == [3], "above what is committed it must stay in memory"
+    assert hits
+
+
+def test_without_a_certain_copy_of_the_vote_a_damaged_log_is_refused() -> None:
+    image, _ = made(LONG)
+    path = segments(image)[1]
+    image.flip_bit(path, HEADER_BYTES + 300, 1)
+    for harm in (0, 4096, None):
+        disk = image.kill()
+        if harm is None:
+            disk.unlink(VOTES)
+            disk.fsync_dir(HOME)
+        else:
+            disk.flip_bit(VOTES, harm + 45, 1)
+        with pytest.raises(LogCorrupted, match="term and vote cannot be proven"):
+            start(disk)
+
+
+def test_a_damaged_copy_of_the_vote_beside_a_whole_log_is_renewed() -> None:
+    image, before = made(LONG)
+    for harm in (0, 4096):
+        disk = image.kill()
+        disk.flip_bit(VOTES, harm + 45, 1)
+        wal, found, _ = start(disk)
+        assert judge(LONG, before, wal, found, harm) == "same"
+        wal.close()
+        again = disk.kill()
+        again.flip_bit(segments(again)[1], HEADER_BYTES + 300, 1)
+        assert start(again)[1].quarantine is not None, "the copy is certain again"
+
+
+def test_a_tail_that_vanished_whole_is_noticed_by_the_copy_of_the_vote() -> None:
+    """The last write, a vote, reads as zeros and no mark follows: nothing in the log shows that it was there."""
+    disk, expected = new_disk(), Expected()
+    run(disk, SHORT[:-1], expected)
+    image = disk.kill()
+    path = segments(image)[-1]
+    end = len(image.content(path).rstrip(b"\0"))
+    wal, _, _ = start(image)
+    wal.write([persist(1, state=(9, 3))])
+    image = image.kill()
+    assert segments(image) == [path]
+    lost = image.content(path)[end:].rstrip(b"\0")
+    image.damage(path, end + -end % 8, bytes(len(lost)))
+    wal, found, salvaged = start(image)
+    assert salvaged is not None
+    assert "the copy of them shows" in salvaged.damage.message
+    assert (found.hard_state.term, found.hard_state.vote) == (9, 3)
+    assert found.quarantine is not None
+    assert found.quarantine.term == 9
+
+
+def test_alone_nothing_is_salvaged() -> None:
+    image, _ = made(LONG)
+    image.flip_bit(segments(image)[1], HEADER_BYTES + 300, 1)
+    with pytest.raises(LogCorrupted):
+        start(image, may_salvage=False)
+    assert not [path for path in image.files() if "damaged-" in path]
+
+
+def test_a_log_that_is_gone_is_restored_by_peers_as_long_as_the_vote_is_there() -> None:
+    image, before = made(LONG)
+    for path in segments(image):
+        image.unlink(path)
+    image.fsync_dir(HOME)
+    wal, found, _ = start(image, applied=9)
+    assert judge(LONG, before, wal, found, "all gone") == "quarantine"
+    assert (found.last_index, found.committed) == (0, 0)
+
+
+def test_a_note_that_cannot_be_read_is_no_reason_to_vote() -> None:
+    image, _ = made(LONG)
+    image.flip_bit(segments(image)[1], HEADER_BYTES + 300, 1)
+    start(image)
+    image = image.kill()
+    image.flip_bit(f"{HOME}/quarantine", 10, 1)
+    with pytest.raises(LogCorrupted, match="what this node has lost"):
+        start(image)
+
+
+def test_records_of_a_later_version_are_no_damage() -> None:
+    """Cutting off what this version cannot read would be a downgrade that loses data."""
+    image, _ = made(SHORT)
+    (path,) = segments(image)
+    header = bytearray(image.content(path)[:HEADER_BYTES])
+    header[8] = 2
+    header[-4:] = crc32(bytes(header[:-4])).to_bytes(4, "little")
+    image.damage(path, 0, bytes(header))
+    with pytest.raises(Fatal, match="another version"):
+        start(image)
+    assert not [name for name in image.files() if "damaged-" in name]
+
+
+def test_damage_noted_while_running_is_set_aside_at_the_next_start() -> None:
+    """A start does not read what the store has applied; the note makes it look at everything."""
+    image, before = made(LONG)
+    wal, found, _ = start(image, applied=13)
+    disk = image
+    disk.flip_bit(segments(disk)[0], HEADER_BYTES + 300, 1)
+    with pytest.raises(LogCorrupted) as damage:
+        scrub(wal)
+    wal.note_damage(damage.value)
+    disk = disk.kill()
+    wal, found, salvaged = start(disk, applied=13)
+    assert salvaged is not None
+    assert judge(LONG, before, wal, found, "noted") == "quarantine"
+    assert found.last_index < 13
