@@ -25,6 +25,9 @@ Status = Literal["ok", "fail", "info"]
 ANY = -1
 """`exp` of a write without a condition."""
 
+MUST_EXIST = -2
+"""`exp` of a write to a key that must exist, at whatever revision (HTTP's ``If-Match: *``)."""
+
 
 class Seen(msgspec.Struct, frozen=True, omit_defaults=True):
     """One item that a read saw: the value, and the revision that wrote it."""

@@ -1,0 +1,94 @@
+"""Judge: one history in, one verdict out. Runs every checker that applies and puts together what they say.
+
+First whether the history makes sense (a broken recorder is no violation: `MalformedHistory` is raised). Then what needs
+no order (`outcomes`), what the claimed revisions say (`witness`), and what any order at all can explain
+(`linearizability`). The last two are independent: one believes the revisions, the other uses none as evidence.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from kvnode.check import outcomes, well_formed, witness
+from kvnode.check.claims import account, keys_of
+from kvnode.check.describe import describe
+from kvnode.check.history import Operation, Seen
+from kvnode.check.linearizability import Search, search
+from kvnode.check.partitions import Partition, partition
+from kvnode.check.verdict import Problem, Result, Verdict
+
+BUDGET_STATES = 250_000
+"""States that the searches of one history may visit together: one to three seconds."""
+
+
+def judge(
+    operations: Sequence[Operation],
+    *,
+    final: Mapping[str, Seen] | None = None,
+    budget: int = BUDGET_STATES,
+    sole_writer: bool = True,
+) -> Verdict:
+    """Judge a history that began with an empty store.
+
+    `final` is everything the store held after the last operation (by key). `sole_writer`: nobody else wrote to the
+    store, so that every revision was made by an operation of the history.
+    Raises: MalformedHistory if no correct recorder can have written it.
+    """
+    well_formed.check(operations)
+    keys = keys_of(operations)
+    if final is not None:
+        keys = sorted({*keys, *final})
+    accounts = [account(operation, keys) for operation in operations]
+    testimony = witness.check(accounts, keys, final, sole_writer=sole_writer)
+    problems = [*outcomes.check(accounts, final), *testimony.problems]
+    parts = partition(accounts, keys, final)
+    states = 0
+    gave_up = 0
+    for part in parts:
+        found = search(part, budget - states)
+        states += found.states
+        gave_up += found.result == "unknown"
+        if found.result == "failed":
+            problems.append(_no_order(part, found, operations))
+    result: Result = "failed" if problems else "unknown" if gave_up else "ok"
+    counts = _counts(operations) | {
+        "keys": len(keys),
+        "groups": len(parts),
+        "states": states,
+        "groups_unknown": gave_up,
+        "placed_by_revision": testimony.placed,
+    }
+    return Verdict(result, tuple(problems), counts, testimony.gaps)
+
+
+def _no_order(part: Partition, found: Search, operations: Sequence[Operation]) -> Problem:
+    start = min(operation.call for operation in operations)
+    there = {id(operation) for operation in operations}
+    stuck = [f"  {describe(operation, start=start)}" for operation in found.stuck]
+    state = ", ".join(f"{key} = {value}" for key, value in found.state.items())
+    headline = (
+        f"no order of the operations on {', '.join(part.keys)} explains their answers. The longest that fits has "
+        f"{len(found.prefix)} operations and leads to {state}; after it one of these had to come, and none can:"
+    )
+    return Problem(
+        "not-linearizable",
+        "\n".join([headline, *stuck]),
+        tuple(operation for operation in found.stuck if id(operation) in there),
+        found.prefix,
+        found.state,
+    )
+
+
+def _counts(operations: Sequence[Operation]) -> dict[str, int]:
+    statuses = Counter(operation.status for operation in operations)
+    reads = sum(operation.op in {"get", "range"} for operation in operations)
+    return {
+        "operations": len(operations),
+        "ok": statuses["ok"],
+        "fail": statuses["fail"],
+        "info": statuses["info"],
+        "reads": reads,
+        "writes": len(operations) - reads,
+        "conditions_failed": sum(not operation.held for operation in operations),
+    }
