@@ -42,10 +42,11 @@ def judge(
     accounts = [account(operation, keys) for operation in operations]
     testimony = witness.check(accounts, keys, final, sole_writer=sole_writer)
     problems = [*outcomes.check(accounts, final), *testimony.problems]
-    parts = partition(accounts, keys, final)
+    groups = [part for part in partition(accounts, keys, final) if len(part.keys) > 1]
     states = 0
     gave_up = 0
-    for part in parts:
+    # Each key first, by what is said of it alone: a violation that shows there is found sooner, and is easier to read.
+    for part in [*partition(accounts, keys, final, group_keys_max=1), *groups]:
         found = search(part, budget - states)
         states += found.states
         gave_up += found.result == "unknown"
@@ -54,9 +55,9 @@ def judge(
     result: Result = "failed" if problems else "unknown" if gave_up else "ok"
     counts = _counts(operations) | {
         "keys": len(keys),
-        "groups": len(parts),
+        "groups": len(groups),
         "states": states,
-        "groups_unknown": gave_up,
+        "unknown": gave_up,
         "placed_by_revision": testimony.placed,
     }
     return Verdict(result, tuple(problems), counts, testimony.gaps)

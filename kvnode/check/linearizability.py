@@ -6,7 +6,8 @@ the few beyond it; so at a quiescent point, where nothing is open, only the stat
 history is cut there by itself.
 
 An operation that changes nothing is placed as soon as it fits: placing it earlier takes nothing away from any order.
-Only writes branch. A write without an answer may be placed at any time after its call, or not at all.
+Only writes branch. A write without an answer may be placed at any time after its call, or not at all; it is placed no
+earlier than right before an operation that it makes possible (`_Lazy`).
 
 Sources: Wing & Gong, "Testing and Verifying Concurrent Objects" (1993); Lowe, "Testing for Linearizability" (2017).
 """
@@ -59,6 +60,7 @@ class _Searcher:
         self.visited: set[Config] = set()
         self.best = Search("failed", 0)
         self.best_answered = -1
+        self.lazy = _Lazy(partition)
 
     def run(self) -> Search:
         frames: list[_Frame] = []
@@ -112,17 +114,12 @@ class _Searcher:
 
     def _writes(self, config: Config, open_moves: list[tuple[Move, int]]) -> list[tuple[Move, int]]:
         """What may be tried from here, best last."""
-        optional, state = self.partition.optional, config[3]
-        moves = [(move, number) for move, number in open_moves if move.sets and move.fits(state)]
-        if optional:
-            first_return = min(move.ret for move, _ in open_moves)
-            for number, move in enumerate(optional):
-                if move.call > first_return:
-                    break
-                if not config[2] >> number & 1 and move.fits(state):
-                    moves.append((move, -1 - number))
-        moves.sort(key=_worst_first)
-        return moves
+        state = config[3]
+        ranked = [(move.rank, move.ret, number, move) for move, number in open_moves if move.sets and move.fits(state)]
+        if self.partition.optional:
+            ranked += self.lazy.useful(config, open_moves)
+        ranked.sort(key=_worst_first)
+        return [(move, number) for _, _, number, move in ranked]
 
     def _place(self, config: Config, move: Move, number: int) -> Config:
         base, window, taken, state = config
@@ -154,6 +151,73 @@ class _Searcher:
             )
 
 
-def _worst_first(candidate: tuple[Move, int]) -> tuple[float, float]:
-    move, _ = candidate
-    return (-move.rank, -move.ret)
+Ranked = tuple[float, float, int, Move]
+"""Rank, return, number among the answered or -1 - number among the unanswered, and the move."""
+
+
+def _worst_first(candidate: Ranked) -> tuple[float, float]:
+    return (-candidate[0], -candidate[1])
+
+
+class _Lazy:
+    """Which unanswered writes are worth a try.
+
+    In an order that explains everything, take an unanswered write and what comes right after it. If that neither needs
+    nor changes what the write needs and changes, the two can change places: the write may come later. If it overwrites
+    all the write's effects unseen, the write can be left out. So only orders must be tried in which what
+    comes next needs an effect of the write, or at least touches it where the write spans several keys.
+    """
+
+    def __init__(self, partition: Partition) -> None:
+        self.optional = partition.optional
+        self.slots = [tuple({slot: True for slot, _ in (*move.needs, *move.sets)}) for move in partition.optional]
+        count = len(partition.keys)
+        self.chained = [0] * count  # states of a key that another unanswered write needs
+        self.touched = [0] * count  # how many unanswered writes touch a key
+        for move, slots in zip(self.optional, self.slots, strict=True):
+            for slot, allowed in move.needs:
+                self.chained[slot] |= allowed
+            for slot in slots:
+                self.touched[slot] += 1
+
+    def useful(self, config: Config, open_moves: list[tuple[Move, int]]) -> list[Ranked]:
+        """Those that fit, ranked like the best operation that they make possible."""
+        _, _, taken, state = config
+        first_return = min(move.ret for move, _ in open_moves)
+        wanted: dict[int, list[tuple[int, float]]] = {}  # by key: states that an open operation needs, and its rank
+        touching: dict[int, float] = {}
+        for move, _ in open_moves:
+            for slot, allowed in (*move.needs, *move.either):
+                if not allowed & state[slot]:
+                    wanted.setdefault(slot, []).append((allowed, move.rank))
+                touching[slot] = min(touching.get(slot, inf), move.rank)
+            for slot, _ in move.sets:
+                touching[slot] = min(touching.get(slot, inf), move.rank)
+        found = []
+        for number, move in enumerate(self.optional):
+            if move.call > first_return:
+                break
+            if taken >> number & 1 or not move.fits(state):
+                continue
+            rank = self._rank(move, self.slots[number], wanted, touching)
+            if rank is not None:
+                found.append((rank, move.ret, -1 - number, move))
+        return found
+
+    def _rank(
+        self,
+        move: Move,
+        slots: tuple[int, ...],
+        wanted: dict[int, list[tuple[int, float]]],
+        touching: dict[int, float],
+    ) -> float | None:
+        ranks = [
+            min(rank, move.rank) for slot, bit in move.sets for allowed, rank in wanted.get(slot, ()) if allowed & bit
+        ]
+        if ranks:
+            return min(ranks)
+        if len(slots) > 1:
+            near = any(slot in touching or self.touched[slot] > 1 for slot in slots)
+            return move.rank if near else None
+        slot, bit = move.sets[0]
+        return move.rank if self.chained[slot] & bit else None

@@ -59,7 +59,13 @@ class Partition(NamedTuple):
         }
 
 
-def partition(accounts: Iterable[Account], keys: Sequence[str], final: Mapping[str, Seen] | None) -> list[Partition]:
+def partition(
+    accounts: Iterable[Account],
+    keys: Sequence[str],
+    final: Mapping[str, Seen] | None = None,
+    *,
+    group_keys_max: int = GROUP_KEYS_MAX,
+) -> list[Partition]:
     """`accounts` of the whole history over `keys`. Failed operations and stale reads take no part."""
     taking_part = [
         account
@@ -69,7 +75,7 @@ def partition(accounts: Iterable[Account], keys: Sequence[str], final: Mapping[s
     ]
     if final is not None:
         taking_part += _final_reads(taking_part, keys, final)
-    groups = _groups(taking_part, keys)
+    groups = _groups(taking_part, keys, group_keys_max)
     names = _names(taking_part)
     places = {key: (number, slot) for number, group in enumerate(groups) for slot, key in enumerate(group)}
     moves: list[list[Move]] = [[] for _ in groups]
@@ -112,7 +118,7 @@ def _touched(account: Account) -> list[str]:
     return list(found)
 
 
-def _groups(accounts: Sequence[Account], keys: Sequence[str]) -> list[list[str]]:
+def _groups(accounts: Sequence[Account], keys: Sequence[str], group_keys_max: int) -> list[list[str]]:
     """Keys that occur together, transactions first: what they do together matters more than what is read together."""
     group_of = {key: [key] for key in keys}
     several = [
@@ -121,7 +127,7 @@ def _groups(accounts: Sequence[Account], keys: Sequence[str]) -> list[list[str]]
     for account_ in sorted(several, key=lambda account_: account_.operation.op != "txn"):
         together = list({id(group_of[key]): group_of[key] for key in _touched(account_)}.values())
         merged = [key for group in together for key in group]
-        if len(together) > 1 and len(merged) <= GROUP_KEYS_MAX:
+        if len(together) > 1 and len(merged) <= group_keys_max:
             for key in merged:
                 group_of[key] = merged
     return list({id(group): group for group in group_of.values()}.values())
@@ -214,4 +220,6 @@ def _compile(
             for key, value in account_.effects
             if places[key][0] == group
         ]
+        if operation.status == "info" and not sets:
+            continue  # it changes nothing here, and nobody waits for it
         moves[group].append(Move(operation, operation.call, ret, tuple(needs), tuple(either), tuple(sets), rank))

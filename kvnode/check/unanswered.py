@@ -99,7 +99,7 @@ class Unanswered:
         if not candidates or explained > len(self._by_key[claim.key]):
             return False
         if claim.mod > 0:
-            possible = claim.mod in self._free and claim.mod <= revision
+            possible = claim.mod in self._free and self._confirmed.get(claim.key, 0) < claim.mod <= revision
         else:
             possible = self._hidden_revision(claim.key, revision, candidates, use=True)
         if possible:
