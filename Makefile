@@ -7,7 +7,6 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BYTECODE := $(VENV)/.bytecode
 NODES ?= 3
-SEEDS ?= 200
 
 .DEFAULT_GOAL := help
 .PHONY: help cluster test check lint type fmt golden sim bench clean
@@ -35,8 +34,9 @@ fmt: $(READY) ## format, and fix what can be fixed
 golden: $(READY) ## rewrite expected traces and generated pages; read the diff as code
 	KVNODE_GOLDEN_REWRITE=1 KVNODE_DOCS_REWRITE=1 $(BIN)/python -m pytest -q -k "golden or current"
 
-sim: $(READY) ## random networks and crashes: SEEDS=200 tries that many, SEED=7 replays one
-	KVNODE_SIM_SEEDS=$(SEEDS) KVNODE_SIM_SEED=$(SEED) $(BIN)/python -m pytest -q tests/raft/test_random_network.py
+sim: $(READY) ## simulate clusters: SEEDS=1000 or SECONDS=170 of them, SEED=7 replays one; TIER=core|runtime, FRESH=1
+	@$(BIN)/kvnode sim $(if $(TIER),--tier $(TIER)) $(if $(SEED),--seed $(SEED),$(if $(SECONDS),--seconds $(SECONDS)) \
+		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(START),--start $(START)) $(if $(FRESH),--fresh)) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
 
 bench: $(BYTECODE) ## measure, beside etcd where it is installed
 	$(BIN)/python -m kvnode.bench $(ARGS)

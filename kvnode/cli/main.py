@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "health": ("kvnode.cli.status", "Exit 0 if a node is ready to serve, 1 otherwise."),
     "wal": ("kvnode.cli.wal", "Look into write-ahead logs, also of running nodes."),
     "config": ("kvnode.cli.config", "Show settings, their values and where these come from."),
+    "sim": ("kvnode.cli.sim", "Simulate clusters under faults, one for each seed, and check every invariant."),
     "completion": ("kvnode.cli.completion", "Print the completion script of a shell."),
 }
 

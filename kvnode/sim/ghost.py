@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
+from zlib import crc32
+
+import msgspec
 
 from kvnode.ids import NOBODY, Index, NodeId, RequestId, Term
 from kvnode.raft.core import Raft
@@ -15,6 +18,8 @@ from kvnode.raft.messages import AppendReply, Entry, VoteReply, VoteRequest
 from kvnode.raft.output import Output, Persist, Placed, Send
 from kvnode.raft.quorum import has_majority
 from kvnode.sim.core.disk import CoreDisk
+
+_encode = msgspec.msgpack.Encoder().encode
 
 
 @dataclass
@@ -120,7 +125,7 @@ class Ghost:
         for entry in persist.entries:
             assert entry.index == len(chain) + 1, ("I11: a hole", node, entry.index, len(chain))
             before = chain[-1] if chain else 0
-            link = hash((before, entry.index, entry.term, entry.time, entry.kind, entry.payload))
+            link = crc32(_encode(entry), before)
             known = self.entries.get((entry.index, entry.term))
             if known is None:
                 self._on_appended(node, entry, link)

@@ -24,5 +24,6 @@ class SeedReport(msgspec.Struct, kw_only=True):
     trace: str = ""  # hash of the event trace: equal seeds give equal traces, whatever PYTHONHASHSEED is
     counts: dict[str, int] = {}  # what happened: operations, faults that really struck, leaders, rolls, truncations …
     marks: dict[str, int] = {}  # coverage marks: named situations, how often each came about
+    states: list[int] = []  # hashes of the abstract states met, for counting how many different ones there are
     failure: str = ""  # which invariant, and what was seen
     detail: str = ""  # last events and a line of state for each node

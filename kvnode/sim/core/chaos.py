@@ -22,6 +22,7 @@ from kvnode.raft.messages import (
 )
 from kvnode.raft.output import BecameLeader, Output
 from kvnode.sim.core.network import Network, Process
+from kvnode.sim.trace import LAST_EVENTS, Trace
 
 CHAOS = (
     "cut_one_way", "isolate", "split", "bridge", "heal", "crash", "restart", "pause", "slow_disk", "stall",
@@ -32,8 +33,8 @@ CHAOS = (
 class Chaos(Network):
     """`run()` lives it."""
 
-    def __init__(self, seed: int) -> None:
-        super().__init__(seed)
+    def __init__(self, seed: int, trace: Trace | None = None) -> None:
+        super().__init__(seed, trace)
         rng = self.rng
         self.is_peace = False
         self.ambush = rng.choice([0.0, 0.0, 0.3, 0.8])
@@ -48,6 +49,18 @@ class Chaos(Network):
         self.run_for(self.timeout * self.rng.choice([8, 16, 30]))
         self._make_peace()
         self._assert_recovers()
+
+    def counts(self) -> dict[str, int]:
+        ghost = self.ghost
+        return {"commits": len(ghost.committed), "reads": ghost.reads_answered, "leaders": len(ghost.leaders)}
+
+    def is_useless(self) -> bool:
+        return not self.ghost.committed
+
+    def describe(self) -> str:
+        """A line for each node that lives, then the newest events."""
+        lines = [f"node {id_}: {position}" for id_, position in self._positions().items()]
+        return "\n".join([*lines, *self.trace.lines(LAST_EVENTS)])
 
     # ── clients ─────────────────────────────────────────────────────────────────────────────────────
 

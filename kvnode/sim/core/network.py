@@ -37,6 +37,7 @@ from kvnode.raft.output import Fetch, Output, Send
 from kvnode.raft.state import Restored
 from kvnode.sim.core.disk import WALL_START_MS, CoreDisk
 from kvnode.sim.ghost import Ghost
+from kvnode.sim.trace import Trace
 
 START = Index(0)
 GRAVES_MAX = 64
@@ -91,8 +92,9 @@ def draw_settings(rng: random.Random) -> RaftSection:
 class Network:
     """Nodes, their disks, and what carries messages between them. All checks of one node are made here."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, trace: Trace | None = None) -> None:
         self.rng = rng = random.Random(seed)
+        self.trace = trace if trace is not None else Trace()
         self.settings = draw_settings(rng)
         self.timeout = self.settings.election_timeout_ms
         voters = rng.choice([1, 2, 3, 3, 3, 4, 5, 5, 5, 7])
@@ -224,6 +226,7 @@ class Network:
         if isinstance(cause, Persisted):
             self._release(process, cause)
         self.steps += 1
+        self.trace.add(self.now_ms, process.node, type(cause).__name__, cause)
         process.raft.step(now, WALL_START_MS + self.now_ms + self.machines[process.node].wall_skew_ms, cause)
         self._check(process)
         self.ghost.on_step(process.raft)
