@@ -22,7 +22,7 @@ from kvnode.clocks.clock import Clock
 from kvnode.clocks.system import SystemClock
 from kvnode.config import Config, parse_address
 from kvnode.errors import ConfigInvalid, KvnodeError
-from kvnode.ids import Index, NodeId, Term
+from kvnode.ids import Index, NodeId
 from kvnode.machine.backend import Backend
 from kvnode.machine.machine import StateMachine
 from kvnode.node.node import Node, Workers
@@ -180,7 +180,8 @@ class RunningNode:
                 voters=[NodeId(member) for member in data.identity.members],
                 machine=machine,
                 committed=recovered.committed,
-                quarantine=Term(recovered.quarantine.term if recovered.quarantine else 0),
+                life=data.boot.counter,
+                is_quarantined=recovered.quarantine is not None,
             ),
             now_ms=clock.monotonic_ms(),
         )
@@ -353,7 +354,6 @@ def open_storage(config: Config, data: DataDir, disk: RealDisk) -> tuple[StateMa
         log.warning(
             "quarantine.began",
             node=identity.member,
-            term=recovered.quarantine.term,
             last_index=recovered.last_index,
             applied_index=machine.applied_index,
             set_aside=list(salvaged.set_aside) if salvaged else [],

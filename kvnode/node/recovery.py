@@ -13,7 +13,7 @@ from kvnode.errors import LogCorrupted
 from kvnode.ids import Index, NodeId, Term
 from kvnode.machine.machine import StateMachine
 from kvnode.raft.messages import Configuration, Entry, HardState, LogPosition
-from kvnode.raft.state import NO_QUARANTINE, Restored
+from kvnode.raft.state import Restored
 
 
 def restore(
@@ -27,15 +27,16 @@ def restore(
     voters: Iterable[NodeId],
     machine: StateMachine,
     committed: Index,
-    quarantine: Term = NO_QUARANTINE,
+    life: int,
+    is_quarantined: bool = False,
 ) -> Restored:
     """The core's starting state. Raises: LogCorrupted when store and log do not meet.
 
-    `committed`: what is known to be committed of the entries in the log. That is all the store has applied, but in
-    `quarantine` (the term up to which acknowledged entries are missing): there the store may be ahead of the log.
+    `committed`: what is known to be committed of the entries in the log: all that the store has applied, but in
+    quarantine, where the store may be ahead of the log. `life`: counts the starts of this member.
     """
     applied = machine.applied_index
-    if applied > last_index and quarantine == NO_QUARANTINE:
+    if applied > last_index and not is_quarantined:
         raise LogCorrupted(
             f"the store has applied entry {applied}, but the log ends at {last_index}: the log is not this store's; "
             "restore both from the same backup, or remove the member and add it again"
@@ -54,5 +55,6 @@ def restore(
         tail=tail,
         applied_index=committed,
         last_time=max(last_time, machine.applied_time),
-        quarantine=quarantine,
+        life=life,
+        is_quarantined=is_quarantined,
     )

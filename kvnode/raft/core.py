@@ -46,7 +46,7 @@ from kvnode.raft.messages import (
 )
 from kvnode.raft.output import Output
 from kvnode.raft.progress import Progress
-from kvnode.raft.state import NO_QUARANTINE, Restored, Role, initial_state
+from kvnode.raft.state import Restored, Role, initial_state
 
 RoleName = Literal["follower", "candidate", "leader", "learner"]
 
@@ -218,7 +218,7 @@ class Raft:
     @property
     def is_quarantined(self) -> bool:
         """Neither votes nor stands: entries it acknowledged are lost and not all of them are back yet."""
-        return self.state.quarantine != NO_QUARANTINE
+        return self.state.is_quarantined
 
     @property
     def commit_index(self) -> Index:

@@ -15,7 +15,7 @@ from kvnode.ids import NOBODY, NodeId, Term, WriteNumber
 from kvnode.raft import generation, high_water_mark, quarantine, quorum, replication, timers
 from kvnode.raft.messages import LogPosition, VoteReply, VoteRequest
 from kvnode.raft.output import BecameCandidate, BecameLeader, BecamePreCandidate, VoteGranted
-from kvnode.raft.state import NO_QUARANTINE, Candidacy, Leadership, RaftState, Role
+from kvnode.raft.state import Candidacy, Leadership, RaftState, Role
 
 # ── candidate ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -26,7 +26,7 @@ def campaign(state: RaftState, reason: str) -> None:
     if state.role is Role.CANDIDATE and not state.writes.is_hard_state_durable:
         return  # our requests have not even left: a slow disk must not raise one term after another
     generation.forget_leader(state)
-    if state.is_stalled or not state.is_voter or state.quarantine != NO_QUARANTINE:
+    if state.is_stalled or not state.is_voter or state.is_quarantined:
         return
     state.change_role(Role.PRE_CANDIDATE)
     state.candidacy = Candidacy(Term(state.term + 1), state.now_ms)
@@ -116,7 +116,7 @@ def become_leader(state: RaftState, candidacy: Candidacy) -> None:
 
 def on_vote_request(state: RaftState, message: VoteRequest) -> None:
     """Judge a candidate. Learners and members in quarantine grant nothing, nor does who still hears a leader."""
-    if not state.is_voter or state.quarantine != NO_QUARANTINE or (timers.hears_leader(state) and not message.transfer):
+    if not state.is_voter or state.is_quarantined or (timers.hears_leader(state) and not message.transfer):
         return
     is_granted = _may_grant_pre(state, message) if message.pre else _may_grant(state, message)
     if is_granted and not message.pre:

@@ -33,7 +33,12 @@ def admit(state: RaftState, message: PeerMessage) -> bool:
             return True
         case AppendEntries() if message.term < state.term:
             reply = AppendReply(
-                state.term, state.node, accepted=False, index=message.prev_index, quarantine=state.quarantine
+                term=state.term,
+                sender=state.node,
+                accepted=False,
+                index=message.prev_index,
+                life=state.life,
+                quarantined=state.is_quarantined,
             )
             state.send(message.sender, reply)
             return False

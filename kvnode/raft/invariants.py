@@ -12,7 +12,7 @@ import msgspec
 
 from kvnode.ids import NOBODY, Index, NodeId, Term
 from kvnode.raft.progress import Progress
-from kvnode.raft.state import NO_QUARANTINE, RaftState, Role
+from kvnode.raft.state import RaftState, Role
 
 
 class Observed(msgspec.Struct, frozen=True):
@@ -44,7 +44,7 @@ def observe(state: RaftState) -> Observed:
         term_at_commit=state.log.term_at(state.commit_index),
         matches={}
         if leadership is None
-        else {peer: p.match_index for peer, p in leadership.progress.items() if p.quarantine < state.term},
+        else {peer: p.match_index for peer, p in leadership.progress.items() if not p.is_quarantined},
     )
 
 
@@ -57,7 +57,7 @@ def check(state: RaftState) -> None:
         assert state.vote == state.node, ("I2", state.term, state.vote)
         assert not state.is_stalled, "a stalled disk and an office"
     if state.role is not Role.FOLLOWER:
-        assert state.quarantine == NO_QUARANTINE, ("I16: a campaign in quarantine", state.role)
+        assert not state.is_quarantined, ("I16: a campaign in quarantine", state.role)
     assert (state.role is Role.LEADER) == (state.leader == state.node), ("I1", state.role, state.leader)
     assert log.last_term <= state.term, ("I3", log.last_term, state.term)
     assert log.base.index <= state.commit_index <= log.last_index, ("I8", state.commit_index, log.last_index)

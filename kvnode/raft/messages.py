@@ -85,6 +85,7 @@ class AppendEntries(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=Fals
     commit_index: Index  # the leader's high-water mark; may lie beyond `entries`
     read_round: int = 0  # echoed in the reply; a majority of echoes confirms leadership for reads
     quiet: bool = False  # only tells the commit index: answer if the logs do not meet, else say nothing
+    life: int = 0  # to a follower in quarantine: its life; what earlier lives acknowledged counts no more
 
 
 class AppendReply(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
@@ -103,7 +104,8 @@ class AppendReply(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False)
     hint_index: Index = Index(0)
     last_index: Index = Index(0)  # the follower's last index, for fast back-up
     read_round: int = 0
-    quarantine: Term = Term(0)  # the follower has lost entries that it acknowledged in terms up to this one
+    life: int = 0  # which start of the follower this is; answers of an earlier one are void
+    quarantined: bool = False  # an earlier life acknowledged entries that are lost
 
 
 class VoteRequest(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):

@@ -16,12 +16,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
-from kvnode.ids import Index, Term
+from kvnode.ids import Index
 
 ProgressState = Literal["probe", "replicate", "snapshot"]
 
 _NONE = Index(0)
-_NO_QUARANTINE = Term(0)
 
 
 @dataclass(slots=True)
@@ -42,7 +41,8 @@ class Progress:
     commit_wanted: Index = _NONE  # its clients wait for this index: it is told at once
     is_fetching: bool = False  # entries for it are being read from disk
     needs_snapshot: bool = False
-    quarantine: Term = _NO_QUARANTINE  # it has lost entries that it acknowledged in terms up to this one; 0: none
+    life: int = 0  # the newest of its lives that answered; answers of earlier ones are void
+    is_quarantined: bool = False  # an earlier life of it acknowledged entries that are lost
 
     @property
     def in_flight(self) -> int:
@@ -99,10 +99,12 @@ class Progress:
         self.window.clear()
         self.window_bytes = 0
 
-    def on_loss(self, look_at: Index) -> None:
-        """The follower has lost what it acknowledged: nothing is known to match, `look_at` is the next to try."""
-        self.match_index = self.commit_sent = _NONE
-        self.become_probe(Index(look_at + 1))
+    def on_life(self, life: int, *, is_quarantined: bool, look_at: Index) -> None:
+        """An answer of `life`. One in quarantine is new: nothing is known to match, `look_at` is the next to try."""
+        if is_quarantined and life > self.life:
+            self.match_index = self.commit_sent = _NONE
+            self.become_probe(Index(look_at + 1))
+        self.life, self.is_quarantined = life, is_quarantined
 
     def _become_replicate(self) -> None:
         self.state = "replicate"

@@ -135,7 +135,8 @@ class _Burst:
         prev_term = self._state.log.term_at(prev)
         if prev_term is None:  # it lies below our base: the empty prefix is the only point both are sure to share
             prev, prev_term = Index(0), Term(0)
-        _send(self._state, peer, progress, _append(self._state, prev, prev_term, (), quiet=quiet))
+        life = progress.life if progress.is_quarantined else 0
+        _send(self._state, peer, progress, _append(self._state, prev, prev_term, (), quiet=quiet, life=life))
 
     def _send_entries(self, peer: NodeId, progress: Progress) -> bool:
         """One append at `next_index`, empty if there is nothing to send. False: the entries are not in memory."""
@@ -168,9 +169,16 @@ def send_appends(state: RaftState, leadership: Leadership) -> None:
 
 
 def _append(
-    state: RaftState, prev: Index, prev_term: Term, entries: tuple[Entry, ...], *, quiet: bool = False
+    state: RaftState,
+    prev: Index,
+    prev_term: Term,
+    entries: tuple[Entry, ...],
+    *,
+    quiet: bool = False,
+    life: int = 0,
 ) -> AppendEntries:
-    return AppendEntries(state.term, state.node, prev, prev_term, entries, state.commit_index, state.read_round, quiet)
+    commit_index, read_round = state.commit_index, state.read_round
+    return AppendEntries(state.term, state.node, prev, prev_term, entries, commit_index, read_round, quiet, life)
 
 
 def _send(state: RaftState, peer: NodeId, progress: Progress, append: AppendEntries) -> None:
@@ -219,21 +227,18 @@ def on_append_reply(state: RaftState, message: AppendReply) -> None:
     """An answer of this term: proof of life, echo of a read round, and news of the follower's log."""
     leadership = state.leadership
     progress = leadership.progress.get(message.sender) if leadership is not None else None
-    if leadership is None or progress is None:
+    if leadership is None or progress is None or message.life < progress.life:
         return
+    if message.life > progress.life or message.quarantined != progress.is_quarantined:
+        look_at = min(message.last_index, state.log.last_index)
+        progress.on_life(message.life, is_quarantined=message.quarantined, look_at=look_at)
     progress.contact_ms = state.now_ms
     progress.has_answered = True
     if message.read_round > progress.read_round:
         progress.read_round = message.read_round
         read_index.confirm(state, leadership)
-    progress.quarantine = message.quarantine
-    if message.quarantine >= state.term:
-        leadership.renewal_for = message.sender
     if not message.accepted:
-        if message.quarantine >= state.term and message.index <= progress.match_index:
-            progress.on_loss(_look_at(state.log, message))
-        else:
-            progress.on_rejected(message.index, _look_at(state.log, message))
+        progress.on_rejected(message.index, _look_at(state.log, message))
         return
     assert message.index <= state.log.last_index, (message, state.log.last_index)
     if progress.on_accepted(message.index, state.now_ms, state.log.last_index):
@@ -260,6 +265,7 @@ def _look_at(log: RaftLog, message: AppendReply) -> Index:
 def on_append_entries(state: RaftState, message: AppendEntries) -> None:
     """An append of our own term: the sender is its leader, whatever becomes of the entries."""
     generation.follow(state, message.sender)
+    quarantine.on_append(state, message)
     verified = _accept(state, message)
     if verified is None:
         _reject(state, message)
@@ -275,7 +281,8 @@ def on_append_entries(state: RaftState, message: AppendEntries) -> None:
         index=verified,
         last_index=state.log.last_index,
         read_round=message.read_round,
-        quarantine=state.quarantine,
+        life=state.life,
+        quarantined=state.is_quarantined,
     )
     state.send(message.sender, reply, holds=verified)
 
@@ -339,6 +346,7 @@ def _reject(state: RaftState, message: AppendEntries) -> None:
         hint_index=hint_index,
         last_index=log.last_index,
         read_round=message.read_round,
-        quarantine=state.quarantine,
+        life=state.life,
+        quarantined=state.is_quarantined,
     )
     state.send(message.sender, reply)

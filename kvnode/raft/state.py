@@ -27,8 +27,7 @@ from kvnode.raft.progress import Progress
 from kvnode.raft.writes import Writes
 
 _NONE = Index(0)
-
-NO_QUARANTINE = Term(0)
+_NO_GOAL = (Term(0), _NONE)
 
 
 class Role(Enum):
@@ -57,7 +56,8 @@ class Restored(msgspec.Struct, frozen=True):
     tail: tuple[Entry, ...]  # the newest entries, contiguous up to last_index; at least all above applied_index
     applied_index: Index  # what the store has applied already
     last_time: int  # greatest hybrid timestamp known
-    quarantine: Term = NO_QUARANTINE  # entries acknowledged in terms up to this one have been lost
+    life: int = 0  # counts the starts of this member
+    is_quarantined: bool = False  # entries that an earlier life acknowledged are lost
 
 
 @dataclass(slots=True)
@@ -97,8 +97,6 @@ class Leadership:
     transfer_to: NodeId = NOBODY
     transfer_deadline_ms: int = 0
     transfer_sent: bool = False
-    renewal_for: NodeId = NOBODY  # a follower that can leave its quarantine in a later term only
-    renewal_after_ms: int = 0  # no handing over for a quarantined voter's sake before this
 
 
 @dataclass(slots=True)
@@ -121,7 +119,9 @@ class RaftState:
     candidacy: Candidacy | None = None
     leadership: Leadership | None = None
     is_stalled: bool = False  # the disk hangs: no campaign, no leadership
-    quarantine: Term = NO_QUARANTINE  # no vote, no campaign until the log is whole again (`quarantine`)
+    life: int = 0  # which start of this member this is
+    is_quarantined: bool = False  # no vote, no campaign until the log is whole again (`quarantine`)
+    quarantine_goal: tuple[Term, Index] = _NO_GOAL  # the leader's commit index when it had forgotten earlier lives
     quarantine_lifting: bool = False  # asked to make durable that it is over
     election_deadline_ms: int = 0
     leader_contact_ms: int | None = None  # last append of the current leader; None: stickiness does not hold
@@ -183,5 +183,6 @@ def initial_state(
         vote=hard_state.vote,
         commit_index=restored.applied_index,
         apply_to=restored.applied_index,
-        quarantine=restored.quarantine,
+        life=restored.life,
+        is_quarantined=restored.is_quarantined,
     )

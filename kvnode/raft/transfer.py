@@ -8,13 +8,10 @@ its term, its sender or the end of the log it names is not the current one (scen
 from __future__ import annotations
 
 from kvnode.ids import NOBODY, NodeId
-from kvnode.raft import election, quorum
+from kvnode.raft import election
 from kvnode.raft.messages import TimeoutNow
 from kvnode.raft.output import TransferAborted, TransferBegan
-from kvnode.raft.state import NO_QUARANTINE, Leadership, RaftState, Role
-
-RENEWAL_PAUSE = 10
-"""Election timeouts between two attempts to end a term for a quarantined voter's sake: each stops proposals."""
+from kvnode.raft.state import Leadership, RaftState, Role
 
 
 def on_transfer_requested(state: RaftState, to: NodeId) -> None:
@@ -38,50 +35,23 @@ def on_transfer_requested(state: RaftState, to: NodeId) -> None:
     state.output.facts.append(TransferBegan(target))
 
 
-def _consider_renewal(state: RaftState, leadership: Leadership) -> None:
-    """A voter can leave its quarantine in a later term only (`quarantine`): hand over once it is level.
-
-    Not if the voters out of quarantine are too few to elect without it, nor where nobody could take over.
-    """
-    peer, leadership.renewal_for = leadership.renewal_for, NOBODY
-    if not state.log.membership.is_voter(peer) or state.now_ms < leadership.renewal_after_ms:
-        return
-    progress = leadership.progress[peer]
-    is_level = progress.state == "replicate" and progress.match_index >= state.commit_index
-    is_free = leadership.transfer_to == NOBODY and _best_target(state, leadership) != NOBODY
-    if is_level and is_free and quorum.has_majority(state.configuration, _healthy(state, leadership)):
-        leadership.renewal_after_ms = state.now_ms + RENEWAL_PAUSE * state.settings.election_timeout_ms
-        on_transfer_requested(state, NOBODY)
-
-
-def _healthy(state: RaftState, leadership: Leadership) -> dict[NodeId, bool]:
-    """This node and the members that answered within T and are not in quarantine."""
-    since = state.now_ms - state.settings.election_timeout_ms
-    found = {state.node: True}
-    for peer, progress in leadership.progress.items():
-        if progress.quarantine == NO_QUARANTINE and progress.has_answered and progress.contact_ms >= since:
-            found[peer] = True
-    return found
-
-
 def _refuse(state: RaftState, to: NodeId, reason: str) -> None:
     state.output.facts.append(TransferAborted(to, reason))
 
 
 def _best_target(state: RaftState, leadership: Leadership) -> NodeId:
     """The voter with the highest match among those heard within T and out of quarantine; NOBODY if there is none."""
+    since = state.now_ms - state.settings.election_timeout_ms
     best, best_match = NOBODY, -1
-    for peer in _healthy(state, leadership):
-        progress = leadership.progress.get(peer)
-        if progress is not None and state.log.membership.is_voter(peer) and progress.match_index > best_match:
+    for peer, progress in leadership.progress.items():
+        is_here = progress.has_answered and progress.contact_ms >= since and not progress.is_quarantined
+        if is_here and state.log.membership.is_voter(peer) and progress.match_index > best_match:
             best, best_match = peer, progress.match_index
     return best
 
 
 def push(state: RaftState, leadership: Leadership) -> None:
     """Tell the target to campaign once it is level; again after each heartbeat, in case the message was lost."""
-    if leadership.renewal_for != NOBODY:
-        _consider_renewal(state, leadership)
     target = leadership.transfer_to
     if target == NOBODY or leadership.transfer_sent:
         return
@@ -101,6 +71,6 @@ def on_timeout_now(state: RaftState, message: TimeoutNow) -> None:
     """Campaign at once, if the current leader really means now."""
     is_current = message.sender == state.leader and state.role is Role.FOLLOWER
     is_same_log = message.last_index in (0, state.log.last_index)
-    may_stand = state.is_voter and not state.is_stalled and state.quarantine == NO_QUARANTINE
+    may_stand = state.is_voter and not state.is_stalled and not state.is_quarantined
     if is_current and is_same_log and may_stand:
         election.campaign_at_once(state)

@@ -17,9 +17,8 @@ NAMES = frozenset({NAME, NAME + TEMPORARY_SUFFIX})
 
 
 class Quarantine(msgspec.Struct, frozen=True):
-    """Why, and up to which term this node may have acknowledged what it does not hold any more."""
+    """What is missing, and why."""
 
-    term: int
     commit: int  # entries up to here were known to be committed before the damage, and are there
     what: str  # the damage, as it was found
     file: str

@@ -257,7 +257,6 @@ class Wal:
         May be called from any thread, once the node has stopped acknowledging. Raises: StorageFailed.
         """
         note = Quarantine(
-            term=self._state.hard_state.term,
             commit=0,
             what=damage.what,
             file=str(damage.detail.get("file", "")),

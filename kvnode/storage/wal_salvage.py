@@ -30,7 +30,7 @@ from kvnode.raft.output import Persist
 from kvnode.storage.disk import Disk
 from kvnode.storage.log_index import SegmentIndex
 from kvnode.storage.log_state import LogState
-from kvnode.storage.quarantine import Quarantine, read_note, write_note
+from kvnode.storage.quarantine import Quarantine, write_note
 from kvnode.storage.segment import (
     HEADER_BYTES,
     TEMPORARY,
@@ -140,9 +140,7 @@ def _salvage(
     last_index, commit = Index(state.index.last_index), Index(min(state.hard_state.commit, state.index.last_index))
     newest = max((state.hard_state.term, state.hard_state.vote), (votes.term, votes.vote))
     hard_state = HardState(*newest, commit)
-    before = read_note(disk, directory)
     note = Quarantine(
-        term=max(hard_state.term, before.term if before else 0),
         commit=commit,
         what=damage.what,
         file=str(damage.detail.get("file", "")),

@@ -47,7 +47,7 @@ def check_entry(entry: Entry) -> None:
 
 
 def _check_append(message: AppendEntries) -> None:
-    check_range(message.prev_index, message.prev_term, message.commit_index, message.read_round)
+    check_range(message.prev_index, message.prev_term, message.commit_index, message.read_round, message.life)
     if (message.prev_index == 0) != (message.prev_term == 0):
         raise CodecError(f"prev is index {message.prev_index} of term {message.prev_term}")
     index, term = int(message.prev_index), int(message.prev_term)
@@ -67,9 +67,8 @@ def _check_append(message: AppendEntries) -> None:
 
 
 def _check_append_reply(message: AppendReply) -> None:
-    check_range(message.index, message.hint_term, message.hint_index, message.last_index, message.read_round)
-    if not 0 <= message.quarantine <= message.term:
-        raise CodecError(f"a loss up to term {message.quarantine} is reported in term {message.term}")
+    check_range(message.index, message.hint_term, message.hint_index, message.last_index)
+    check_range(message.read_round, message.life)
 
 
 def _check_vote_request(message: VoteRequest) -> None:

@@ -41,7 +41,7 @@ from kvnode.raft.messages import (
     VoteRequest,
 )
 from kvnode.raft.output import Fact, Fetch, Forwarded, Output, Persist, Placed, ReadFailed, ReadReady, Refused, Send
-from kvnode.raft.state import NO_QUARANTINE, Restored
+from kvnode.raft.state import Restored
 from kvnode.sim.core.disk import WALL_START_MS, CoreDisk
 
 
@@ -70,7 +70,8 @@ class Member:
     reads_failed: list[ReadFailed] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
     outputs: list[Output] = field(default_factory=list)
-    quarantine: Term = NO_QUARANTINE  # durable, beside the disk
+    life: int = -1  # 0 in the first life, whose answers tests make by hand
+    is_quarantined: bool = False  # durable, beside the disk
 
     @property
     def payloads(self) -> list[bytes]:
@@ -129,6 +130,7 @@ class Cluster:
         """Start a node from its disk; its state machine is empty and replays the log."""
         member = self.member(id_)
         self.starts += 1
+        member.life += 1
         member.applied = []
         member.held = []
         member.observed = None
@@ -138,7 +140,7 @@ class Cluster:
             settings=self.settings,
             rng=random.Random(f"{self.seed}.{id_}.{self.starts}"),
             restored=msgspec.structs.replace(
-                restored_from(member.disk, self.configuration), quarantine=member.quarantine
+                restored_from(member.disk, self.configuration), life=member.life, is_quarantined=member.is_quarantined
             ),
             now_ms=self.now_ms,
         )
@@ -160,7 +162,7 @@ class Cluster:
         self.crash(id_)
         member = self.member(id_)
         del member.disk.entries[first - 1 :]
-        member.quarantine = member.disk.hard_state.term
+        member.is_quarantined = True
         self.start(id_)
 
     def step(self, id_: int, cause: Input) -> Output:
@@ -211,7 +213,7 @@ class Cluster:
         for fetch in output.fetches:
             self.on_fetch(member, fetch)
         if output.lift_quarantine:
-            member.quarantine = NO_QUARANTINE
+            member.is_quarantined = False
             self.feed(member.id, QuarantineLifted())
         if member.id not in self.slow_disks and not member.is_draining:
             self.complete_writes(member.id)

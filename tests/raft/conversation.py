@@ -21,6 +21,8 @@ leaves, every fact, every rise of a commit index, every answer to a client, and 
 
 from __future__ import annotations
 
+import msgspec
+
 from kvnode.config import RaftSection
 from kvnode.ids import NOBODY, Index, NodeId, Term
 from kvnode.raft.messages import (
@@ -145,7 +147,10 @@ class Conversation:
 
     def do_inject(self, link: str, word: str, *words: str) -> None:
         sender, to = (NodeId(int(id_)) for id_ in link.split(">"))
-        self.cluster.hand(Envelope(sender, to, _made_up(sender, word, words)))
+        message = _made_up(sender, word, words)
+        if isinstance(message, AppendReply) and sender in self.cluster.members:
+            message = msgspec.structs.replace(message, life=self.cluster.member(sender).life)
+        self.cluster.hand(Envelope(sender, to, message))
 
     def do_repeat(self, *selectors: str) -> None:
         chosen = [envelope for envelope in self.cluster.wire if _selects(selectors, envelope)]

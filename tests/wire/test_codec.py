@@ -51,14 +51,14 @@ A_PUT = bytes.fromhex("9601c4016bc4017600ffc2")
 
 MESSAGES: list[tuple[PeerMessage, str, list[Any]]] = [
     (
-        AppendEntries(Term(3), ONE, Index(4), Term(2), (entry(5), entry(6, 3)), Index(4), 9),
-        "99010301040292970205690 2c4017000009703066a02c40170000004 09c2",
-        [1, 3, 1, 4, 2, [[2, 5, 105, 2, b"p", 0, 0], [3, 6, 106, 2, b"p", 0, 0]], 4, 9, False],
+        AppendEntries(Term(3), ONE, Index(4), Term(2), (entry(5), entry(6, 3)), Index(4), 9, False, 7),
+        "9a010301040292970205690 2c4017000009703066a02c40170000004 09c207",
+        [1, 3, 1, 4, 2, [[2, 5, 105, 2, b"p", 0, 0], [3, 6, 106, 2, b"p", 0, 0]], 4, 9, False, 7],
     ),
     (
-        AppendReply(Term(3), TWO, False, Index(4), Term(2), Index(3), Index(7), 9, Term(1)),
-        "9a020302c2040203 070901",
-        [2, 3, 2, False, 4, 2, 3, 7, 9, 1],
+        AppendReply(Term(3), TWO, False, Index(4), Term(2), Index(3), Index(7), 9, 5, True),
+        "9b020302c2040203 070905c3",
+        [2, 3, 2, False, 4, 2, 3, 7, 9, 5, True],
     ),
     (VoteRequest(Term(4), TWO, Term(3), Index(7), True, False), "97030402 0307c3c2", [3, 4, 2, 3, 7, True, False]),
     (VoteReply(Term(4), ONE, True, True), "95040401c3c3", [4, 4, 1, True, True]),

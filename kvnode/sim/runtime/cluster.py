@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from kvnode.config import Config, LimitsSection, RaftSection, StorageSection, load
 from kvnode.errors import Fatal
-from kvnode.ids import Index, NodeId, Term
+from kvnode.ids import Index, NodeId
 from kvnode.kv.interface import KV
 from kvnode.machine.machine import StateMachine
 from kvnode.node.node import Node, Workers
@@ -158,7 +158,8 @@ class Member:
                 voters=cluster.ids,
                 machine=machine,
                 committed=recovered.committed,
-                quarantine=Term(recovered.quarantine.term if recovered.quarantine else 0),
+                life=boot,
+                is_quarantined=recovered.quarantine is not None,
             ),
             now_ms=self.clock.monotonic_ms(),
         )
