@@ -1,189 +1,201 @@
-"""Mutants: kvnode broken on purpose, one rule at a time; the tests named must notice.
+"""Mutants: kvnode broken on purpose, one rule at a time; the tests, and the simulator, must notice.
 
-Each mutant replaces one exact text in one file of a copy of the tree and runs the tests that guard the rule there.
-A mutant that survives is a rule nobody guards; a text that is not found once is a mutant that has gone stale. Both
-are failures of this script, as are tests that fail without any mutation.
+Each canary replaces one exact text in one file of a copy of the tree. Then the tests that guard the rule run there,
+and, where the canary names a tier and the simulator is there, fresh simulated runs until one fails. A canary that
+survives is a rule nobody guards; a text that is not found once is a canary that has gone stale. Both are failures
+of this script, as are tests or runs that fail without any mutation.
 
     python scripts/mutants.py                 all, as a table
     python scripts/mutants.py own-term        only those whose name contains the word
+    python scripts/mutants.py --no-sim WORD   tests only
+    python scripts/mutants.py --sim-only      simulator only
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from time import monotonic
+
+import canaries_node
+import canaries_raft
+import canaries_storage
+from canary import WAITING, Canary
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("kvnode", "tests", "config", "docs", "scripts", "pyproject.toml", "Makefile", "README.md")
 LIMIT_S = 180
 TESTS_FAILED = 1  # pytest's exit code; any other but 0 means that the tests did not run
+HEALTHY_SEEDS = 5
+WORKERS = 2
+CANARIES: tuple[Canary, ...] = (*canaries_raft.CANARIES, *canaries_node.CANARIES, *canaries_storage.CANARIES)
+
+SEARCH = """
+import importlib, sys, time
+tier, budget, limit_s = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+run_seed = importlib.import_module(f"kvnode.sim.{tier}.run").run_seed
+began, tried = time.monotonic(), 0
+for seed in range(1, budget + 1):
+    tried, failure = seed, ""
+    try:
+        report = run_seed(seed)
+        if report.verdict == "failed":
+            failure = report.failure or "failed"
+    except Exception as error:
+        failure = f"{type(error).__name__}: {error}"
+    if failure or time.monotonic() - began > limit_s:
+        break
+print(f"SEED {tried if failure else 0} {tried} {time.monotonic() - began:.1f} " + " ".join(failure.split())[:200])
+"""
+"""Runs in the copied tree: the first failing seed (0: none), seeds tried, seconds, what was violated."""
 
 
 @dataclass(frozen=True)
-class Mutant:
-    """`old`, found exactly once in `file`, becomes `new`; `tests` must then fail."""
+class Verdict:
+    """What came of one way to notice: whether it did, and how, in words."""
 
-    name: str
-    rule: str  # what is broken, as a sentence
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
-
-
-MUTANTS = (
-    Mutant(
-        "vote-freshness",
-        "a vote goes to a candidate whose log lacks committed entries",
-        "kvnode/raft/election.py",
-        "    return LogPosition(message.last_term, message.last_index) >= state.log.last_position",
-        "    return True",
-        ("tests/raft",),
-    ),
-    Mutant(
-        "vote-twice",
-        "two candidates get a vote in one term",
-        "kvnode/raft/election.py",
-        "    return state.vote == NOBODY and state.leader == NOBODY and _is_log_complete(state, message)",
-        "    return _is_log_complete(state, message)",
-        ("tests/raft",),
-    ),
-    Mutant(
-        "vote-before-fsync",
-        "a vote, or a request for one, leaves before term and vote are durable",
-        "kvnode/raft/writes.py",
-        "        number = NO_WRITE if self.is_hard_state_durable else self._hard_state_number",
-        "        number = NO_WRITE",
-        ("tests/raft",),
-    ),
-    Mutant(
-        "no-stickiness",
-        "a node that hears its leader helps to unseat it",
-        "kvnode/raft/election.py",
-        "    if not state.is_voter or (timers.hears_leader(state) and not message.transfer):",
-        "    if not state.is_voter:",
-        ("tests/raft",),
-    ),
-    Mutant(
-        "own-term",
-        "a leader commits an entry of an older term by counting copies",
-        "kvnode/raft/high_water_mark.py",
-        "    if index > state.commit_index and state.log.term_at(index) == state.term:",
-        "    if index > state.commit_index:",
-        ("tests/raft",),
-    ),
-    Mutant(
-        "leader-before-fsync",
-        "the leader counts itself before its own write is durable",
-        "kvnode/raft/high_water_mark.py",
-        "state.writes.durable_index if voter == state.node",
-        "state.log.last_index if voter == state.node",
-        ("tests/raft",),
-    ),
-    Mutant(
-        "ack-before-fsync",
-        "a follower acknowledges entries that are not durable (core)",
-        "kvnode/raft/replication.py",
-        "    state.send(message.sender, reply, holds=verified)",
-        "    state.send(message.sender, reply)",
-        ("tests/raft",),
-    ),
-    Mutant(
-        "send-before-fsync",
-        "a message leaves before the write it depends on is durable (log writer)",
-        "kvnode/node/log_writer.py",
-        "        if send.after <= self._durable:",
-        "        if True:",
-        ("tests/node/test_log_writer.py",),
-    ),
-    Mutant(
-        "read-round-reused",
-        "every read round has the same number, so that an old echo confirms a new read",
-        "kvnode/raft/read_index.py",
-        "    state.read_round += 1",
-        "    state.read_round = max(state.read_round, 1)",
-        ("tests/raft",),
-    ),
-    Mutant(
-        "read-before-own-term",
-        "a new leader serves reads before it has committed anything in its term",
-        "kvnode/raft/read_index.py",
-        "    if not leadership.reads_waiting or state.commit_index < leadership.first_index:",
-        "    if not leadership.reads_waiting:",
-        ("tests/raft",),
-    ),
-    Mutant(
-        "answer-for-anothers-entry",
-        "a write is acknowledged because an entry of another leader was applied at its index",
-        "kvnode/node/waiting_list.py",
-        "            if expected == term and result is not None:",
-        "            if result is not None:",
-        ("tests/node/test_waiting_list.py",),
-    ),
-    Mutant(
-        "log-without-fsync",
-        "the log is written but not made durable before it is acknowledged",
-        "kvnode/storage/segment_writer.py",
-        "        file.pwrite(self.offset, buffer)\n        file.fdatasync()",
-        "        file.pwrite(self.offset, buffer)",
-        ("tests/storage/test_wal_crash.py",),
-    ),
-    Mutant(
-        "log-without-fsync-seen-from-outside",
-        "the same, in a real process watched by strace",
-        "kvnode/storage/segment_writer.py",
-        "        file.pwrite(self.offset, buffer)\n        file.fdatasync()",
-        "        file.pwrite(self.offset, buffer)",
-        ("tests/system/test_fsync_before_ack.py",),
-    ),
-    Mutant(
-        "segment-name-not-durable",
-        "a segment is used before its name is durable in the directory",
-        "kvnode/storage/segment_writer.py",
-        "        self._disk.rename(file.path, path)\n        self._disk.fsync_dir(self._directory)",
-        "        self._disk.rename(file.path, path)",
-        ("tests/storage/test_wal_crash.py",),
-    ),
-)
-
-
-def main(words: list[str]) -> int:
-    chosen = [mutant for mutant in MUTANTS if not words or any(word in mutant.name for word in words)]
-    if not chosen:
-        print("no such mutant; known:", ", ".join(mutant.name for mutant in MUTANTS))
-        return 2
-    with tempfile.TemporaryDirectory(prefix="kvnode-mutants-") as temporary:
-        tree = Path(temporary)
-        for name in COPIED:
-            _copy(ROOT / name, tree / name)
-        healthy = _run_tests(tree, tuple(dict.fromkeys(test for mutant in chosen for test in mutant.tests)))
-        if healthy.code != 0:
-            print(healthy.output)
-            print("the tests fail without any mutation")
-            return 2
-        verdicts = [(mutant, _try(tree, mutant)) for mutant in chosen]
-    print(_table(verdicts))
-    survivors = [mutant.name for mutant, verdict in verdicts if not verdict.startswith("caught")]
-    if survivors:
-        print(f"\nnot caught: {', '.join(survivors)}")
-    return 1 if survivors else 0
+    caught: bool
+    text: str
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     code: int
     output: str
     seconds: float
 
     def first_failure(self) -> str:
         found = re.search(r"^(?:FAILED|ERROR) (\S+)", self.output, re.MULTILINE)
-        return found[1] if found else "?"
+        return found[1].removeprefix("tests/") if found else "?"
+
+
+def main(arguments: list[str]) -> int:
+    words = [word for word in arguments if not word.startswith("--")]
+    chosen = [canary for canary in CANARIES if not words or any(word in canary.name for word in words)]
+    if not chosen:
+        print("no such mutant; known:", ", ".join(canary.name for canary in CANARIES))
+        return 2
+    with_tests, with_sim = "--sim-only" not in arguments, "--no-sim" not in arguments
+    with tempfile.TemporaryDirectory(prefix="kvnode-mutants-") as temporary:
+        trees: SimpleQueue[Path] = SimpleQueue()
+        for number in range(WORKERS):
+            tree = Path(temporary, str(number))
+            tree.mkdir()
+            for name in COPIED:
+                _copy(ROOT / name, tree / name)
+            trees.put(tree)
+        complaint = _unhealthy(tree, chosen, with_tests=with_tests, with_sim=with_sim)
+        if complaint:
+            print(complaint)
+            return 2
+        with ThreadPoolExecutor(WORKERS) as pool:
+            jobs = [pool.submit(_in_some_tree, trees, canary, with_tests, with_sim) for canary in chosen]
+            verdicts = [(canary, job.result()) for canary, job in zip(chosen, jobs, strict=True)]
+    print(_table(verdicts))
+    missed = [canary.name for canary, found in verdicts if not found or not all(one.caught for one in found)]
+    if not words:
+        print("\nWaiting for what they need:")
+        for number, (what, feature) in sorted(WAITING.items()):
+            print(f"- {number}: {what} ({feature})")
+    print(f"\n{len(verdicts) - len(missed)} of {len(verdicts)} caught" + (f"; missed: {missed}" if missed else ""))
+    return 1 if missed else 0
+
+
+def _unhealthy(tree: Path, chosen: Sequence[Canary], *, with_tests: bool, with_sim: bool) -> str:
+    """Why nothing can be concluded: tests or runs that fail without any mutation; "" if none does."""
+    if with_tests:
+        run = _run_tests(tree, tuple(dict.fromkeys(test for canary in chosen for test in canary.tests)), limit_s=600)
+        print(f"without mutation: tests ended with {run.code} after {run.seconds:.0f} s", file=sys.stderr)
+        if run.code != 0:
+            return f"{run.output}\nthe tests fail without any mutation"
+    for tier in dict.fromkeys(canary.sim[0] for canary in chosen if canary.sim):
+        if with_sim and _has_simulator(tree, tier):
+            found = _run_sim(tree, tier, HEALTHY_SEEDS)
+            if found.caught:
+                return f"the simulator ({tier}) fails without any mutation: {found.text}"
+    return ""
+
+
+def _in_some_tree(trees: SimpleQueue[Path], canary: Canary, with_tests: bool, with_sim: bool) -> list[Verdict]:
+    tree = trees.get()
+    try:
+        return _try(tree, canary, with_tests=with_tests, with_sim=with_sim)
+    finally:
+        trees.put(tree)
+
+
+def _try(tree: Path, canary: Canary, *, with_tests: bool, with_sim: bool) -> list[Verdict]:
+    """Apply, look, undo → one verdict for each way that was tried."""
+    file = tree / canary.file
+    original = file.read_text(encoding="utf-8")
+    if original.count(canary.old) != 1:
+        return [Verdict(False, f"STALE: the text stands {original.count(canary.old)} times in {canary.file}")]
+    file.write_text(original.replace(canary.old, canary.new), encoding="utf-8")
+    found: list[Verdict] = []
+    try:
+        if with_tests:
+            found.append(_judge_tests(_run_tests(tree, canary.tests)))
+        if with_sim and canary.sim and _has_simulator(tree, canary.sim[0]):
+            found.append(_run_sim(tree, *canary.sim))
+    finally:
+        file.write_text(original, encoding="utf-8")
+    print(f"{canary.name}: {'; '.join(one.text for one in found)}", file=sys.stderr, flush=True)
+    return found
+
+
+def _judge_tests(run: Run) -> Verdict:
+    if run.code == TESTS_FAILED:
+        return Verdict(True, f"`{run.first_failure()}` ({run.seconds:.0f} s)")
+    if run.code == 0:
+        return Verdict(False, f"SURVIVED the tests ({run.seconds:.0f} s)")
+    return Verdict(False, f"BROKEN: the tests ended with {run.code}: {' '.join(run.output.split())[-300:]}")
+
+
+def _has_simulator(tree: Path, tier: str) -> bool:
+    return (tree / "kvnode" / "sim" / tier / "run.py").is_file()
+
+
+def _run_sim(tree: Path, tier: str, seeds: int) -> Verdict:
+    """Fresh simulated runs of the tree until one fails."""
+    command = [sys.executable, "-c", SEARCH, tier, str(seeds), str(LIMIT_S)]
+    try:
+        run = _run(tree, command, 2 * LIMIT_S)
+    except subprocess.TimeoutExpired:
+        return Verdict(True, f"{tier}: a run that never ends")
+    found = re.search(r"^SEED (\d+) (\d+) ([\d.]+) ?(.*)$", run.output, re.MULTILINE)
+    if found is None:
+        return Verdict(False, f"{tier}: BROKEN: {' '.join(run.output.split())[-300:]}")
+    if found[1] == "0":
+        return Verdict(False, f"{tier}: SURVIVED {found[2]} seeds ({found[3]} s)")
+    return Verdict(True, f"{tier} seed {found[1]} ({found[3]} s): {found[4].replace('|', '/')[:90]}")
+
+
+def _run_tests(tree: Path, tests: tuple[str, ...], limit_s: int = LIMIT_S) -> Run:
+    """Tests of the copy, against the copy (the working directory comes first on the module path)."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "--no-header", "-p", "no:cacheprovider", *tests]
+    started = monotonic()
+    try:
+        return _run(tree, command, limit_s)
+    except subprocess.TimeoutExpired:  # a mutant that hangs the tests has been noticed by them
+        return Run(TESTS_FAILED, f"FAILED a-test-that-never-ends after {limit_s} s", monotonic() - started)
+
+
+def _run(tree: Path, command: list[str], limit_s: int) -> Run:
+    started = monotonic()
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}  # equal size within one second: stale bytecode
+    done = subprocess.run(
+        command, cwd=tree, env=environment, capture_output=True, text=True, timeout=limit_s, check=False
+    )
+    return Run(done.returncode, done.stdout + done.stderr, monotonic() - started)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -193,38 +205,12 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copy(source, target)
 
 
-def _try(tree: Path, mutant: Mutant) -> str:
-    """Apply, run, undo → "caught by …", "SURVIVED" or why it could not be tried."""
-    file = tree / mutant.file
-    original = file.read_text(encoding="utf-8")
-    if original.count(mutant.old) != 1:
-        return f"STALE: the text stands {original.count(mutant.old)} times in {mutant.file}"
-    file.write_text(original.replace(mutant.old, mutant.new), encoding="utf-8")
-    try:
-        run = _run_tests(tree, mutant.tests)
-    finally:
-        file.write_text(original, encoding="utf-8")
-    print(f"{mutant.name}: exit {run.code} after {run.seconds:.0f} s", file=sys.stderr)
-    if run.code == TESTS_FAILED:
-        return f"caught by {run.first_failure()}"
-    return "SURVIVED" if run.code == 0 else f"BROKEN: the tests ended with {run.code}\n{run.output[-2000:]}"
-
-
-def _run_tests(tree: Path, tests: tuple[str, ...]) -> _Run:
-    """Tests of the copy, against the copy (the working directory comes first on the module path)."""
-    started = monotonic()
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *tests]
-    try:
-        done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=LIMIT_S, check=False)
-    except subprocess.TimeoutExpired as expired:  # a mutant that hangs the tests has been noticed by them
-        return _Run(TESTS_FAILED, f"FAILED timeout\n{expired.stdout!r}", monotonic() - started)
-    return _Run(done.returncode, done.stdout + done.stderr, monotonic() - started)
-
-
-def _table(verdicts: list[tuple[Mutant, str]]) -> str:
+def _table(verdicts: Sequence[tuple[Canary, list[Verdict]]]) -> str:
     """As Markdown: the same table stands in docs/testing.md."""
-    lines = ["| mutant | what is broken | verdict |", "|---|---|---|"]
-    lines += [f"| `{mutant.name}` | {mutant.rule} | {verdict} |" for mutant, verdict in verdicts]
+    lines = ["| no. | mutant | what is broken | caught by |", "|---|---|---|---|"]
+    for canary, found in verdicts:
+        told = "; ".join(one.text for one in found) or "NOT TRIED"
+        lines.append(f"| {canary.number or '–'} | `{canary.name}` | {canary.rule} | {told} |")
     return "\n".join(lines)
 
 

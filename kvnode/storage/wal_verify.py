@@ -66,6 +66,8 @@ class VerifiedLog:
     unfinished_bytes: int = 0  # an unfinished or torn write at the end
     seq: int = 0  # of the last record
     crc: int = 0  # its checksum, which the next record links to
+    kind: int = 0  # its type
+    low_water: int = 0  # entries up to here may be gone
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -121,16 +123,24 @@ def verify(path: str) -> VerifiedLog:
         return log
     start = headers[0]
     log.cluster_id, log.member = start.cluster_id, start.member
-    log.first_index, log.segments = start.first_index, len(headers)
+    log.first_index, log.segments, log.low_water = start.first_index, len(headers), start.base_index
     log.term, log.vote, log.commit = start.term, start.vote, start.commit
     log.seq, log.crc = start.previous_seq, start.previous_crc
     for at, header in enumerate(headers):
         where = os.path.join(directory, header.name)
         if (header.previous_seq, header.previous_crc) != (log.seq, log.crc):
             log.problems.append(_at(where, 0, f"does not continue record {log.seq}"))
-            return log
-        if not _check_segment(where, header, headers[at + 1 :], log):
-            return log
+        elif header.first_index != log.last_index + 1:
+            log.problems.append(_at(where, 0, f"does not continue entry {log.last_index}"))
+        elif _check_segment(where, header, headers[at + 1 :], log):
+            continue
+        break
+    if log.problems:
+        return log
+    if log.first_index - 1 > log.low_water:
+        log.problems.append(
+            Problem(directory, f"begins behind index {log.first_index - 1}, only those to {log.low_water} may be gone")
+        )
     if log.commit > log.last_index:
         log.problems.append(
             Problem(directory, f"index {log.commit} is committed, but the log ends at {log.last_index}")
@@ -199,11 +209,13 @@ def _headers(directory: str, log: VerifiedLog) -> list[_Header]:
             log.problems.append(_at(where, 0, "another format"))
         elif (header.sequence, header.first_index) != (int(parts[1]), int(parts[2])):
             log.problems.append(_at(where, 0, "the name and the header differ"))
-        elif found and header.sequence != found[-1].sequence + 1:
-            log.problems.append(_at(where, 0, f"segment {found[-1].sequence + 1} is missing before it"))
+        elif found and header.sequence == found[-1].sequence:
+            log.problems.append(_at(where, 0, f"two segments carry number {header.sequence}"))
         elif found and header[4:7] != found[0][4:7]:
             log.problems.append(_at(where, 0, "written by another node than the first segment"))
         else:
+            if found and header.sequence != found[-1].sequence + 1:
+                found.clear()  # older ones that came back after they were dropped; the low-water mark judges the gap
             found.append(header)
             continue
         return found
@@ -211,8 +223,9 @@ def _headers(directory: str, log: VerifiedLog) -> list[_Header]:
 
 
 def _check_segment(where: str, header: _Header, successors: Sequence[_Header], log: VerifiedLog) -> bool:
-    """Check the records of one segment; False if the log cannot be followed any further."""
+    """Check the records of one segment; False if the log ends here, or cannot be followed any further."""
     start = crc32(header.salt.to_bytes(8, "little"))
+    log.kind = 0
     data = _read(where)
     until = successors[0].previous_seq if successors else None
     offset = _follow(where, data, _BLOCK, start, log, until)
@@ -220,12 +233,19 @@ def _check_segment(where: str, header: _Header, successors: Sequence[_Header], l
         return False
     if until is None:
         return _check_last(where, header, data, offset, start, log)
-    if log.seq + 1 == until and len(successors) == 1:  # the seal is written last
-        log.seq, log.crc = until, successors[0].previous_crc
-    elif log.seq != until:
-        log.problems.append(_at(where, offset, f"no valid record {log.seq + 1}, but a later segment follows"))
-        return False
-    return True
+    if log.seq == until:
+        return True
+    if log.seq + 1 == until and offset == successors[0].previous_end and len(successors) == 1:
+        successor = os.path.join(os.path.dirname(where), successors[0].name)
+        if not _read(successor)[_BLOCK:].strip(b"\0"):  # begun, not used: the seal is written in between
+            log.segments -= 1
+            _check_last(where, header, data, offset, start, log)
+            return False
+        _follow(where, _read(where), offset, start, log, until)  # a running node may have sealed it just now
+        if log.seq == until:
+            return True
+    log.problems.append(_at(where, offset, f"no valid record {log.seq + 1}, but a later segment follows"))
+    return False
 
 
 def _follow(  # noqa: PLR0917
@@ -241,7 +261,7 @@ def _follow(  # noqa: PLR0917
             log.problems.append(_at(where, offset, problem))
             return None
         log.records += 1
-        log.seq, log.crc, offset = record.seq, record.crc, record.end
+        log.seq, log.crc, log.kind, offset = record.seq, record.crc, record.kind, record.end
     return offset
 
 
@@ -251,7 +271,10 @@ def _check_last(  # noqa: PLR0917
     """The end of the newest segment. A node may be writing to it: what looks wrong is read once more."""
     if len(data) < header.size:
         log.problems.append(_at(where, len(data), f"the file was made {header.size} bytes long and has lost its end"))
-    problem = _check_end(data, offset, start, log)
+    if log.kind == _END and not _has_segment(os.path.dirname(where), header.sequence + 1):
+        log.problems.append(_at(where, offset, "the segment is sealed, but the one after it is missing"))
+        return False
+    problem = _check_end(header, data, offset, start, log)
     while problem:
         fresh = _read(where)
         if fresh == data:
@@ -262,8 +285,13 @@ def _check_last(  # noqa: PLR0917
         if followed is None:
             return False
         offset = followed
-        problem = _check_end(data, offset, start, log)
+        problem = _check_end(header, data, offset, start, log)
     return True
+
+
+def _has_segment(directory: str, sequence: int) -> bool:
+    """Whether there is one of that number now: a running node may have begun it since the directory was listed."""
+    return any((found := _NAME.fullmatch(name)) and int(found[1]) == sequence for name in os.listdir(directory))
 
 
 def _read(path: str) -> bytes:
@@ -271,9 +299,11 @@ def _read(path: str) -> bytes:
         return file.read()
 
 
-def _check_end(data: bytes, offset: int, start: int, log: VerifiedLog) -> str:
+def _check_end(header: _Header, data: bytes, offset: int, start: int, log: VerifiedLog) -> str:
     """What stands behind the last record: nothing, an unfinished write, or proof that something was lost."""
     rest = data[offset:].rstrip(b"\0")
+    if len(rest) > header.unsynced_max:
+        return f"no valid record {log.seq + 1}, and {len(rest)} bytes follow, more than one write may leave"
     for at in range(offset, offset + len(rest), 8):
         record = _parse(data, at, start)
         if record is not None and log.seq < record.durable_seq < record.seq:
@@ -308,6 +338,8 @@ def _take(record: _Record, log: VerifiedLog) -> str:
         if record.term == log.term and log.vote and vote != log.vote:
             return f"the vote of term {log.term} changed from {log.vote} to {vote}"
         log.term, log.vote, log.commit = record.term, vote, record.at_index
+    elif record.kind == _SNAPSHOT:
+        log.low_water = record.at_index
     elif record.kind == _TRUNCATE:
         if record.at_index <= log.commit:
             return f"entries from {record.at_index} are cut, but {log.commit} is committed"

@@ -110,7 +110,7 @@ def test_a_missing_segment_and_a_short_file_are_found(tmp_path: Path) -> None:
     last.write_bytes(whole)
     assert problems(str(path)) == []
     second.unlink()
-    assert "segment 2 is missing" in problems(str(path))[0]
+    assert "begins behind index" in problems(str(path))[0]
     assert first.exists()
 
 

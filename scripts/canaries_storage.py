@@ -1,0 +1,221 @@
+"""Canaries of the log and of the data directory."""
+
+from __future__ import annotations
+
+from canary import Canary
+
+_CRASH = ("tests/storage/test_wal_crash.py", "tests/storage/test_crash_sweep.py")
+_DAMAGE = ("tests/storage/test_wal_damage.py", "tests/storage/test_damage_sweep.py")
+_RUNTIME = ("runtime", 100)
+
+CANARIES = (
+    Canary(
+        "log-without-fsync",
+        "the log is written but not made durable before it is acknowledged",
+        "kvnode/storage/segment_writer.py",
+        "        file.pwrite(self.offset, buffer)\n        file.fdatasync()",
+        "        file.pwrite(self.offset, buffer)",
+        _CRASH,
+        _RUNTIME,
+        number=2,
+    ),
+    Canary(
+        "log-without-fsync-seen-from-outside",
+        "the same, in a real process watched by strace",
+        "kvnode/storage/segment_writer.py",
+        "        file.pwrite(self.offset, buffer)\n        file.fdatasync()",
+        "        file.pwrite(self.offset, buffer)",
+        ("tests/system/test_fsync_before_ack.py",),
+        number=2,
+    ),
+    Canary(
+        "recovery-truncates-at-the-first-bad-record",
+        "what follows a damaged record is cut although it proves that the record was durable",
+        "kvnode/storage/wal_recovery.py",
+        "        if proof is not None:",
+        "        if False:",
+        _DAMAGE,
+        number=16,
+    ),
+    Canary(
+        "zero-length-ends-the-log",
+        "a record head of zeros is taken for the end, whatever follows",
+        "kvnode/storage/wal_recovery.py",
+        "        if behind == end:\n            return end, doubtful, None",
+        "        if behind == end or file.pread(end, HEAD_BYTES) == bytes(HEAD_BYTES):\n"
+        "            return end, doubtful, None",
+        _DAMAGE,
+        number=17,
+    ),
+    Canary(
+        "checksum-without-salt",
+        "records of another segment have valid checksums in this one",
+        "kvnode/storage/segment.py",
+        '        return crc32(self.salt.to_bytes(8, "little"))',
+        "        return 0",
+        ("tests/storage/test_crash_sweep.py",),
+        number=18,
+    ),
+    Canary(
+        "fsync-retried",
+        "a failed fdatasync is tried again, and believed",
+        "kvnode/storage/segment_writer.py",
+        "        file.pwrite(self.offset, buffer)\n        file.fdatasync()",
+        "        file.pwrite(self.offset, buffer)\n"
+        "        try:\n            file.fdatasync()\n        except OSError:\n            file.fdatasync()",
+        ("tests/storage/test_disk_errors.py",),
+        number=19,
+    ),
+    Canary(
+        "segment-name-not-durable",
+        "a segment is used before its name is durable in the directory",
+        "kvnode/storage/segment_writer.py",
+        "        self._disk.rename(file.path, path)\n        self._disk.fsync_dir(self._directory)",
+        "        self._disk.rename(file.path, path)",
+        _CRASH,
+        _RUNTIME,
+        number=20,
+    ),
+    Canary(
+        "small-file-name-not-durable",
+        "identity, boot counter and peers are replaced without syncing the directory",
+        "kvnode/storage/small_file.py",
+        '    disk.rename(aside, path)\n    disk.fsync_dir(posixpath.dirname(path) or ".")',
+        "    disk.rename(aside, path)",
+        ("tests/storage/test_datadir.py",),
+        number=20,
+    ),
+    Canary(
+        "chain-unchecked",
+        "a record counts whatever record it was written after",
+        "kvnode/storage/log_state.py",
+        "record.seq == self.seq + 1 and record.previous_crc == self.crc and",
+        "record.seq == self.seq + 1 and",
+        _DAMAGE,
+    ),
+    Canary(
+        "torn-end-written-over",
+        "after a torn write the log goes on in the same segment, over the remnants",
+        "kvnode/storage/wal.py",
+        "        if whole and torn is None:",
+        "        if whole:",
+        ("tests/storage/test_crash_sweep.py",),
+    ),
+    Canary(
+        "start-trusts-the-page-cache",
+        "what a start reads is believed durable because it can be read",
+        "kvnode/storage/wal.py",
+        "        make_durable(disk, found)\n",
+        "",
+        ("tests/storage/test_crash_sweep.py", "tests/storage/test_disk_errors.py"),
+    ),
+    Canary(
+        "lost-log-is-an-empty-voter",
+        "a log that is missing is made anew",
+        "kvnode/storage/wal.py",
+        "            elif found is None:\n",
+        "            elif found is None and False:\n",
+        ("tests/storage/test_start_variants.py",),
+    ),
+    Canary(
+        "store-ahead-of-the-log",
+        "a log that ends below what the store has applied is taken",
+        "kvnode/storage/wal_recovery.py",
+        "        if index > log.last_index:\n",
+        "        if False:\n",
+        ("tests/storage/test_start_variants.py",),
+    ),
+    Canary(
+        "gap-at-the-beginning",
+        "a log whose oldest segments were lost is taken",
+        "kvnode/storage/wal_recovery.py",
+        "    if base.index > state.low_water.index:",
+        "    if False:",
+        _DAMAGE,
+    ),
+    Canary(
+        "lost-end-of-the-log",
+        "a sealed segment without its successor is taken for the end",
+        "kvnode/storage/wal_recovery.py",
+        "        if state.sealed:\n",
+        "        if False:\n",
+        _DAMAGE,
+    ),
+    Canary(
+        "shortened-file",
+        "a file that has lost its end is taken for a whole one",
+        "kvnode/storage/wal_recovery.py",
+        "        if reader.size < segment.header.size and behind + HEAD_BYTES > reader.size:",
+        "        if False:",
+        _DAMAGE,
+    ),
+    Canary(
+        "long-rubbish-is-a-torn-write",
+        "more bytes than one write may leave are cut as one",
+        "kvnode/storage/wal_recovery.py",
+        "        if behind - end > segment.header.unsynced_max:",
+        "        if False:",
+        _DAMAGE,
+    ),
+    Canary(
+        "batch-proves-itself",
+        "records of the write under way count as proof that it was durable",
+        "kvnode/storage/segment_reader.py",
+        "            if type_ in TYPES and seq <= durable_seq < found <= seq_max:",
+        "            if type_ in TYPES and seq < found <= seq_max:",
+        _CRASH,
+    ),
+    Canary(
+        "sealed-before-the-successor",
+        "a segment is sealed before the next one has its name",
+        "kvnode/storage/segment_writer.py",
+        "        begun = self.begin(state, need, previous_end=old_offset)\n        old.pwrite(old_offset, seal)\n"
+        "        old.fdatasync()\n",
+        "        old.pwrite(old_offset, seal)\n        old.fdatasync()\n"
+        "        begun = self.begin(state, need, previous_end=old_offset)\n",
+        _CRASH,
+    ),
+    Canary(
+        "vote-behind-its-entries",
+        "of a batch the hard state is not written",
+        "kvnode/storage/wal_batch.py",
+        "    _encode_hard_state(batch, state, crc_start, out)\n",
+        "    out.hard_state = max((p.hard_state for p in batch if p.hard_state), default=out.hard_state)\n",
+        _CRASH,
+    ),
+    Canary(
+        "prefix-dropped-before-the-mark",
+        "segments are removed before the log says that they may be missing",
+        "kvnode/storage/wal.py",
+        "            writer.put(buffer)\n            state.seq, state.crc, state.low_water = seq, crc, low_water",
+        "            state.seq, state.crc, state.low_water = seq, crc, low_water",
+        _CRASH,
+    ),
+    Canary(
+        "read-back-unchecked",
+        "an entry read back for a follower is not checked",
+        "kvnode/storage/segment_reader.py",
+        "        if crc32(frame, self._crc_start) != crc or",
+        "        if False or",
+        _DAMAGE,
+    ),
+    Canary(
+        "identity-before-the-rest",
+        "a start that was interrupted before the identity leaves another one each time, or none",
+        "kvnode/storage/datadir.py",
+        "            write_small(disk, self._boot_path, PeerBoot(0, 0))\n",
+        "            early = Identity(FORMAT, cluster_name, member, random_u64())\n"
+        "            write_small(disk, self._identity_path, early)\n"
+        "            write_small(disk, self._boot_path, PeerBoot(0, 0))\n",
+        ("tests/storage/test_datadir.py", "tests/storage/test_start_variants.py"),
+    ),
+    Canary(
+        "damaged-peers-forgotten",
+        "a damaged list of met peers is begun anew",
+        "kvnode/storage/datadir.py",
+        "        self._peer_boots = self._read(self._peers_path, dict[int, PeerBoot])",
+        "        try:\n            self._peer_boots = self._read(self._peers_path, dict[int, PeerBoot])\n"
+        "        except DamagedFile:\n            self._peer_boots = {}",
+        ("tests/storage/test_datadir.py",),
+    ),
+)

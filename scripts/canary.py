@@ -1,0 +1,44 @@
+"""Canary: one rule of kvnode broken on purpose, and how the harness is to notice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Canary:
+    """`old`, found exactly once in `file`, becomes `new`; every way named must then notice.
+
+    `number` is the one of the reliability notes, 0 for those of our own. `tests`: pytest files that guard the rule.
+    `sim`: (tier of `kvnode sim`, seeds that may be spent until one fails).
+    """
+
+    name: str
+    rule: str  # what is broken, as a sentence
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    sim: tuple[str, int] | None = None
+    number: int = 0
+
+
+WAITING: dict[int, tuple[str, str]] = {
+    21: ("log deleted before the snapshot is durable", "snapshots"),
+    22: ("snapshot without sessions", "snapshots, sessions"),
+    23: ("snapshot keeps a configuration entry above its index", "snapshots, membership changes"),
+    24: ("second configuration change before an own-term commit", "membership changes"),
+    25: ("learner counted", "membership changes"),
+    26: ("removed member may vote", "membership changes"),
+    28: ("session table keyed by connection", "sessions"),
+    29: ("lease expiry without the renewal counter", "leases"),
+    30: ("checkpointed remainder used although a later renewal was acknowledged", "leases"),
+    31: ("lease read checks the lease before it takes its view", "leader leases for reads"),
+    32: ("lease not given up on transfer", "leader leases for reads"),
+    33: ("voter votes right after a restart", "leader leases for reads"),
+    34: ("watch skips a delete at the compaction revision", "watches, compaction"),
+    35: ("progress notification ahead of events", "watches"),
+    36: ("watch restarts from an older revision after a snapshot", "watches, snapshots"),
+    42: ("lease revocation forwarded to another leader", "leases"),
+}
+"""Canaries of features that are not built yet: number → (what, which feature brings it)."""
