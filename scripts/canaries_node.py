@@ -144,4 +144,20 @@ CANARIES = (
         ("tests/storage/test_lmdb_limits.py",),
         number=14,
     ),
+    Canary(
+        "restart-under-other-limits",
+        "entries are applied again under other limits than they were logged under",
+        "kvnode/server.py",
+        "        if limits.get(name, fixed) != fixed:",
+        "        if False:",
+        ("tests/machine/test_mixed_limits.py",),
+    ),
+    Canary(
+        "applied-limit-forgotten",
+        "a limit that decides what an entry does may change between two starts",
+        "kvnode/server.py",
+        'APPLIED_LIMITS = ("delete_keys_max", ',
+        "APPLIED_LIMITS = (",
+        ("tests/machine/test_mixed_limits.py",),
+    ),
 )

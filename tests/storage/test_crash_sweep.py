@@ -196,7 +196,7 @@ def test_s67_torn_then_append_then_crash_again(tmp_path: Path) -> None:
     visited = 0
     for life in (2, 3, 4):
         following: list[tuple[FakeDisk, Expected]] = []
-        for image, known in thinned(worlds, 16):
+        for image, known in thinned(worlds, 12):
             disk, now = image.kill(), known.copy()
             wal, _ = recover(disk, now, salts=100 * life + visited, **ROOM)
             last = len(now.entries)
