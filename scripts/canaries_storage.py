@@ -176,7 +176,7 @@ CANARIES = (
         _CRASH,
     ),
     Canary(
-        "vote-behind-its-entries",
+        "batch-without-its-hard-state",
         "of a batch the hard state is not written",
         "kvnode/storage/wal_batch.py",
         "    _encode_hard_state(batch, state, crc_start, out)\n",

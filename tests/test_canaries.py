@@ -1,4 +1,4 @@
-"""The canaries of `scripts/mutants.py` are complete and can still be applied; whether they are caught, that script tells."""
+"""The canaries of `scripts/mutants.py` are complete and can be applied; whether they are caught, that script tells."""
 
 from __future__ import annotations
 

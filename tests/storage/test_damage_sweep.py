@@ -259,7 +259,9 @@ def test_f18_the_last_write_is_torn_unless_anything_proves_that_it_was_durable(
 
 
 @pytest.mark.parametrize("how", ["missing", "empty", "half", "header only", "another's content"])
-def test_f21_every_segment_missing_or_cut_is_refused_by_name(how: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("applied", [0, 14], ids=["store empty", "store level"])
+def test_f21_every_segment_missing_or_cut_is_refused_by_name(how: str, applied: int, tmp_path: Path) -> None:
+    """Also those whose entries the store has: a log with a gap, or without its beginning, is not this node's log."""
     image, before = make(MANY)
     paths = segments(image)
     assert len(paths) >= 4
@@ -274,7 +276,7 @@ def test_f21_every_segment_missing_or_cut_is_refused_by_name(how: str, tmp_path:
             file.truncate({"empty": 0, "half": file.size() // 2, "header only": HEADER_BYTES}[how])
             file.close()
         disk = disk.kill()
-        opinion = SecondOpinion(tmp_path).judge(disk, f"{path} {how}", **ROOM)
+        opinion = SecondOpinion(tmp_path).judge(disk, f"{path} {how}", applied=applied, **ROOM)
         for name in tmp_path.iterdir():
             name.unlink()
         assert isinstance(opinion, LogCorrupted), (path, how)
