@@ -184,8 +184,8 @@ CANARIES = (
         "no-stickiness",
         "a node that hears its leader helps to unseat it",
         "kvnode/raft/election.py",
-        "    if not state.is_voter or (timers.hears_leader(state) and not message.transfer):",
-        "    if not state.is_voter:",
+        "    if not state.is_voter or state.is_quarantined or (timers.hears_leader(state) and not message.transfer):",
+        "    if not state.is_voter or state.is_quarantined:",
         _RAFT,
     ),
     Canary(
@@ -205,5 +205,21 @@ CANARIES = (
         "    elif log.term_at(message.prev_index) is None:",
         _RAFT,
         _CORE,
+    ),
+    Canary(
+        "quarantined-votes",
+        "a member that may have forgotten what it acknowledged grants votes",
+        "kvnode/raft/election.py",
+        "    if not state.is_voter or state.is_quarantined or (timers",
+        "    if not state.is_voter or (timers",
+        _RAFT,
+    ),
+    Canary(
+        "quarantined-campaigns",
+        "a member that may have forgotten what it acknowledged stands for election",
+        "kvnode/raft/election.py",
+        "    if state.is_stalled or not state.is_voter or state.is_quarantined:",
+        "    if state.is_stalled or not state.is_voter:",
+        _RAFT,
     ),
 )

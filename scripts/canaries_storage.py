@@ -250,4 +250,12 @@ CANARIES = (
         "                pass",
         ("tests/storage/test_crash_sweep.py",),
     ),
+    Canary(
+        "vote-copy-unchecked",
+        "a log that ends with an older vote than its copy shows is taken",
+        "kvnode/storage/wal.py",
+        "            elif votes.is_ahead_of(found.state.hard_state):",
+        "            elif False and votes.is_ahead_of(found.state.hard_state):",
+        ("tests/storage/test_vote_copy.py", "tests/storage/test_damage_sweep.py"),
+    ),
 )
