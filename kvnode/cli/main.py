@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("kvnode.cli.status", "Show what each node of the cluster believes."),
     "health": ("kvnode.cli.status", "Exit 0 if a node is ready to serve, 1 otherwise."),
     "wal": ("kvnode.cli.wal", "Look into write-ahead logs, also of running nodes."),
+    "check": ("kvnode.cli.check", "Judge a recorded history of clients."),
     "config": ("kvnode.cli.config", "Show settings, their values and where these come from."),
     "sim": ("kvnode.cli.sim", "Simulate clusters under faults, one for each seed, and check every invariant."),
     "completion": ("kvnode.cli.completion", "Print the completion script of a shell."),

@@ -103,7 +103,8 @@ def fail_that_shows_up(random: Random, history: History) -> History | None:
 
 def acknowledged_but_gone(random: Random, history: History) -> History | None:
     """The final state lacks what was acknowledged last."""
-    there = [key for key in history.final if not _deletable(history, key)]
+    acknowledged = {operation.arg for operation in history.operations if operation.op == "put" and _changes(operation)}
+    there = [key for key, seen in history.final.items() if seen.value in acknowledged and not _deletable(history, key)]
     if not there:
         return None
     gone = random.choice(sorted(there))

@@ -1,0 +1,67 @@
+"""``kvnode check``: judge a recorded history of clients."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+
+from kvnode.check import report
+from kvnode.check.history import Seen, decode_lines
+from kvnode.check.judge import BUDGET_STATES, judge
+from kvnode.check.well_formed import MalformedHistory
+from kvnode.cli.main import REFUSED, UNKNOWN_OUTCOME, USAGE
+
+
+@click.command(short_help="Judge a recorded history of clients.")
+@click.argument("history", metavar="HISTORY.jsonl", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Also write a timeline to this file.")
+@click.option(
+    "--budget",
+    type=click.IntRange(min=1),
+    default=BUDGET_STATES,
+    show_default=True,
+    help="States that the search may visit before it gives up.",
+)
+@click.option(
+    "--final",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="What the store held in the end: one JSON object a line, as items of a range.",
+)
+@click.option("--others-write", is_flag=True, help="Clients outside of the history wrote to the store, too.")
+def check(history: Path, html: Path | None, budget: int, final: Path | None, others_write: bool) -> None:
+    """Say whether any order of the operations in HISTORY.jsonl explains what each client was told.
+
+    One operation a line, as docs/checking.md describes. Exit code 0: it is linearizable, and nothing acknowledged is
+    lost. 1: it is not. 2: the file holds no history. 4: unknown, the search gave up at its budget.
+    """
+    try:
+        with history.open("rb") as lines:
+            operations = decode_lines(lines)
+        items = None if final is None else _final(final)
+        verdict = judge(operations, final=items, budget=budget, sole_writer=not others_write)
+        if html is not None:
+            html.write_text(report.html(operations, verdict), encoding="utf-8")
+    except (MalformedHistory, ValueError) as error:
+        click.echo(f"kvnode: {error}", err=True)
+        sys.exit(USAGE)
+    except OSError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(report.text(operations, verdict), nl=False)
+    sys.exit({"ok": 0, "failed": REFUSED, "unknown": UNKNOWN_OUTCOME}[verdict.result])
+
+
+def _final(path: Path) -> dict[str, Seen]:
+    """Raises: ValueError naming the line."""
+    decode = msgspec.json.Decoder(Seen).decode
+    items = {}
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                item = decode(line)
+            except msgspec.MsgspecError as error:
+                raise ValueError(f"{path}: line {number} is no item: {error}") from error
+            items[item.key] = item
+    return items
