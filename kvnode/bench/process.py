@@ -16,11 +16,23 @@ STOP_S = 10.0
 class Process:
     """Started at once; its output goes to a file. Only ever signals the process it started itself."""
 
-    def __init__(self, command: list[str], output: Path, *, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        output: Path,
+        *,
+        environment: dict[str, str] | None = None,
+        own_session: bool = False,  # Ctrl-C in our terminal then does not reach it
+    ) -> None:
         self.output = output
         with output.open("ab") as sink:
             self._process = subprocess.Popen(  # noqa: S603 - the command is this program's own
-                command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, env=environment
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=own_session,
             )
 
     @property
