@@ -7,9 +7,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BYTECODE := $(VENV)/.bytecode
 NODES ?= 3
+MINUTES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help cluster test check lint type fmt golden sim bench clean
+.PHONY: help cluster test check lint type fmt golden sim chaos bench clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +38,9 @@ golden: $(READY) ## rewrite expected traces and generated pages; read the diff a
 sim: $(READY) ## simulate clusters: SEEDS=1000 or SECONDS=170 of them, SEED=7 replays one; TIER=core|runtime, FRESH=1
 	@$(BIN)/kvnode sim $(if $(TIER),--tier $(TIER)) $(if $(SEED),--seed $(SEED),$(if $(SECONDS),--seconds $(SECONDS)) \
 		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(START),--start $(START)) $(if $(FRESH),--fresh)) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
+
+chaos: $(BYTECODE) ## real processes under every fault this machine allows: MINUTES=10 NODES=5 SEED=7
+	@exec $(BIN)/python scripts/chaos.py --minutes $(MINUTES) --nodes $(NODES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: $(BYTECODE) ## measure, beside etcd where it is installed
 	$(BIN)/python -m kvnode.bench $(ARGS)

@@ -129,7 +129,20 @@ def test_the_constraints_pin_every_dependency_and_hold_no_address():
 def test_make_verbs():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     verbs = set(re.findall(r"^([a-z]+):.*## ", text, re.MULTILINE))
-    assert verbs == {"help", "cluster", "test", "check", "lint", "type", "fmt", "golden", "sim", "bench", "clean"}
+    assert verbs == {
+        "help",
+        "cluster",
+        "test",
+        "check",
+        "lint",
+        "type",
+        "fmt",
+        "golden",
+        "sim",
+        "chaos",
+        "bench",
+        "clean",
+    }
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert all(f"make {verb} " in listed for verb in verbs)
 

@@ -1,0 +1,12 @@
+"""Faults on real processes: what `scripts/chaos.py` and the system tests do to nodes, their disks and their networks.
+
+sandbox      namespaces of our own, so that no mount, address or process outlives the run
+undo         what must be undone, registered before it is done
+capability   what this machine lets us do; what is missing is skipped with its reason
+nodes        the processes of a cluster         pulse      who leads, how often that changed
+syscalls     strace as an injector              images     disks that freeze, fill and lose power
+hub          hosts, cut packets                 proxy      links that delay, corrupt, swallow, reset
+recorders    clients that write a history       kinds      the faults by name
+schedule     a seed → episodes                  run        one leg: faults, calm, again
+aftermath    heal, read everything, judge       sweeps     the deterministic ones
+"""

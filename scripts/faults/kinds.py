@@ -1,0 +1,428 @@
+"""The kinds of faults by name: what each needs, how often it is drawn, and what striking means.
+
+A strike chooses its victims by its own random numbers and by who leads at that moment, and says what it did; "" means
+that it could do nothing. Healing is one act for all of them (`Field.heal`), so no strike has to be paired by hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import resource
+import signal
+import subprocess
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kvnode.bench.load import Address
+from scripts.faults import syscalls
+from scripts.faults.hub import Hub
+from scripts.faults.images import Image
+from scripts.faults.nodes import ChaosCluster
+from scripts.faults.proxy import Proxies, Treatment
+from scripts.faults.pulse import Pulse
+from scripts.faults.recorders import NotSent, ask
+from scripts.faults.shapes import SHAPES, cut_links
+from scripts.faults.syscalls import Injector
+from scripts.faults.throttle import Throttle
+from scripts.faults.undo import Undo
+
+LOG_CALLS = ("fdatasync", "pwrite64", "fdatasync", "pwrite64", "rename", "ftruncate", "fsync")
+_PRESSURE_BYTES = 512 * 1024
+_PRESSURE_REQUESTS = 12
+_READY_TO_DIE_S = 2.5
+
+
+@dataclass
+class Field:
+    """One cluster and all that can be done to it. What a run does not have is None or empty."""
+
+    cluster: ChaosCluster
+    pulse: Pulse
+    undo: Undo
+    hub: Hub | None = None
+    proxies: Proxies | None = None
+    images: dict[int, Image] = field(default_factory=dict)
+    throttle: Throttle | None = None
+    taken: set[int] = field(default_factory=set)  # nodes that have a fault of their own in this episode
+
+    def __post_init__(self) -> None:
+        self.injector = Injector(self.undo)
+        self._off: set[int] = set()
+        self._limited: set[int] = set()
+
+    def choose(self, rng: random.Random, weights: tuple[int, int, int, int]) -> list[int]:
+        """Victims among running nodes without a fault: (any one, the leader, some, all); maybe nobody."""
+        free = [node for node in self.cluster.running() if node not in self.taken]
+        if not free:
+            return []
+        how = rng.choices(("one", "leader", "some", "all"), weights)[0]
+        one = rng.choice(free)
+        some = rng.sample(free, max(1, rng.randrange(len(free) + 1)))
+        chosen = {"one": [one], "some": sorted(some), "all": free}.get(how, [one])
+        if how == "leader" and self.pulse.leader in free:
+            chosen = [self.pulse.leader]
+        self.taken.update(chosen)
+        return chosen
+
+    def pid(self, node: int) -> int:
+        return self.cluster.processes[node].pid
+
+    async def power_off(self, nodes: list[int]) -> None:
+        """Stop all of them first: the instant is one for all."""
+        for node in nodes:
+            self.cluster.signal(node, signal.SIGSTOP)
+        for node in nodes:
+            await asyncio.to_thread(self.images[node].power_off)
+            self._off.add(node)
+        for node in nodes:
+            self.cluster.kill(node)
+
+    def limit_memory(self, node: int, spare_bytes: int) -> None:
+        size = int(Path(f"/proc/{self.pid(node)}/statm").read_text(encoding="ascii").split()[0])
+        limit = size * resource.getpagesize() + spare_bytes
+        resource.prlimit(self.pid(node), resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        self._limited.add(node)
+
+    async def heal(self) -> None:
+        """Undo every fault, give power back, start whoever is dead."""
+        for image in self.images.values():
+            await asyncio.to_thread(image.thaw)
+        await asyncio.to_thread(self.injector.detach_all)
+        for node in self.cluster.running():
+            self.cluster.signal(node, signal.SIGCONT)
+            if node in self._limited:
+                unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+                resource.prlimit(self.pid(node), resource.RLIMIT_AS, unlimited)
+        self._limited.clear()
+        if self.hub is not None:
+            await asyncio.to_thread(self.hub.heal)
+        if self.proxies is not None:
+            self.proxies.heal()
+        if self.throttle is not None:
+            self.throttle.heal()
+        for node in sorted(self._off):
+            await asyncio.to_thread(self.images[node].power_on)
+        self._off.clear()
+        for image in self.images.values():
+            image.empty()
+        self.taken.clear()
+        self.cluster.revive()
+        syscalls.reap_strays()
+
+
+Strike = Callable[[Field, random.Random], Awaitable[str]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    needs: str  # a capability
+    weight: int
+    strike: Strike
+
+
+KINDS: dict[str, Kind] = {}
+
+
+def kind(name: str, needs: str, weight: int) -> Callable[[Strike], Strike]:
+    def declare(strike: Strike) -> Strike:
+        KINDS[name] = Kind(needs, weight, strike)
+        return strike
+
+    return declare
+
+
+# ── processes ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@kind("kill", "processes", 10)
+async def kill(where: Field, rng: random.Random) -> str:
+    nodes = where.choose(rng, (4, 4, 2, 2))
+    for node in nodes:
+        where.cluster.kill(node)
+    return _names(nodes)
+
+
+@kind("pause", "processes", 8)
+async def pause(where: Field, rng: random.Random) -> str:
+    nodes = where.choose(rng, (3, 5, 2, 1))
+    for node in nodes:
+        where.cluster.signal(node, signal.SIGSTOP)
+    return _names(nodes)
+
+
+@kind("terminate", "processes", 4)
+async def terminate(where: Field, rng: random.Random) -> str:
+    """SIGTERM; half of the time SIGKILL while it says good-bye."""
+    nodes = where.choose(rng, (3, 4, 1, 1))
+    for node in nodes:
+        where.cluster.excuse(node, "terminate")
+        where.cluster.signal(node, signal.SIGTERM)
+    if rng.random() < 0.5:
+        await asyncio.sleep(rng.uniform(0.0, 0.2))
+        for node in nodes:
+            where.cluster.kill(node)
+    return _names(nodes)
+
+
+@kind("crash loop", "processes", 3)
+async def crash_loop(where: Field, rng: random.Random) -> str:
+    """Killed again and again while it starts."""
+    nodes = where.choose(rng, (4, 2, 1, 1))
+    for _ in range(3):
+        for node in nodes:
+            where.cluster.kill(node)
+            where.cluster.bury()
+            where.cluster.start(node)
+        await asyncio.sleep(rng.uniform(0.1, 1.0))
+    for node in nodes:
+        where.cluster.kill(node)
+    return _names(nodes)
+
+
+@kind("no memory", "processes", 2)
+async def no_memory(where: Field, rng: random.Random) -> str:
+    """The address space may grow by a little only, and large requests want more: allocations fail."""
+    nodes = where.choose(rng, (3, 3, 0, 0))
+    for node in nodes:
+        where.cluster.excuse(node, "no memory")
+        where.limit_memory(node, rng.choice((0, 65_536, 1_048_576)))
+        await press(where.cluster.clients[node])
+    return _names(nodes)
+
+
+async def press(address: Address) -> None:
+    """Large puts, all at once, under a condition that never holds: they cost memory and change nothing, ever."""
+    path = f"/v1/kv/c/pressure?if_rev={2**62}&timeout=1s"
+
+    async def one() -> None:
+        with contextlib.suppress(NotSent, OSError, TimeoutError, ValueError):
+            await ask(address, "PUT", path, bytes(_PRESSURE_BYTES), limit_s=1.5)
+
+    await asyncio.gather(*(one() for _ in range(_PRESSURE_REQUESTS)))
+
+
+# ── system calls ────────────────────────────────────────────────────────────────────────────────────
+
+
+@kind("kill at call", "strace", 8)
+async def kill_at_call(where: Field, rng: random.Random) -> str:
+    return await _inject(where, rng, "signal=KILL")
+
+
+@kind("io error", "strace", 5)
+async def io_error(where: Field, rng: random.Random) -> str:
+    return await _inject(where, rng, "error=EIO")
+
+
+@kind("no space at call", "strace", 3)
+async def no_space_at_call(where: Field, rng: random.Random) -> str:
+    return await _inject(where, rng, "error=ENOSPC", calls=("pwrite64", "ftruncate", "fallocate"), onwards=True)
+
+
+@kind("slow calls", "strace", 4)
+async def slow_calls(where: Field, rng: random.Random) -> str:
+    nodes = where.choose(rng, (2, 4, 1, 2))
+    delay_us = rng.choice((5_000, 20_000, 100_000))
+    for node in nodes:
+        await asyncio.to_thread(where.injector.attach, where.pid(node), [f"fdatasync:delay_enter={delay_us}"])
+    return f"{_names(nodes)}, {delay_us // 1000} ms"
+
+
+@kind("kill at start", "strace", 4)
+async def kill_at_start(where: Field, rng: random.Random) -> str:
+    """Killed, and killed again at the N-th call of its start; tried a few times in a row."""
+    nodes = where.choose(rng, (4, 2, 0, 0))
+    done = []
+    for node in nodes:
+        where.cluster.kill(node)
+        for _ in range(2):
+            call, count = rng.choice(LOG_CALLS), rng.randrange(1, 8)
+            where.cluster.bury()
+            where.cluster.start(node, under=syscalls.under([f"{call}:signal=KILL:when={count}"]))
+            where.cluster.excuse(node, "kill at start")
+            await until_dead(where.cluster, node)
+            where.cluster.kill(node)
+            done.append(f"{call} {count}")
+    return f"{_names(nodes)} ({', '.join(done)})" if nodes else ""
+
+
+async def _inject(
+    where: Field,
+    rng: random.Random,
+    what: str,
+    calls: tuple[str, ...] = LOG_CALLS,
+    onwards: bool = False,
+) -> str:
+    nodes = where.choose(rng, (4, 5, 1, 1))
+    done = []
+    for node in nodes:
+        call, count = rng.choice(calls), rng.choice((1, 1, 2, 3, 5, 8, 13, 30))
+        where.cluster.excuse(node, what)
+        injection = f"{call}:{what}:when={count}{'+' if onwards else ''}"
+        await asyncio.to_thread(where.injector.attach, where.pid(node), [injection])
+        done.append(f"{call} {count}")
+    return f"{_names(nodes)} ({', '.join(done)})" if nodes else ""
+
+
+async def until_dead(cluster: ChaosCluster, node: int) -> None:
+    """Or until it has started whole: then the call was not reached."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        await asyncio.to_thread(cluster.processes[node].wait, _READY_TO_DIE_S)
+
+
+# ── disks ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@kind("power cut", "images", 8)
+async def power_cut(where: Field, rng: random.Random) -> str:
+    nodes = where.choose(rng, (3, 3, 2, 4))
+    await where.power_off(nodes)
+    return _names(nodes)
+
+
+@kind("hung disk", "images", 5)
+async def hung_disk(where: Field, rng: random.Random) -> str:
+    nodes = where.choose(rng, (2, 6, 0, 0))
+    for node in nodes:
+        where.cluster.excuse(node, "hung disk")  # after storage.abort_ms it gives up
+        await asyncio.to_thread(where.images[node].freeze)
+    return _names(nodes)
+
+
+@kind("full disk", "images", 4)
+async def full_disk(where: Field, rng: random.Random) -> str:
+    nodes = where.choose(rng, (3, 3, 1, 1))
+    for node in nodes:
+        where.cluster.excuse(node, "full disk")
+        await asyncio.to_thread(where.images[node].fill)
+    return _names(nodes)
+
+
+@kind("slow disk", "throttle", 4)
+async def slow_disk(where: Field, rng: random.Random) -> str:
+    assert where.throttle is not None
+    nodes = where.choose(rng, (2, 4, 0, 2))
+    rate = rng.choice((20, 60, 150))
+    for node in nodes:
+        where.throttle.slow(where.pid(node), where.images[node].device, rate)
+    return f"{_names(nodes)}, {rate} writes/s"
+
+
+# ── network ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@kind("partition", "network", 16)
+async def partition(where: Field, rng: random.Random) -> str:
+    """Packets are lost (hosts), or bytes are held back as if they were (proxies)."""
+    shape = rng.choice(SHAPES)
+    links = cut_links(shape, list(where.cluster.ids), where.pulse.leader, rng)
+    if where.hub is not None:
+        await asyncio.to_thread(where.hub.cut, links)
+    elif where.proxies is not None:
+        for link in links:
+            where.proxies.treat(link, Treatment(hold=True))
+    return shape
+
+
+@kind("loss", "loss", 5)
+async def loss(where: Field, rng: random.Random) -> str:
+    assert where.hub is not None
+    percent = rng.choice((5, 10, 20, 30))
+    await asyncio.to_thread(where.hub.lose, percent)
+    return f"{percent} %"
+
+
+@kind("slow link", "slow link", 3)
+async def slow_link(where: Field, rng: random.Random) -> str:
+    assert where.hub is not None
+    node, rate = rng.choice(list(where.cluster.ids)), rng.choice((64, 256, 1024))
+    await asyncio.to_thread(where.hub.slow, node, rate)
+    return f"{node}, {rate} kbit/s"
+
+
+@kind("resets", "resets", 4)
+async def resets(where: Field, rng: random.Random) -> str:
+    assert where.hub is not None
+    killed = 0
+    nodes = [node for node in where.cluster.ids if rng.random() < 0.6]
+    for _ in range(rng.randrange(1, 4)):
+        for node in nodes:
+            killed += await asyncio.to_thread(where.hub.reset, node)
+        await asyncio.sleep(rng.uniform(0.0, 0.3))
+    return f"{_names(nodes)}, {killed} connections" if killed else ""
+
+
+@kind("proxy resets", "proxies", 4)
+async def proxy_resets(where: Field, rng: random.Random) -> str:
+    assert where.proxies is not None
+    cut = 0
+    for _ in range(rng.randrange(1, 4)):
+        cut += where.proxies.reset(lambda _: rng.random() < 0.6)
+        await asyncio.sleep(rng.uniform(0.0, 0.3))
+    return f"{cut} connections" if cut else ""
+
+
+@kind("delay", "proxies", 5)
+async def delay(where: Field, rng: random.Random) -> str:
+    high = rng.choice((0.01, 0.05, 0.2))
+    return _treat_some(where, rng, Treatment(delay_s=(0.0, high)), f"up to {high * 1000:.0f} ms")
+
+
+@kind("corrupt", "proxies", 4)
+async def corrupt(where: Field, rng: random.Random) -> str:
+    return _treat_some(where, rng, Treatment(corrupt=rng.choice((0.01, 0.1))), "bits flipped")
+
+
+@kind("repeat", "proxies", 3)
+async def repeat(where: Field, rng: random.Random) -> str:
+    return _treat_some(where, rng, Treatment(repeat=rng.choice((0.01, 0.1))), "bytes repeated")
+
+
+@kind("truncate", "proxies", 3)
+async def truncate(where: Field, rng: random.Random) -> str:
+    return _treat_some(where, rng, Treatment(truncate=rng.choice((0.01, 0.1))), "bytes cut off")
+
+
+@kind("swallow", "proxies", 4)
+async def swallow(where: Field, rng: random.Random) -> str:
+    return _treat_some(where, rng, Treatment(swallow=True), "bytes swallowed")
+
+
+@kind("half-open", "proxies", 3)
+async def half_open(where: Field, rng: random.Random) -> str:
+    """Every connection of every node stays open, and nothing arrives on any."""
+    del rng
+    assert where.proxies is not None
+    for a in where.cluster.ids:
+        for b in where.cluster.ids:
+            where.proxies.treat((a, b), Treatment(hold=True))
+    return "everything"
+
+
+def _treat_some(where: Field, rng: random.Random, treatment: Treatment, words: str) -> str:
+    """All links of one node, or all of the cluster, or single ones."""
+    assert where.proxies is not None
+    nodes = list(where.cluster.ids)
+    links = [(a, b) for a in nodes for b in nodes if a != b]
+    how = rng.choice(("node", "all", "some"))
+    if how == "node":
+        one = rng.choice(nodes)
+        links = [link for link in links if one in link]
+    elif how == "some":
+        links = rng.sample(links, rng.randrange(1, len(links)))
+    for link in links:
+        where.proxies.treat(link, treatment)
+    return f"{words} on {len(links)} links"
+
+
+def _names(nodes: list[int]) -> str:
+    return "node " + ",".join(map(str, nodes)) if nodes else ""
+
+
+NETWORK = frozenset(
+    name for name, kind in KINDS.items() if kind.needs in {"network", "loss", "slow link", "resets", "proxies"}
+)
+"""One fault of the network at a time; the others take nodes, and each node at most one."""

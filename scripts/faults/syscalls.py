@@ -1,0 +1,78 @@
+"""Strace as an injector: kill a node at its N-th fdatasync, let its writes fail, or make them slow.
+
+Two ways. *Under* strace from the first instruction (`under`), for faults of the start; the node stays our child (`-D`).
+*Attached* to a running node (`Injector.attach`), for faults under load. `when=N` counts per thread, and the log has a
+thread of its own, so N means the N-th call of the log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.faults.undo import Undo
+
+CALLS = ("fdatasync", "pwrite64", "rename", "ftruncate", "fsync", "unlink", "fallocate")
+
+
+def under(injections: Sequence[str], trace_file: Path | None = None) -> list[str]:
+    """A command line that runs the rest of it traced: `fdatasync:signal=KILL:when=3` and the like."""
+    output = str(trace_file) if trace_file is not None else "/dev/null"
+    calls = ",".join(sorted({injection.split(":")[0] for injection in injections}))
+    flags = [part for injection in injections for part in ("-e", f"inject={injection}")]
+    return ["strace", "-D", "-f", "-qq", "-o", output, "-e", f"trace={calls}", *flags, "--"]
+
+
+class Injector:
+    """Straces attached to running nodes, at most one a node."""
+
+    def __init__(self, undo: Undo) -> None:
+        self._undo = undo
+        self._attached: dict[int, subprocess.Popen[bytes]] = {}
+
+    def attach(self, pid: int, injections: Sequence[str]) -> None:
+        """Raises: OSError if strace ends at once."""
+        assert pid not in self._attached, pid
+        calls = ",".join(sorted({injection.split(":")[0] for injection in injections}))
+        flags = [part for injection in injections for part in ("-e", f"inject={injection}")]
+        command = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", *flags, "-p", str(pid)]
+        strace = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        )
+        self._attached[pid] = strace
+        self._undo.register(f"strace of {pid}", lambda: _end(strace))
+
+    def detach_all(self) -> None:
+        """SIGTERM makes strace let its process go; a process it has killed ends it by itself."""
+        for pid in list(self._attached):
+            del self._attached[pid]
+            self._undo.now(f"strace of {pid}")
+
+
+def _end(strace: subprocess.Popen[bytes]) -> None:
+    strace.send_signal(signal.SIGTERM)
+    try:
+        strace.wait(5)
+    except subprocess.TimeoutExpired:
+        strace.kill()
+        strace.wait()
+    if strace.stderr is not None:
+        strace.stderr.close()
+
+
+def reap_strays() -> None:
+    """As the first process of a process namespace we inherit what `strace -D` leaves behind: its ended tracers."""
+    if os.getpid() != 1:
+        return
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            fields = (entry / "stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+            name = (entry / "comm").read_text(encoding="ascii", errors="replace").strip()
+            if fields[0] == "Z" and fields[1] == "1" and name == "strace":
+                os.waitpid(int(entry.name), os.WNOHANG)
