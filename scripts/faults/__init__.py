@@ -6,7 +6,10 @@ capability   what this machine lets us do; what is missing is skipped with its r
 nodes        the processes of a cluster         pulse      who leads, how often that changed
 syscalls     strace as an injector              images     disks that freeze, fill and lose power
 hub          hosts, cut packets                 proxy      links that delay, corrupt, swallow, reset
+field        all that can be done to one cluster, and how it is undone
 recorders    clients that write a history       kinds      the faults by name
-schedule     a seed → episodes                  run        one leg: faults, calm, again
-aftermath    heal, read everything, judge       sweeps     the deterministic ones
+shapes       of partitions                      schedule   a seed → episodes
+stage        a cluster from start to verdict    aftermath  level, read everything, judge
+run          one leg: faults, calm, again       scenarios  courses of events with a name
+report       the summary, and what is left over
 """

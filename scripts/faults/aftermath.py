@@ -80,7 +80,7 @@ def complaints(cluster: ChaosCluster) -> Counter[str]:
     """Why nodes gave up, by their own words; for people to read, not judged."""
     found: Counter[str] = Counter()
     for node in cluster.ids:
-        for line in (cluster.home / f"{node}.out").read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in cluster.output(node).read_text(encoding="utf-8", errors="replace").splitlines():
             if '"event":"node.failed"' in line:
                 event = json.loads(line)
                 found[f"{event['code']}: {event['message']}"[:120]] += 1

@@ -9,108 +9,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import resource
 import signal
 import subprocess
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 from kvnode.bench.load import Address
 from scripts.faults import syscalls
-from scripts.faults.hub import Hub
-from scripts.faults.images import Image
+from scripts.faults.field import Field
 from scripts.faults.nodes import ChaosCluster
-from scripts.faults.proxy import Proxies, Treatment
-from scripts.faults.pulse import Pulse
+from scripts.faults.proxy import Treatment
 from scripts.faults.recorders import NotSent, ask
 from scripts.faults.shapes import SHAPES, cut_links
-from scripts.faults.syscalls import Injector
-from scripts.faults.throttle import Throttle
-from scripts.faults.undo import Undo
 
 LOG_CALLS = ("fdatasync", "pwrite64", "fdatasync", "pwrite64", "rename", "ftruncate", "fsync")
 _PRESSURE_BYTES = 512 * 1024
 _PRESSURE_REQUESTS = 12
 _READY_TO_DIE_S = 2.5
-
-
-@dataclass
-class Field:
-    """One cluster and all that can be done to it. What a run does not have is None or empty."""
-
-    cluster: ChaosCluster
-    pulse: Pulse
-    undo: Undo
-    hub: Hub | None = None
-    proxies: Proxies | None = None
-    images: dict[int, Image] = field(default_factory=dict)
-    throttle: Throttle | None = None
-    taken: set[int] = field(default_factory=set)  # nodes that have a fault of their own in this episode
-
-    def __post_init__(self) -> None:
-        self.injector = Injector(self.undo)
-        self._off: set[int] = set()
-        self._limited: set[int] = set()
-
-    def choose(self, rng: random.Random, weights: tuple[int, int, int, int]) -> list[int]:
-        """Victims among running nodes without a fault: (any one, the leader, some, all); maybe nobody."""
-        free = [node for node in self.cluster.running() if node not in self.taken]
-        if not free:
-            return []
-        how = rng.choices(("one", "leader", "some", "all"), weights)[0]
-        one = rng.choice(free)
-        some = rng.sample(free, max(1, rng.randrange(len(free) + 1)))
-        chosen = {"one": [one], "some": sorted(some), "all": free}.get(how, [one])
-        if how == "leader" and self.pulse.leader in free:
-            chosen = [self.pulse.leader]
-        self.taken.update(chosen)
-        return chosen
-
-    def pid(self, node: int) -> int:
-        return self.cluster.processes[node].pid
-
-    async def power_off(self, nodes: list[int]) -> None:
-        """Stop all of them first: the instant is one for all."""
-        for node in nodes:
-            self.cluster.signal(node, signal.SIGSTOP)
-        for node in nodes:
-            await asyncio.to_thread(self.images[node].power_off)
-            self._off.add(node)
-        for node in nodes:
-            self.cluster.kill(node)
-
-    def limit_memory(self, node: int, spare_bytes: int) -> None:
-        size = int(Path(f"/proc/{self.pid(node)}/statm").read_text(encoding="ascii").split()[0])
-        limit = size * resource.getpagesize() + spare_bytes
-        resource.prlimit(self.pid(node), resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-        self._limited.add(node)
-
-    async def heal(self) -> None:
-        """Undo every fault, give power back, start whoever is dead."""
-        for image in self.images.values():
-            await asyncio.to_thread(image.thaw)
-        await asyncio.to_thread(self.injector.detach_all)
-        for node in self.cluster.running():
-            self.cluster.signal(node, signal.SIGCONT)
-            if node in self._limited:
-                unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-                resource.prlimit(self.pid(node), resource.RLIMIT_AS, unlimited)
-        self._limited.clear()
-        if self.hub is not None:
-            await asyncio.to_thread(self.hub.heal)
-        if self.proxies is not None:
-            self.proxies.heal()
-        if self.throttle is not None:
-            self.throttle.heal()
-        for node in sorted(self._off):
-            await asyncio.to_thread(self.images[node].power_on)
-        self._off.clear()
-        for image in self.images.values():
-            image.empty()
-        self.taken.clear()
-        self.cluster.revive()
-        syscalls.reap_strays()
 
 
 Strike = Callable[[Field, random.Random], Awaitable[str]]
@@ -202,6 +117,19 @@ async def press(address: Address) -> None:
             await ask(address, "PUT", path, bytes(_PRESSURE_BYTES), limit_s=1.5)
 
     await asyncio.gather(*(one() for _ in range(_PRESSURE_REQUESTS)))
+
+
+@kind("bit rot", "processes", 4)
+async def bit_rot(where: Field, rng: random.Random) -> str:
+    """A bit of a sealed segment flips while the node does not run: its scrubber finds it, its peers restore the log."""
+    if where.rotten or len(where.cluster.ids) < 3:
+        return ""
+    nodes = where.choose(rng, (4, 3, 0, 0))
+    for node in nodes:
+        where.cluster.kill(node)
+        place = await asyncio.to_thread(where.rot, node, rng)
+        return f"{_names(nodes)}, {place}" if place else ""
+    return ""
 
 
 # ── system calls ────────────────────────────────────────────────────────────────────────────────────

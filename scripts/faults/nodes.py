@@ -26,6 +26,7 @@ SETTINGS: dict[str, Any] = {
     "storage.map_bytes": 268_435_456,
     "storage.free_bytes_min": 4_194_304,
     "storage.abort_ms": 10_000,
+    "storage.scrub_bytes_per_s": 8_388_608,
 }
 
 
@@ -51,6 +52,10 @@ class ChaosCluster(KvnodeCluster):
     def data_dir(self, node: int) -> Path:
         return self.homes.get(node, self.home) / f"n{node}"
 
+    def output(self, node: int) -> Path:
+        """Everything that the node's processes have said."""
+        return self.home / f"{node}.out"
+
     def command(self, node: int) -> list[str]:
         return [*self.prefixes.get(node, []), *super().command(node)]
 
@@ -61,9 +66,7 @@ class ChaosCluster(KvnodeCluster):
         self._excused.pop(node, None)
         command = self.command(node)
         prefix = self.prefixes.get(node, [])
-        self.processes[node] = Process(
-            [*prefix, *under, *command[len(prefix) :]], self.home / f"{node}.out", own_session=True
-        )
+        self.processes[node] = Process([*prefix, *under, *command[len(prefix) :]], self.output(node), own_session=True)
         return self.processes[node]
 
     # ── deaths ──────────────────────────────────────────────────────────────────────────────────────

@@ -14,8 +14,8 @@ from typing import Any, Literal, Self
 from kvnode.bench.process import free_ports
 from scripts.faults import aftermath, hub
 from scripts.faults.capability import Reasons
+from scripts.faults.field import Field
 from scripts.faults.images import Image
-from scripts.faults.kinds import Field
 from scripts.faults.nodes import ChaosCluster
 from scripts.faults.proxy import Proxies
 from scripts.faults.pulse import Pulse
@@ -86,9 +86,9 @@ class Stage:
             await self.where.proxies.close()
 
     async def calm(self, seconds: float, *, stop: asyncio.Event | None = None) -> tuple[float, str]:
-        """Peace, until it has lasted and clients got something done → (how long that took, what went wrong or "").
+        """Peace, until it has lasted, damage is restored and clients got something done.
 
-        Whoever still dies of what came before is started again.
+        Returns how long that took, and what went wrong or "". Whoever still dies of what came before is started again.
         """
         for recorder in self._recorders:
             if recorder.done():
@@ -96,11 +96,14 @@ class Stage:
         began, before = monotonic(), self.journal.counts["ok"]
         while True:
             done, waited = self.journal.counts["ok"] - before, monotonic() - began
-            if waited >= seconds and done >= CALM_OPERATIONS:
+            is_whole = self.where.restored()
+            if is_whole and waited >= seconds and done >= CALM_OPERATIONS:
                 return waited, ""
-            if stop is not None and stop.is_set() and done:
+            if is_whole and stop is not None and stop.is_set() and done:
                 return waited, ""
             if waited > CALM_S_MAX:
+                if not is_whole:
+                    return waited, f"nodes {list(self.where.rotten)}: damage not restored in {waited:.0f} s of calm"
                 return waited, f"no service: {done} requests succeeded in {waited:.0f} s of calm"
             self.cluster.revive()
             await asyncio.sleep(0.05)
