@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from time import sleep
 
 from scripts.faults import hub, throttle
 from scripts.faults.images import Image
@@ -92,7 +93,7 @@ def _try_strace(home: Path, undo: Undo) -> str:
             status = Path(f"/proc/{sleeper.pid}/status").read_text(encoding="ascii")
             if "TracerPid:\t0" not in status:
                 return ""
-            subprocess.run(["sleep", "0.01"], check=True)
+            sleep(0.01)
         return "strace cannot attach to a running process (ptrace_scope)"
     finally:
         undo.all()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from time import sleep
 
 from scripts.faults.undo import Undo
 
@@ -131,7 +132,7 @@ def _wait_for_namespace(pid: int) -> None:
     for _ in range(1000):
         if Path(f"/proc/{pid}/ns/net").readlink() != own:
             return
-        subprocess.run(["sleep", "0.01"], check=True)
+        sleep(0.01)
     raise TimeoutError("unshare --net made no namespace")
 
 
