@@ -23,12 +23,12 @@ BUDGET_STATES = 2_000_000
 _NEXT_SEGMENT = "next.tmp"  # made ahead by a running log; any other temporary file is left over
 
 
-async def level(cluster: ChaosCluster) -> list[str]:
+async def level(cluster: ChaosCluster, limit_s: float) -> list[str]:
     """Wait until all nodes are level → problems, unequal state among them."""
     try:
-        statuses = await cluster.wait_level(LEVEL_S)
+        statuses = await cluster.wait_level(limit_s)
     except TimeoutError:
-        return [f"not level {LEVEL_S:.0f} s after everything was healed"]
+        return [f"not level {limit_s:.0f} s after everything was healed"]
     hashes = {node: status["state_hash"] for node, status in statuses.items()}
     if len(set(hashes.values())) != 1:
         return [f"state hashes differ at index {statuses[1]['applied_index']}: {hashes}"]

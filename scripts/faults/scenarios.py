@@ -88,7 +88,7 @@ async def play(name: str, seed: str, home: Path, reasons: Reasons) -> Outcome:
     try:
         async with Stage(setting, reasons, undo) as stage:
             outcome.problems += await chosen.course(stage, outcome.notes, random.Random(setting.seed))
-            outcome.problems += await stage.judge()
+            outcome.problems = list(dict.fromkeys([*outcome.problems, *await stage.judge()]))
             outcome.notes += [f"{n} times: {words}" for words, n in aftermath.complaints(stage.cluster).most_common(4)]
     except TimeoutError as error:
         outcome.problems.append(f"waited in vain: {error!r}")

@@ -31,6 +31,9 @@ CALM_OPERATIONS = 15
 """Successful requests that must come through in every calm."""
 
 CALM_S_MAX = 60.0
+LEVEL_AFTER_DEATH_S = 15.0
+"""How long a cluster may take to be level that has failed already: only its evidence is wanted."""
+
 _IMAGE_BYTES = 192 * 1024 * 1024
 
 
@@ -101,6 +104,8 @@ class Stage:
                 return waited, ""
             if is_whole and stop is not None and stop.is_set() and done:
                 return waited, ""
+            if self.cluster.unexpected:  # it would go on dying
+                return waited, self.cluster.unexpected[0]
             if waited > CALM_S_MAX:
                 if not is_whole:
                     return waited, f"nodes {list(self.where.rotten)}: damage not restored in {waited:.0f} s of calm"
@@ -113,7 +118,7 @@ class Stage:
         where, cluster = self.where, self.cluster
         await where.heal()
         await _end(self._recorders)
-        problems = await aftermath.level(cluster)
+        problems = await aftermath.level(cluster, LEVEL_AFTER_DEATH_S if cluster.unexpected else aftermath.LEVEL_S)
         final, unread = await aftermath.everything(cluster)
         problems += unread
         if not unread:
