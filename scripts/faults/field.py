@@ -104,8 +104,8 @@ class Field:
         resource.prlimit(self.pid(node), resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
         self._limited.add(node)
 
-    async def heal(self) -> None:
-        """Undo every fault, give power back, start whoever is dead."""
+    async def heal(self, *, revive: bool = True) -> None:
+        """Undo every fault, give power back, start whoever is dead (unless not to `revive`)."""
         for image in self.images.values():
             await asyncio.to_thread(image.thaw)
         await asyncio.to_thread(self.injector.detach_all)
@@ -127,5 +127,6 @@ class Field:
         for image in self.images.values():
             image.empty()
         self.taken.clear()
-        self.cluster.revive()
+        if revive:
+            self.cluster.revive()
         syscalls.reap_strays()
