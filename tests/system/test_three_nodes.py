@@ -65,6 +65,9 @@ async def test_every_node_serves_and_the_leader_may_die(make_cluster: MakeCluste
     cluster.processes[leader].kill()
     killed = monotonic()
     answer = await cluster.put(follower, "after", b"kill")
+    while answer.status == 504:  # forwarded in the moment before the leader's end was noticed: honestly unknown
+        assert answer.headers["kv-outcome"] == "unknown"
+        answer = await cluster.put(follower, "after", b"kill")
     assert answer.status == 200, answer.body
     assert monotonic() - killed < 3.0
     for node in cluster.running():
