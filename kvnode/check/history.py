@@ -62,7 +62,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     count: int = 0
     rev: int = 0  # 0: not known
     items: tuple[Seen, ...] = ()
-    parts: tuple[Operation, ...] = ()  # of a transaction; `client` and `call` repeat, `ret` and `status` do not matter
+    parts: tuple[Operation, ...] = ()  # of a transaction; `client`, `call` repeat; `ret`, `status`, `rev` do not matter
     node: int = 0
     session: str = ""
     sequence: int = 0

@@ -172,6 +172,11 @@ class _Lazy:
         self.optional = partition.optional
         self.slots = [tuple({slot: True for slot, _ in (*move.needs, *move.sets)}) for move in partition.optional]
         count = len(partition.keys)
+        first: dict[tuple[object, object], int] = {}  # of several that need and do the same, the next to be tried …
+        self.twin = [-1] * len(self.optional)  # … is the one whose earlier twin is placed
+        for number, move in enumerate(self.optional):
+            self.twin[number] = first.get((move.needs, move.sets), -1)
+            first[move.needs, move.sets] = number
         self.chained = [0] * count  # states of a key that another unanswered write needs
         self.touched = [0] * count  # how many unanswered writes touch a key
         for move, slots in zip(self.optional, self.slots, strict=True):
@@ -197,7 +202,8 @@ class _Lazy:
         for number, move in enumerate(self.optional):
             if move.call > first_return:
                 break
-            if taken >> number & 1 or not move.fits(state):
+            twin = self.twin[number]
+            if taken >> number & 1 or (twin >= 0 and not taken >> twin & 1) or not move.fits(state):
                 continue
             rank = self._rank(move, self.slots[number], wanted, touching)
             if rank is not None:

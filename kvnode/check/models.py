@@ -57,9 +57,7 @@ class Store:
         if not all(holds(part.exp, self._mod(part.key)) for part in operation.parts):
             return replace(operation, held=False, rev=self.revision)
         made = self.revision + 1
-        parts = tuple(
-            self._get(part, made) if part.op == "get" else self._change(part, made) for part in operation.parts
-        )
+        parts = tuple(self._get(part, 0) if part.op == "get" else self._change(part, made) for part in operation.parts)
         if any(part.op == "put" or part.count for part in parts):
             self.revision = made
         return replace(operation, held=True, parts=parts, rev=self.revision)

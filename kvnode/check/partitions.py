@@ -24,6 +24,8 @@ GROUP_KEYS_MAX = 16
 GONE = 1
 """The state of a key that does not exist. Each value has a bit of its own above it."""
 
+UNSEEN = "a value that nobody saw"
+
 Need = tuple[int, int]
 """A key's place in the group, and the states of it that are allowed, as bits."""
 
@@ -85,7 +87,7 @@ def partition(
     return [
         Partition(
             tuple(group),
-            tuple(tuple(vocabulary.bits.get(key, {})) for key in group),
+            tuple(tuple(vocabulary.words.get(key, ())) for key in group),
             tuple(sorted((move for move in own if move.ret < inf), key=_by_call)),
             tuple(sorted((move for move in own if move.ret == inf), key=_by_call)),
         )
@@ -155,14 +157,22 @@ class _Vocabulary:
         self.names = names
         self.revisions = {(key, value): revision for (key, revision), value in names.items()}
         self.bits: dict[str, dict[str, int]] = {}
+        self.words: dict[str, list[str]] = {}  # for each key, what its bits above GONE stand for
         self._nameless: dict[str, int] = {}  # values of writes whose revision nobody told
+        seen = {(claim.key, claim.value) for account_ in accounts for claim in account_.claims}
         for account_ in accounts:
             for key, value in account_.effects:
                 if value is None:
                     continue
-                own = self.bits.setdefault(key, {})
-                bit = own.setdefault(value, GONE << (len(own) + 1))
-                if (key, value) not in self.revisions:
+                nameless = (key, value) not in self.revisions
+                # What nobody saw is all the same: such values share a bit, or each would be tried in turn.
+                word = UNSEEN if nameless and (key, value) not in seen else value
+                words = self.words.setdefault(key, [])
+                if word != UNSEEN or word not in words:
+                    words.append(word)
+                bit = GONE << (words.index(word) + 1 if word == UNSEEN else len(words))
+                self.bits.setdefault(key, {})[value] = bit
+                if nameless:
                     self._nameless[key] = self._nameless.get(key, 0) | bit
 
     def allowed(self, claim: Claim) -> int:
@@ -173,16 +183,19 @@ class _Vocabulary:
         if claim.value is not None:
             return own.get(claim.value, 0)
         if claim.mod == PRESENT:
-            return (GONE << (len(own) + 1)) - 1 - GONE
+            return self._everything(claim.key) - GONE
         name = self.names.get((claim.key, claim.mod))
         return self._nameless.get(claim.key, 0) if name is None else own.get(name, 0)
 
     def excluded(self, claim: Claim) -> int:
         """States in which the claim may be false."""
-        everything = (GONE << (len(self.bits.get(claim.key, {})) + 1)) - 1
+        everything = self._everything(claim.key)
         if claim.mod > 0 and claim.value is None and (claim.key, claim.mod) not in self.names:
             return everything
         return everything & ~self.allowed(claim)
+
+    def _everything(self, key: str) -> int:
+        return (GONE << (len(self.words.get(key, ())) + 1)) - 1
 
     def rank(self, account_: Account) -> float:
         operation = account_.operation

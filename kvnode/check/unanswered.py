@@ -21,12 +21,19 @@ class Unanswered:
     `last`: the newest revision that anybody saw.
     """
 
-    def __init__(self, writes: Sequence[Account], taken: Collection[int], named: Collection[int], last: int) -> None:
+    def __init__(
+        self, writes: Sequence[Account], taken: Collection[int], named: Collection[tuple[str, int]], last: int
+    ) -> None:
         self.writes = writes
         self.free = [revision for revision in range(2, last + 1) if revision not in taken]
         self.guesses = 0
         self._free = frozenset(self.free)
-        self._hidden = [revision for revision in self.free if revision not in named]
+        ascribed = {revision for _, revision in named}
+        self._hidden = [revision for revision in self.free if revision not in ascribed]
+        self._named: dict[str, list[int]] = {}
+        for key, revision in sorted(named):
+            if revision in self._free:
+                self._named.setdefault(key, []).append(revision)
         self._used: set[int] = set()  # of the hidden ones
         self._by_key: dict[str, list[tuple[Account, str | None]]] = {}
         for account in writes:
@@ -62,8 +69,8 @@ class Unanswered:
         for claim in refuted:
             if claim.key not in self._by_key:
                 continue
-            candidates = [account for account, _ in self._by_key[claim.key] if account.operation.call <= returned]
-            if candidates and self._hidden_revision(claim.key, revision, candidates, use=False):
+            possible = any(account.operation.call <= returned for account, _ in self._by_key[claim.key])
+            if possible and _any_between(self.free, self._confirmed.get(claim.key, 0), revision):
                 self._unclear[claim.key] = True
                 self.guesses += 1
                 return True
@@ -101,24 +108,30 @@ class Unanswered:
         if claim.mod > 0:
             possible = claim.mod in self._free and self._confirmed.get(claim.key, 0) < claim.mod <= revision
         else:
-            possible = self._hidden_revision(claim.key, revision, candidates, use=True)
+            possible = self._hidden_revision(claim, revision, candidates)
         if possible:
             self._explained[claim.key] = explained
         return possible
 
-    def _hidden_revision(self, key: str, revision: float, candidates: Sequence[Account], *, use: bool) -> bool:
+    def _hidden_revision(self, claim: Claim, revision: float, candidates: Sequence[Account]) -> bool:
         """Whether there is a revision for it after the key was last confirmed. The earliest is used up."""
         if revision == inf:
             return True
-        after = self._confirmed.get(key, 0)
+        after = self._confirmed.get(claim.key, 0)
         if any(len(account.effects) > 1 for account in candidates):
-            return bisect_right(self.free, after) < bisect_right(self.free, revision)
+            return _any_between(self.free, after, revision)
+        if claim.mod == PRESENT and _any_between(self._named.get(claim.key, []), after, revision):
+            return True
         for place in range(bisect_right(self._hidden, after), bisect_right(self._hidden, revision)):
             if self._hidden[place] not in self._used:
-                if use:
-                    self._used.add(self._hidden[place])
+                self._used.add(self._hidden[place])
                 return True
         return False
+
+
+def _any_between(revisions: Sequence[int], after: int, until: float) -> bool:
+    """Whether a sorted list has one above `after`, up to `until`."""
+    return bisect_right(revisions, after) < bisect_right(revisions, until)
 
 
 def agrees(claim: Claim, found: Version | None) -> bool:

@@ -77,10 +77,16 @@ class _Witness:
         unplaced = self._place_seen(self._place_answered())
         self._check_real_time()
         self._check_stale()
-        named = {claim.mod for account in self.accounts for claim in account.claims if claim.mod > 0}
-        if self.final is not None:
-            named.update(seen.mod for seen in self.final.values())
-        last = max([EMPTY_REVISION, *named, *(place.revision for place in self.placed)])
+        named = {
+            (claim.key, claim.mod)
+            for account in self.accounts
+            if account.operation.status == "ok"
+            for claim in account.claims
+            if claim.mod > 0
+        }
+        named.update((key, seen.mod) for key, seen in (self.final or {}).items())
+        seen = [revision for _, revision in named]
+        last = max([EMPTY_REVISION, *seen, *(place.revision for place in self.placed)])
         unanswered = Unanswered(unplaced, self.makers, named, last)
         self._replay(unanswered)
         if self.sole_writer:

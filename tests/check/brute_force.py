@@ -40,14 +40,18 @@ def _end(operation: Operation) -> float:
 def is_linearizable(operations: Sequence[Operation]) -> bool:
     """By values alone; a revision in a condition is a name for the value that somebody was told it has."""
     names: dict[tuple[str, int], str | None] = {}
-    for operation in operations:
-        if operation.status == "ok" and operation.op == "get" and operation.out is not None:
-            names[operation.key, operation.mod] = operation.out
+    answered = [operation for operation in operations if operation.status == "ok" and operation.held]
+    for operation in answered:
+        written = {part.key for part in operation.parts if part.op == "put"}
+        for part in operation.parts or (operation,):
+            if part.op == "get" and part.out is not None and part.key not in written:
+                names[part.key, part.mod] = part.out
         for item in operation.items:
             names[item.key, item.mod] = item.value
-    for operation in operations:
-        if operation.status == "ok" and operation.op == "put" and operation.held:
-            names[operation.key, operation.rev] = operation.arg
+    for operation in answered:
+        for part in operation.parts or (operation,):
+            if part.op == "put":
+                names[part.key, operation.rev] = part.arg
     told = set(names.values())
 
     def could_be(state: dict[str, str], key: str, revision: int) -> bool:
@@ -66,6 +70,8 @@ def is_linearizable(operations: Sequence[Operation]) -> bool:
     def step(state: dict[str, str], operation: Operation) -> dict[str, str] | None:
         key = operation.key
         match operation.op:
+            case "txn":
+                return transact(state, operation)
             case "get":
                 return state if state.get(key) == operation.out else None
             case "range":
@@ -84,6 +90,20 @@ def is_linearizable(operations: Sequence[Operation]) -> bool:
         if operation.status == "ok" and (key in state) != (operation.count > 0):
             return None
         return {found: value for found, value in state.items() if found != key}
+
+    def transact(state: dict[str, str], operation: Operation) -> dict[str, str] | None:
+        conditions = [(part.key, part.exp) for part in operation.parts if part.exp != ANY]
+        if not operation.held:
+            return state if any(could_fail(state, *condition) for condition in conditions) else None
+        if not all(could_be(state, *condition) for condition in conditions):
+            return None
+        after: dict[str, str] | None = state
+        for part in operation.parts:
+            if after is None:
+                return None
+            if operation.status == "ok" or part.op != "get":
+                after = step(after, replace(part, exp=ANY, status=operation.status))
+        return after
 
     def explains(order: list[Operation]) -> bool:
         state: dict[str, str] | None = {}

@@ -175,6 +175,17 @@ def noise(random: Random, history: History) -> History:
             new = replace(old, count=1 - old.count)
         case "answer" if old.op == "put" and old.exp != -1 and old.status == "ok":
             new = replace(old, held=not old.held, mod=random.choice([0, 2, 3]) if old.held else 0)
+        case "answer" if old.op == "txn" and old.status == "ok" and old.held:
+            parts = list(old.parts)
+            chosen = random.randrange(len(parts))
+            value = random.choice(values)
+            if parts[chosen].op == "get":
+                parts[chosen] = replace(parts[chosen], out=value, mod=random.randint(2, 6) if value else 0)
+            elif parts[chosen].op == "delete":
+                parts[chosen] = replace(parts[chosen], count=1 - parts[chosen].count)
+            new = replace(old, parts=tuple(parts))
+        case "answer" if old.op == "txn" and old.status == "ok" and any(part.exp != -1 for part in old.parts):
+            new = replace(old, held=True, parts=tuple(replace(part, rev=0) for part in old.parts))
         case "answer" if old.op == "range" and old.items:
             kept = random.randrange(len(old.items))
             new = replace(old, items=old.items[:kept] + old.items[kept + 1 :])
