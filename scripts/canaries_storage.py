@@ -256,6 +256,6 @@ CANARIES = (
         "kvnode/storage/wal.py",
         "            elif votes.is_ahead_of(found.state.hard_state):",
         "            elif False and votes.is_ahead_of(found.state.hard_state):",
-        ("tests/storage/test_vote_copy.py", "tests/storage/test_damage_sweep.py"),
+        ("tests/storage/test_vote_copy.py", "tests/storage/test_wal_salvage.py"),
     ),
 )
