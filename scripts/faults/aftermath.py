@@ -8,7 +8,9 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from kvnode.check import report
 from kvnode.check.history import Operation, Seen
 from kvnode.check.judge import judge as judge_history
 from scripts.faults.nodes import ChaosCluster
@@ -47,12 +49,18 @@ async def everything(cluster: ChaosCluster) -> tuple[dict[str, Seen], list[str]]
     return first, [f"node {node} shows other data than node 1" for node in found if found[node] != first]
 
 
-def judge(operations: Sequence[Operation], final: Mapping[str, Seen]) -> list[str]:
-    """Contradictions in the clients' history, which began with an empty store and ended with `final`."""
+def judge(operations: Sequence[Operation], final: Mapping[str, Seen], home: Path) -> list[str]:
+    """Contradictions in the clients' history, which began with an empty store and ended with `final`.
+
+    If there are any, `home` gets a report of them: verdict.txt to read, verdict.html with every client's line of time.
+    """
     verdict = judge_history(operations, final=final, budget=BUDGET_STATES)
     found = [f"{problem.rule}: {problem.message}" for problem in verdict.problems]
     if verdict.result == "unknown":
         found.append(f"the checker gave up on {verdict.counts['groups_unknown']} of {verdict.counts['groups']} groups")
+    if verdict.result != "ok":
+        (home / "verdict.txt").write_text(report.text(operations, verdict), encoding="utf-8")
+        (home / "verdict.html").write_text(report.html(operations, verdict), encoding="utf-8")
     return found
 
 

@@ -122,7 +122,7 @@ class Stage:
         final, unread = await aftermath.everything(cluster)
         problems += unread
         if not unread:
-            problems += await asyncio.to_thread(aftermath.judge, self.journal.operations, final)
+            problems += await asyncio.to_thread(aftermath.judge, self.journal.operations, final, cluster.home)
         problems += await aftermath.stop(cluster)
         cluster.bury()
         problems += await asyncio.to_thread(aftermath.look_at_disks, cluster)
