@@ -189,7 +189,7 @@ class Applier:
 
     def _consider_flush(self) -> None:
         machine, settings = self._machine, self._settings
-        if self._cut is not None:
+        if self._cut is not None or self._halted:
             return
         if machine.recent_versions >= settings.flush_versions or machine.recent_bytes >= settings.flush_bytes:
             self.flush()

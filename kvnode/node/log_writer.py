@@ -56,7 +56,7 @@ class LogWriter:
         self._gathered: deque[Persist] = deque()
         self._busy = False
         self._busy_since_ms = 0
-        self._failed = False
+        self._failed = self._closing = False
         self._durable = NO_WRITE
         self._held: dict[WriteNumber, list[Send]] = {}
         self._mark_timer: asyncio.TimerHandle | None = None
@@ -86,6 +86,7 @@ class LogWriter:
 
     async def close(self, *, abandon: bool = False) -> None:
         """Let what was submitted finish, or `abandon` what is not at the disk yet; then close the log."""
+        self._closing = True
         if self._mark_timer is not None:
             self._mark_timer.cancel()
         if abandon:
@@ -129,7 +130,7 @@ class LogWriter:
                 for send in self._held.pop(WriteNumber(waited), ()):
                     self._send(send)
         self._on_persisted(number)
-        if not self._busy and self._mark_timer is None:
+        if not self._busy and self._mark_timer is None and not self._closing:
             self._mark_timer = self._loop.call_later(MARK_AFTER_S, self._mark)
 
     def _mark(self) -> None:

@@ -159,3 +159,12 @@ async def test_age_of_the_write_at_the_disk_is_known_while_it_hangs() -> None:
     assert bench.writer.in_flight_ms(now_ms + 5_000) >= 4_000
     bench.worker.run_one()
     assert bench.writer.in_flight_ms(now_ms + 5_000) == 0
+
+
+async def test_a_closed_writer_sets_no_timer_when_its_last_batch_is_written() -> None:
+    """An embedded node's loop goes on after the node: a late mark would be sent to a thread that has ended."""
+    bench = Bench()
+    bench.submit(1)
+    await bench.writer.close()
+    assert bench.persisted == [1]
+    assert bench.writer._mark_timer is None
