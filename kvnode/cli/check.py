@@ -15,7 +15,7 @@ from kvnode.check.well_formed import MalformedHistory
 from kvnode.cli.main import REFUSED, UNKNOWN_OUTCOME, USAGE
 
 
-@click.command(short_help="Judge a recorded history of clients.")
+@click.command()
 @click.argument("history", metavar="HISTORY.jsonl", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Also write a timeline to this file.")
 @click.option(
@@ -32,10 +32,16 @@ from kvnode.cli.main import REFUSED, UNKNOWN_OUTCOME, USAGE
 )
 @click.option("--others-write", is_flag=True, help="Clients outside of the history wrote to the store, too.")
 def check(history: Path, html: Path | None, budget: int, final: Path | None, others_write: bool) -> None:
-    """Say whether any order of the operations in HISTORY.jsonl explains what each client was told.
+    """Judge a recorded history of clients.
 
-    One operation a line, as docs/checking.md describes. Exit code 0: it is linearizable, and nothing acknowledged is
-    lost. 1: it is not. 2: the file holds no history. 4: unknown, the search gave up at its budget.
+    Is there an order of the operations in HISTORY.jsonl that explains what each client was told? One operation a line,
+    as docs/checking.md describes. Exit code 0: it is linearizable, and nothing acknowledged is lost. 1: it is not.
+    2: the file holds no history. 4: unknown, the search gave up at its budget.
+
+    \b
+    Examples:
+      kvnode check history.jsonl
+      kvnode check history.jsonl --final final.jsonl --html timeline.html
     """
     try:
         with history.open("rb") as lines:

@@ -13,6 +13,7 @@ from kvnode.raft.output import (
     BecameLeader,
     BecamePreCandidate,
     Fact,
+    FollowerLost,
     LeaderKnown,
     LogTruncated,
     QuarantineEnded,
@@ -89,6 +90,8 @@ class FactLog:
                 log.warning("transfer.aborted", node=node, peer=to, reason=reason)
             case SnapshotNeeded(peer=peer, next_index=index):
                 log.warning("peer.needs_snapshot", node=node, peer=peer, index=index)
+            case FollowerLost(peer=peer, match_index=match, last_index=last):
+                log.error("peer.lost_entries", node=node, peer=peer, acknowledged=match, last_index=last)
             case QuarantineEnded(term=term, index=index):
                 log.warning("quarantine.ended", node=node, term=term, index=index)
             case VoteGranted(term=term, candidate=candidate):

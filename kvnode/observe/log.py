@@ -55,6 +55,7 @@ EVENTS: dict[str, str] = {
     "peer.connected": "Both connections to `peer` are up and proven.",
     "peer.lost": "The connection to `peer` ended; it is dialled again.",
     "peer.refused": "A peer connection failed its handshake; `reason` names the setting or proof that differed.",
+    "peer.lost_entries": "`peer` restarted without entries it had acknowledged: replace its disk. They are sent again.",
     "peer.needs_snapshot": "`peer` needs entries this node's log does not hold any more.",
     "vote.granted": "This node voted for `candidate` in `term`.",
     "transfer.began": "Leadership is being handed to `peer`.",

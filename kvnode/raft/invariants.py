@@ -44,7 +44,11 @@ def observe(state: RaftState) -> Observed:
         term_at_commit=state.log.term_at(state.commit_index),
         matches={}
         if leadership is None
-        else {peer: p.match_index for peer, p in leadership.progress.items() if not p.is_quarantined},
+        else {
+            peer: p.match_index
+            for peer, p in leadership.progress.items()
+            if not p.is_quarantined and p.match_life == p.life
+        },
     )
 
 

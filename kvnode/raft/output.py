@@ -138,6 +138,14 @@ class SnapshotNeeded(msgspec.Struct, frozen=True, gc=False):
     next_index: Index
 
 
+class FollowerLost(msgspec.Struct, frozen=True, gc=False):
+    """A follower restarted without entries it had acknowledged, and does not know it: its disk lied about an fsync."""
+
+    peer: NodeId
+    match_index: Index  # what it had acknowledged
+    last_index: Index  # where its log ends now
+
+
 class QuarantineEnded(msgspec.Struct, frozen=True, gc=False):
     """The log is whole again up to `index`, as a leader of `term` knows it: this node counts as before."""
 
@@ -157,6 +165,7 @@ Fact = (
     | VoteGranted
     | SnapshotNeeded
     | QuarantineEnded
+    | FollowerLost
 )
 
 

@@ -4,8 +4,8 @@ This is the Request Pipeline of replication. *probe*: where the logs part is not
 one message at a time, at most one per heartbeat unless answered. *replicate*: `next_index` runs ahead of the
 acknowledgements, up to a window of messages and bytes. *snapshot*: the follower gets the state instead of entries.
 
-Invariants: 0 ≤ match_index < next_index; match_index never falls within a leadership, unless the follower says that it
-has lost entries (`quarantine`), and is only ever set from an acceptance of this term (traps R3, S56); the window is
+Invariants: 0 ≤ match_index < next_index; match_index never falls within a leadership, unless the follower has lost
+entries (`quarantine`, `has_lost`), and is only ever set from an acceptance of this term (traps R3, S56); the window is
 freed by acknowledged index, not by counting answers, so lost, duplicated and reordered answers cannot leak it or shift
 it (traps S54, S55). Source: Raft thesis §10.2.2.
 """
@@ -42,6 +42,7 @@ class Progress:
     is_fetching: bool = False  # entries for it are being read from disk
     needs_snapshot: bool = False
     life: int = 0  # the newest of its lives that answered; answers of earlier ones are void
+    match_life: int = 0  # the life that acknowledged `match_index`
     is_quarantined: bool = False  # an earlier life of it acknowledged entries that are lost
 
     @property
@@ -68,6 +69,7 @@ class Progress:
         is_news = index > self.match_index
         if is_news:
             self.match_index = index
+            self.match_life = self.life
             self.advanced_ms = now_ms
             while self.window and self.window[0][0] <= index:
                 self.window_bytes -= self.window.popleft()[1]
@@ -100,11 +102,19 @@ class Progress:
         self.window_bytes = 0
 
     def on_life(self, life: int, *, is_quarantined: bool, look_at: Index) -> None:
-        """An answer of `life`. One in quarantine is new: nothing is known to match, `look_at` is the next to try."""
+        """An answer of `life`; one in quarantine that is new has lost something."""
         if is_quarantined and life > self.life:
-            self.match_index = self.commit_sent = _NONE
-            self.become_probe(Index(look_at + 1))
+            self.on_loss(look_at)
         self.life, self.is_quarantined = life, is_quarantined
+
+    def has_lost(self, prev_index: Index) -> bool:
+        """Whether a rejection at `prev_index` proves that what an earlier life acknowledged is not there any more."""
+        return prev_index <= self.match_index and self.match_life < self.life
+
+    def on_loss(self, look_at: Index) -> None:
+        """Nothing is known to match; `look_at` is the next to try."""
+        self.match_index = self.commit_sent = _NONE
+        self.become_probe(Index(look_at + 1))
 
     def _become_replicate(self) -> None:
         self.state = "replicate"

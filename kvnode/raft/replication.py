@@ -28,7 +28,7 @@ from kvnode.raft.messages import (
     Proposed,
     entry_bytes,
 )
-from kvnode.raft.output import Fetch, LogTruncated, SnapshotNeeded
+from kvnode.raft.output import Fetch, FollowerLost, LogTruncated, SnapshotNeeded
 from kvnode.raft.progress import Progress
 from kvnode.raft.state import Leadership, RaftState
 
@@ -238,7 +238,11 @@ def on_append_reply(state: RaftState, message: AppendReply) -> None:
         progress.read_round = message.read_round
         read_index.confirm(state, leadership)
     if not message.accepted:
-        progress.on_rejected(message.index, _look_at(state.log, message))
+        if progress.has_lost(message.index):
+            state.output.facts.append(FollowerLost(message.sender, progress.match_index, message.last_index))
+            progress.on_loss(_look_at(state.log, message))
+        else:
+            progress.on_rejected(message.index, _look_at(state.log, message))
         return
     assert message.index <= state.log.last_index, (message, state.log.last_index)
     if progress.on_accepted(message.index, state.now_ms, state.log.last_index):

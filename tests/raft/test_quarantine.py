@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvnode.ids import NOBODY, Index, NodeId, Term
 from kvnode.raft.messages import AppendEntries, AppendReply, TimeoutNow, TransferLeadership, VoteReply, VoteRequest
-from kvnode.raft.output import QuarantineEnded, TransferBegan
+from kvnode.raft.output import FollowerLost, QuarantineEnded, TransferBegan
 from tests.raft.cluster import Cluster
 
 
@@ -204,6 +204,20 @@ def test_a_damaged_leader_comes_back_as_a_follower() -> None:
     cluster.advance(4_000)
     assert cluster.leader in {2, 3}
     assert not cluster[1].is_quarantined
+    cluster.assert_level()
+
+
+def test_a_follower_whose_disk_lied_is_sent_everything_again() -> None:
+    """It does not know that it lost what it acknowledged; its leader sees it, says so, and goes on replicating."""
+    cluster = led()
+    cluster.damage(3, 3)
+    cluster.crash(3)
+    cluster.member(3).is_quarantined = False
+    cluster.start(3)
+    cluster.propose(1, b"d")
+    cluster.advance(500)
+    assert [fact.peer for fact in cluster.facts_of(1, FollowerLost) if isinstance(fact, FollowerLost)] == [3]
+    assert cluster[1].term == 1
     cluster.assert_level()
 
 
