@@ -28,6 +28,9 @@ def on_transfer_requested(state: RaftState, to: NodeId) -> None:
     if target == state.node or not state.log.membership.is_voter(target):
         _refuse(state, to, "no such voter beside the leader")
         return
+    if leadership.progress[target].quarantine != NO_QUARANTINE:
+        _refuse(state, to, "it is in quarantine and may not stand")
+        return
     leadership.transfer_to = target
     leadership.transfer_deadline_ms = state.now_ms + state.settings.election_timeout_ms
     leadership.transfer_sent = False

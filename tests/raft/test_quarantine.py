@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvnode.ids import NOBODY, Index, NodeId, Term
 from kvnode.raft.messages import AppendEntries, AppendReply, TimeoutNow, TransferLeadership, VoteReply, VoteRequest
-from kvnode.raft.output import FollowerLost, QuarantineEnded, TransferBegan
+from kvnode.raft.output import FollowerLost, QuarantineEnded, TransferAborted, TransferBegan
 from tests.raft.cluster import Cluster
 
 
@@ -230,3 +230,17 @@ def test_reads_and_elections_go_on_beside_it() -> None:
     index = cluster.ready_at(3, number)
     assert index is not None
     assert index >= 4
+
+
+def test_it_is_refused_by_name_at_once_too() -> None:
+    """Waiting for a target that will not stand would only keep proposals waiting."""
+    cluster = led()
+    cluster.crash(2)
+    cluster.damage(3, 2)
+    cluster.advance(500)
+    cluster.step(1, TransferLeadership(NodeId(3)))
+    aborted = cluster.facts_of(1, TransferAborted)
+    assert isinstance(aborted[-1], TransferAborted)
+    assert "quarantine" in aborted[-1].reason
+    assert cluster[1].state.leadership is not None
+    assert cluster[1].state.leadership.transfer_to == NOBODY
