@@ -28,7 +28,7 @@ def on_transfer_requested(state: RaftState, to: NodeId) -> None:
     if target == state.node or not state.log.membership.is_voter(target):
         _refuse(state, to, "no such voter beside the leader")
         return
-    if leadership.progress[target].quarantine != NO_QUARANTINE:
+    if leadership.progress[target].is_quarantined:
         _refuse(state, to, "it is in quarantine and may not stand")
         return
     leadership.transfer_to = target

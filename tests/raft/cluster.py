@@ -338,7 +338,7 @@ class Cluster:
         end = self.now_ms + ms
         while True:
             running = [member for member in self.members.values() if member.raft is not None]
-            due = min((m.raft.next_deadline_ms() for m in running if m.raft is not None), default=end)
+            due = min((m.raft.next_deadline_ms() for m in running if m.raft is not None), default=end + 1)
             self.now_ms = min(max(due, self.now_ms), end)
             if due > end:
                 return

@@ -235,9 +235,8 @@ def test_reads_and_elections_go_on_beside_it() -> None:
 def test_it_is_refused_by_name_at_once_too() -> None:
     """Waiting for a target that will not stand would only keep proposals waiting."""
     cluster = led()
-    cluster.crash(2)
-    cluster.damage(3, 2)
-    cluster.advance(500)
+    answer = AppendReply(cluster[1].term, NodeId(3), accepted=False, index=Index(4), life=99, quarantined=True)
+    cluster.step(1, answer)
     cluster.step(1, TransferLeadership(NodeId(3)))
     aborted = cluster.facts_of(1, TransferAborted)
     assert isinstance(aborted[-1], TransferAborted)
