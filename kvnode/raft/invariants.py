@@ -14,6 +14,8 @@ from kvnode.ids import NOBODY, Index, NodeId, Term
 from kvnode.raft.progress import Progress
 from kvnode.raft.state import RaftState, Role
 
+_NO_MATCHES: dict[NodeId, Index] = {}  # shared, and never changed
+
 
 class Observed(msgspec.Struct, frozen=True):
     """What `check_step` compares."""
@@ -31,18 +33,18 @@ class Observed(msgspec.Struct, frozen=True):
 
 
 def observe(state: RaftState) -> Observed:
-    leadership = state.leadership
+    leadership, log, commit = state.leadership, state.log, state.commit_index
     return Observed(
-        term=state.term,
-        vote=state.vote,
-        role=state.role,
-        leader=state.leader,
-        commit_index=state.commit_index,
-        apply_to=state.apply_to,
-        last_index=state.log.last_index,
-        read_round=state.read_round,
-        term_at_commit=state.log.term_at(state.commit_index),
-        matches={}
+        state.term,
+        state.vote,
+        state.role,
+        state.leader,
+        commit,
+        state.apply_to,
+        log.last_index,
+        state.read_round,
+        log.term_at(commit),
+        _NO_MATCHES
         if leadership is None
         else {
             peer: p.match_index
@@ -54,36 +56,44 @@ def observe(state: RaftState) -> Observed:
 
 def check(state: RaftState) -> None:
     """What holds after every step."""
-    log, writes = state.log, state.writes
-    assert (state.leadership is not None) == (state.role is Role.LEADER), state.role
-    assert (state.candidacy is not None) == (state.role in (Role.PRE_CANDIDATE, Role.CANDIDATE)), state.role
-    if state.role in (Role.CANDIDATE, Role.LEADER):
+    log, writes, role, leadership = state.log, state.writes, state.role, state.leadership
+    commit, last = state.commit_index, log.last_index
+    is_leader = role is Role.LEADER
+    assert (leadership is not None) == is_leader, role
+    assert (state.candidacy is not None) == (role is Role.CANDIDATE or role is Role.PRE_CANDIDATE), role
+    if is_leader or role is Role.CANDIDATE:
         assert state.vote == state.node, ("I2", state.term, state.vote)
         assert not state.is_stalled, "a stalled disk and an office"
-    if state.role is not Role.FOLLOWER:
-        assert not state.is_quarantined, ("I16: a campaign in quarantine", state.role)
-    assert (state.role is Role.LEADER) == (state.leader == state.node), ("I1", state.role, state.leader)
+    if role is not Role.FOLLOWER:
+        assert not state.is_quarantined, ("I16: a campaign in quarantine", role)
+    assert is_leader == (state.leader == state.node), ("I1", role, state.leader)
     assert log.last_term <= state.term, ("I3", log.last_term, state.term)
-    assert log.base.index <= state.commit_index <= log.last_index, ("I8", state.commit_index, log.last_index)
-    assert writes.durable_index <= log.last_index, ("I11", writes.durable_index, log.last_index)
-    assert state.apply_to <= min(state.commit_index, writes.durable_index), ("I11", state.apply_to)
-    assert log.first_in_memory <= min(writes.durable_index, state.commit_index) + 1, ("I19", log.first_in_memory)
-    if state.leadership is not None:
+    assert log.base.index <= commit <= last, ("I8", commit, last)
+    durable = writes.durable_index
+    assert durable <= last, ("I11", durable, last)
+    assert state.apply_to <= min(commit, durable), ("I11", state.apply_to)
+    assert log.first_in_memory <= min(commit, durable) + 1, ("I19", log.first_in_memory)
+    if leadership is not None:
         members = [member for member in log.membership.members if member != state.node]
-        assert list(state.leadership.progress) == members, ("I15", members)
-        for progress in state.leadership.progress.values():
-            _check_progress(state, progress)
+        assert list(leadership.progress) == members, ("I15", members)
+        for progress in leadership.progress.values():
+            assert 0 <= progress.match_index < progress.next_index <= last + 1, ("I18", progress, last)
+            if progress.window:
+                _check_window(progress, state.settings.window_messages_max)
+            else:
+                assert progress.window_bytes == 0, ("I28", progress)
 
 
-def _check_progress(state: RaftState, progress: Progress) -> None:
-    assert 0 <= progress.match_index < progress.next_index, ("I18", progress)
-    assert progress.next_index <= state.log.last_index + 1, ("I18", progress, state.log.last_index)
-    assert progress.window_bytes == sum(size for _, size in progress.window), ("I28", progress)
-    assert len(progress.window) <= state.settings.window_messages_max, ("I28", progress)
-    assert progress.state == "replicate" or not progress.window, ("I18", progress)
-    lasts = [last for last, _ in progress.window]
-    assert lasts == sorted(lasts), ("I18", progress)
-    assert all(progress.match_index < last < progress.next_index for last in lasts), ("I18", progress)
+def _check_window(progress: Progress, messages_max: int) -> None:
+    assert len(progress.window) <= messages_max, ("I28", progress)
+    assert progress.state == "replicate", ("I18", progress)
+    before, size = progress.match_index, 0
+    for last, bytes_ in progress.window:
+        assert before <= last, ("I18", progress)
+        before = last
+        size += bytes_
+    assert progress.match_index < progress.window[0][0] <= before < progress.next_index, ("I18", progress)
+    assert progress.window_bytes == size, ("I28", progress)
 
 
 def check_step(before: Observed, after: Observed) -> None:

@@ -6,6 +6,7 @@ claim made to a client, and asserts the invariants that span nodes. Names I1 …
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from zlib import crc32
@@ -46,6 +47,7 @@ class Ghost:
     refused: dict[bytes, bool] = field(default_factory=dict)
     reads: dict[int, Index] = field(default_factory=dict)  # unanswered: what was committed when the read was invoked
     reads_answered: int = 0
+    held: dict[tuple[Index, Term], dict[NodeId, bool]] = field(default_factory=dict)  # on whose disks it ever was
 
     # ── one node ────────────────────────────────────────────────────────────────────────────────────
 
@@ -57,14 +59,26 @@ class Ghost:
 
     def on_step(self, raft: Raft) -> None:
         """After every cause: a new leader has everything, a new commit is durable on a majority."""
-        if raft.role == "leader" and self.leaders.get(raft.term) != raft.node:
+        state = raft.state
+        if state.leadership is not None and self.leaders.get(state.term) != state.node:
             self._on_leader(raft)
-        commit = raft.commit_index
+        commit = state.commit_index
         if commit > len(self.committed):
             self._on_committed(raft, commit)
         if commit:
-            term = raft.state.log.term_at(commit)
-            assert term == self.committed[commit - 1].term, ("I7", raft.node, commit, term)
+            term = state.log.term_at(commit)
+            assert term == self.committed[commit - 1].term, ("I7", state.node, commit, term)
+
+    def on_matches(self, raft: Raft, before: Mapping[NodeId, Index], after: Mapping[NodeId, Index]) -> None:
+        """What a leader believes a follower holds has been on that follower's disk (I18).
+
+        Unless the follower is in a newer term on disk: it may have taken entries, been told by the next leader to drop
+        them, and written both as one; its answer to the first leader leaves afterwards, and is true of that term.
+        """
+        for peer, match in after.items():
+            if match > before.get(peer, 0) and self.disks[peer].hard_state.term <= raft.term:
+                term = raft.state.log.term_at(match)
+                assert term is None or peer in self.held[match, term], ("I18: never held", raft.node, peer, match, term)
 
     def _on_leader(self, raft: Raft) -> None:
         assert raft.term not in self.leaders, ("I1", raft.term, self.leaders[raft.term], raft.node)
@@ -149,11 +163,13 @@ class Ghost:
         assert all(a.time < b.time for a, b in pairwise(entries)), ("time", node)
 
     def on_durable(self, node: NodeId, write: Persist) -> None:
-        """A disk may never lose what is committed."""
+        """Called as a write becomes durable, before the disk shows it. It may never take away what is committed."""
         first = write.truncate_from
         if first and first <= len(self.committed):
             entry = self.disks[node].entries[first - 1]
             assert entry.term != self.committed[first - 1].term, ("I12: a committed entry is cut", node, entry)
+        for entry in write.entries:
+            self.held.setdefault((entry.index, entry.term), {})[node] = True
 
     def on_left(self, node: NodeId, send: Send) -> None:
         """I2 and I9: what a message claims is on its sender's disk when it leaves."""

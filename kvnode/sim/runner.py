@@ -79,7 +79,7 @@ class Screen:
 
 def run(plan: Plan, out: IO[str], *, json_file: Path | None = None, is_verbose: bool = False) -> int:
     """Run the plan and print what came of it; an exit code. Raises: TierMissing."""
-    tallies = {tier: Tally(tier, marks_of(tier)) for tier in plan.tiers}
+    tallies = {tier: Tally(tier, marks_of(tier), getattr(tier_module(tier), "RARE_MARKS", ())) for tier in plan.tiers}
     screen, began, is_interrupted = Screen(out), time.monotonic(), False
     lines = json_file.open("wb") if json_file is not None else None
     try:

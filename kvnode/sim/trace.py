@@ -15,6 +15,8 @@ import msgspec
 LAST_EVENTS = 60
 """How many events before a failure are shown."""
 
+LINE_MAX = 180
+
 RECORDED_MAX = 2_000_000
 """Events kept of a run recorded whole; a longer run is compared up to here."""
 
@@ -42,6 +44,10 @@ class Trace:
         """The newest events that are still known, oldest first."""
         events = list(self._last)[-count:]
         return [" ".join(str(part) for part in event) for event in events]
+
+    def shortened(self, count: int) -> list[str]:
+        """As `lines`, for people: one screen line each."""
+        return [line if len(line) <= LINE_MAX else line[: LINE_MAX - 1] + "…" for line in self.lines(count)]
 
 
 def first_difference(one: list[str], other: list[str]) -> str:

@@ -6,6 +6,7 @@ stands, so that the traceback shows the loop it is in; one that dies takes only 
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
@@ -96,6 +97,7 @@ def _limited(cpu_limit_s: float, run: Callable[[], SeedReport]) -> SeedReport:
 def main() -> None:
     """Serve jobs until standard input ends. Ctrl-C is the parent's business."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.set_threshold(50_000, 20, 100)  # a run makes many objects and few cycles
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a run prints must not get between the answers
     decode, encode = msgspec.json.Decoder(Job).decode, msgspec.json.Encoder().encode

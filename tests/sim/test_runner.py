@@ -16,7 +16,14 @@ import pytest
 from kvnode.sim import runner, worker
 from kvnode.sim.pool import run_jobs
 from kvnode.sim.report import SeedReport
-from kvnode.sim.summary import MARKS_JUDGED_FROM, USELESS_JUDGED_FROM, Tally, failure_text, summary_text
+from kvnode.sim.summary import (
+    MARKS_JUDGED_FROM,
+    RARE_MARKS_JUDGED_FROM,
+    USELESS_JUDGED_FROM,
+    Tally,
+    failure_text,
+    summary_text,
+)
 from kvnode.sim.trace import Trace, first_difference
 from kvnode.sim.worker import Job
 
@@ -82,6 +89,15 @@ def test_a_mark_never_met_is_a_complaint_of_a_large_run_only() -> None:
     tally.add(report(MARKS_JUDGED_FROM))
     assert tally.complaints() == [f"core: never met in {MARKS_JUDGED_FROM} seeds: rare"]
     assert "NOT MET rare: a rare thing" in summary_text([tally], 1.0, is_interrupted=False)
+
+
+def test_a_rare_mark_may_be_missing_for_longer() -> None:
+    tally = Tally("core", {"rare": "a rare thing"}, rare=("rare",))
+    for seed in range(MARKS_JUDGED_FROM):
+        tally.add(report(seed))
+    assert tally.complaints() == []
+    tally.seeds = RARE_MARKS_JUDGED_FROM
+    assert tally.complaints() == [f"core: never met in {RARE_MARKS_JUDGED_FROM} seeds: rare"]
 
 
 def test_a_run_that_never_ends_is_interrupted_where_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +166,7 @@ def test_a_seed_is_replayed_with_all_it_can_tell() -> None:
     out = io.StringIO()
     assert runner.replay("core", 1, out) == runner.PASSED
     assert "core seed 1: passed" in out.getvalue()
-    assert "commits" in out.getvalue()
+    assert "commands done" in out.getvalue()
 
 
 def test_a_seed_decides_its_run_whatever_the_hash_seed() -> None:

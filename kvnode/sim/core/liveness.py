@@ -1,0 +1,140 @@
+"""Liveness: once faults stop where a quorum stands, that quorum comes right, within a bound, and then everybody does.
+
+First a *core* is chosen: a random quorum of the voters, and some of the learners. Inside it everything is healed; what
+everybody else suffers becomes permanent, and who suffers nothing gets something: it is down, paused, without a working
+disk, deaf or mute. Then the rest is healed, too. Both times: one leader, a command from every node is committed, all
+are level, all reads are answered, nobody is elected any more.
+
+A node that hears some of the core and is heard by some might keep it from agreeing for ever (the constrained election,
+S27 in the list of scenarios): hence deaf or mute, not in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+from kvnode.ids import NodeId, RequestId
+from kvnode.raft.messages import PeerConnected
+from kvnode.sim.core.world import BROKEN_FOR_GOOD, EXACT, World
+
+ATTEMPTS_MAX = 20
+
+
+def choose_core(world: World, rng: Random) -> list[NodeId]:
+    configuration = world.shape.configuration
+    voters = configuration.voters
+    least = len(voters) // 2 + 1
+    core = rng.sample(voters, rng.choice([least, least, len(voters)]))
+    return sorted(core + [learner for learner in configuration.learners if rng.random() < 0.5])
+
+
+def make_peace(world: World, core: Sequence[NodeId], rng: Random) -> None:
+    """No more faults inside the core, nothing but faults outside; what is under way still arrives, however late."""
+    world.is_peace = True
+    links = world.links
+    links.drop = links.duplicate = links.bury = links.straggle = 0.0
+    links.delay_ms = min(links.delay_ms, world.timeout // 10)
+    world.fsync_ms = min(world.fsync_ms, world.timeout // 10)
+    outside = [id_ for id_ in world.ids if id_ not in core]
+    links.mend([(a, b) for a in core for b in core])
+    links.unclog(list(links.clogs))
+    for id_ in core:
+        _heal(world, id_)
+    for id_ in outside:
+        _break_for_good(world, id_, core, rng)
+
+
+def _heal(world: World, id_: NodeId) -> None:
+    machine = world.machines[id_]
+    world.set_clock_rate(id_, EXACT)
+    world.free_disk(id_)
+    if machine.process is None:
+        world.start(id_)
+    else:
+        world.resume(machine.process)
+        world.put(id_, *(PeerConnected(peer) for peer in world.ids if peer != id_))  # whatever it was told before
+
+
+def _break_for_good(world: World, id_: NodeId, core: Sequence[NodeId], rng: Random) -> None:
+    process, links = world.machines[id_].process, world.links
+    match rng.choice(["as it is", "down", "paused", "disk", "deaf", "mute"]):
+        case "down":
+            world.crash(id_)
+        case "paused" if process is not None:
+            process.is_paused = True
+        case "disk":
+            world.stick_disk(id_, world.now_ms + BROKEN_FOR_GOOD)
+        case "deaf":
+            links.cut([(other, id_) for other in core])
+        case "mute":
+            links.cut([(id_, other) for other in core])
+        case _ if process is not None and not process.is_paused:  # nothing stops it, so all its links do
+            links.cut([link for other in core for link in ((id_, other), (other, id_))])
+        case _:
+            pass
+    if process is not None and not process.is_paused and process.is_alive:  # a half-cut node would be in between
+        _complete_cut(world, id_, core)
+
+
+def _complete_cut(world: World, id_: NodeId, core: Sequence[NodeId]) -> None:
+    """If some link to or from the core is cut, all of that direction are."""
+    cuts = world.links.cuts
+    if any((other, id_) in cuts for other in core):
+        world.links.cut([(other, id_) for other in core])
+    if any((id_, other) in cuts for other in core):
+        world.links.cut([(id_, other) for other in core])
+
+
+def heal_everybody(world: World) -> None:
+    world.links.heal()
+    for id_ in world.ids:
+        _heal(world, id_)
+
+
+def assert_recovery(world: World, nodes: Sequence[NodeId]) -> None:
+    """I30 and I31 for `nodes`, all of which are healthy and connected."""
+    timeout, ghost = world.timeout, world.ghost
+    world.run_for(5 * timeout)  # stragglers arrive
+    wanted = [_propose_until_placed(world, id_) for id_ in nodes]
+    longest = max(machine.disk.last_index for machine in world.machines.values())
+    round_trip = 2 * (2 * world.links.delay_ms + 2 * world.fsync_ms + 1)
+    read_back = timeout // 4  # what the world takes at most to read entries from a disk
+    until = world.now_ms + 20 * timeout + longest * (round_trip + read_back)
+    while not _are_level(world, nodes):  # at worst one entry a message, one message in flight, each read back from disk
+        world.run_for(timeout)
+        assert world.now_ms < until, ("I30: not level in peace", nodes)
+    assert all(ghost.payloads.get(payload) == 1 for payload in wanted), "I30: a command is missing"
+    leaders_before = len(ghost.leaders)
+    for id_ in nodes:
+        world.read(id_)
+    asked = world.last_number
+    answered = ghost.reads_answered
+    world.run_for(3 * timeout)
+    waiting = [number for number in ghost.reads if number <= asked and world.reader[number] in nodes]
+    assert not waiting, ("I30: reads in peace were not answered", waiting)
+    assert ghost.reads_answered >= answered + len(nodes), ("I30: reads in peace failed", nodes)
+    assert len(ghost.leaders) == leaders_before, "I31: an election in peace"
+    assert len([process for process in world.leaders() if process.node in nodes]) == 1, ("I30: one leader", nodes)
+
+
+def _propose_until_placed(world: World, id_: NodeId) -> bytes:
+    for _ in range(ATTEMPTS_MAX):
+        world.propose(id_, 1)
+        payload = world.ghost.proposed[RequestId(world.last_number)]
+        world.run_for(world.timeout)
+        if payload in world.ghost.payloads:
+            return payload
+    raise AssertionError(("I30: no command gets through in peace", id_))
+
+
+def _are_level(world: World, nodes: Sequence[NodeId]) -> bool:
+    """All that their logs hold is committed, known to be, and equal."""
+    ends = []
+    for id_ in nodes:
+        process, disk = world.machines[id_].process, world.machines[id_].disk
+        assert process is not None, id_
+        if not process.raft.last_index == process.raft.commit_index == disk.last_index:
+            return False
+        ends.append(disk.entries[-1] if disk.entries else None)
+    return all(end == ends[0] for end in ends)

@@ -1,0 +1,441 @@
+"""World: cores with their disks and clocks on virtual time, as a bare event heap. Every step of theirs is checked.
+
+A node is a process with an inbox: it takes several causes for one output, may pause while its clock runs on, and
+crashes losing what its disk had not finished, or keeping any prefix of it. Its disk completes one write at a time, each
+taking in what has queued up meanwhile or only some of it; it may be slow, or stuck until further notice. Its clock
+starts anywhere and may run fast or slow. What strikes when is not decided here: `kvnode.sim.core.faults`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from kvnode.ids import NO_WRITE, Index, NodeId, RequestId, Term
+from kvnode.raft import invariants
+from kvnode.raft.core import Raft
+from kvnode.raft.messages import (
+    DiskRecovered,
+    DiskStalled,
+    Entry,
+    Fetched,
+    Input,
+    LogPosition,
+    Persisted,
+    Proposals,
+    Proposed,
+    ReadRequest,
+    Tick,
+    entry_bytes,
+)
+from kvnode.raft.output import Fetch, Output, Send
+from kvnode.raft.state import Restored
+from kvnode.sim.core.disk import WALL_START_MS, CoreDisk
+from kvnode.sim.core.links import Links
+from kvnode.sim.core.shape import Shape, fork
+from kvnode.sim.ghost import Ghost
+from kvnode.sim.trace import Trace
+
+START = Index(0)
+EXACT = 1_000
+"""A clock's rate in thousandths of real time."""
+
+BROKEN_FOR_GOOD = 1 << 60
+
+
+@dataclass
+class Process:
+    """One life of a node."""
+
+    node: NodeId
+    raft: Raft
+    machine: Machine
+    inbox: deque[Input] = field(default_factory=deque)
+    held: list[Send] = field(default_factory=list)
+    applied: Index = START
+    is_alive: bool = True
+    is_paused: bool = False
+    is_scheduled: bool = False
+    timer_at: int | None = None
+    disk_busy: bool = False
+    writes: int = 0  # begun; a completion of an older one than the newest is void
+    is_stalled: bool = False  # its core was told so
+    observed: invariants.Observed | None = None
+
+
+@dataclass
+class Machine:
+    """What outlives a process: the disk, how far the store on it has come, and the clocks."""
+
+    node: NodeId
+    rng: random.Random
+    disk: CoreDisk = field(default_factory=CoreDisk)
+    stored: Index = START
+    process: Process | None = None
+    disk_slow_until: int = 0
+    disk_stuck_until: int = 0
+    wall_skew_ms: int = 0
+    rate: int = EXACT
+    zero_ms: int = 0  # the local clock's reading at `since_ms`
+    since_ms: int = 0
+
+    def local_ms(self, now_ms: int) -> int:
+        return self.zero_ms + (now_ms - self.since_ms) * self.rate // EXACT
+
+    def when_ms(self, local_ms: int) -> int:
+        """The first instant at which the local clock reads `local_ms`."""
+        return self.since_ms - (self.zero_ms - local_ms) * EXACT // self.rate
+
+    def set_rate(self, rate: int, now_ms: int) -> None:
+        self.zero_ms, self.since_ms, self.rate = self.local_ms(now_ms), now_ms, rate
+
+
+class World:
+    """Nodes, and the heap of what happens next. `strike` and what else a run adds comes in by way of the hooks."""
+
+    def __init__(self, seed: int, shape: Shape, trace: Trace | None = None) -> None:
+        self.seed = seed
+        self.shape = shape
+        self.settings = shape.settings
+        self.timeout = shape.timeout
+        self.ids = shape.ids
+        self.trace = trace if trace is not None else Trace()
+        self.now_ms = 0
+        self.steps = 0
+        self.is_peace = False
+        self.last_number = 0  # of a client's request
+        self.reader: dict[int, NodeId] = {}  # whom each read was asked
+        self.counts: Counter[str] = Counter()
+        self.fsync_ms = shape.fsync_ms
+        self._heap: list[tuple[int, int, Callable[[], None]]] = []
+        self._sequence = 0
+        self.machines = {id_: Machine(id_, fork(seed, f"node-{id_}")) for id_ in self.ids}
+        self.ghost = Ghost({id_: machine.disk for id_, machine in self.machines.items()})
+        self.links = Links(fork(seed, "links"), shape, self.at, self.put, self.counts)
+
+    # ── hooks ───────────────────────────────────────────────────────────────────────────────────────
+
+    def on_before_step(self, process: Process, cause: Input) -> None:
+        """A cause is about to be stepped."""
+
+    def on_after_output(self, process: Process, output: Output) -> None:
+        """An output has been executed."""
+
+    def on_crashed(self, machine: Machine, lost_writes: int) -> None:
+        """A process is gone, and with it the newest `lost_writes` of its writes."""
+
+    # ── events ──────────────────────────────────────────────────────────────────────────────────────
+
+    def at(self, delay_ms: int, event: Callable[[], None]) -> None:
+        self._sequence += 1
+        heapq.heappush(self._heap, (self.now_ms + delay_ms, self._sequence, event))
+
+    def run_for(self, ms: int) -> None:
+        end, heap, pop = self.now_ms + ms, self._heap, heapq.heappop
+        while heap and heap[0][0] <= end:
+            self.now_ms, _, event = pop(heap)
+            event()
+        self.now_ms = end
+
+    def in_trouble(self, delay_ms: int, event: Callable[[], None]) -> None:
+        """A fault's further course: void once there is peace, which ends all faults in its own way."""
+        self.at(delay_ms, lambda: None if self.is_peace else event())
+
+    # ── clients ─────────────────────────────────────────────────────────────────────────────────────
+
+    def propose(self, id_: NodeId, count: int, padding: int = 0) -> None:
+        """`count` new commands in one batch, of about so many bytes each, if the node lives."""
+        self.counts["commands asked"] += count
+        if self.machines[id_].process is None or not count:
+            return
+        batch = []
+        for _ in range(count):
+            self.last_number += 1
+            payload = b"%d." % self.last_number + b"x" * padding
+            batch.append(Proposed(RequestId(self.last_number), payload))
+            self.ghost.proposed[batch[-1].id] = payload
+        self.put(id_, Proposals(tuple(batch)))
+
+    def read(self, id_: NodeId) -> None:
+        """One read, if the node lives."""
+        self.counts["reads asked"] += 1
+        if self.machines[id_].process is not None:
+            self.last_number += 1
+            self.ghost.on_read_invoked(self.last_number)
+            self.reader[self.last_number] = id_
+            self.put(id_, ReadRequest(self.last_number))
+
+    # ── the life of a node ──────────────────────────────────────────────────────────────────────────
+
+    def processes(self) -> list[Process]:
+        """Those alive, paused ones too, in order of id."""
+        return [machine.process for machine in self.machines.values() if machine.process is not None]
+
+    def leaders(self) -> list[Process]:
+        return [process for process in self.processes() if process.raft.state.leadership is not None]
+
+    def start(self, id_: NodeId) -> None:
+        """From the disk; the store may be anywhere between nothing and what had been applied."""
+        machine = self.machines[id_]
+        rng = machine.rng
+        machine.disk.durable = NO_WRITE
+        self.ghost.on_started(id_)
+        machine.zero_ms, machine.since_ms = rng.randrange(1_000_000), self.now_ms
+        raft = Raft(
+            node=id_,
+            settings=self.settings,
+            rng=random.Random(rng.getrandbits(30)),
+            restored=self._restored(machine),
+            now_ms=machine.zero_ms,
+        )
+        self.trace.add(self.now_ms, id_, "start")
+        self.counts["starts"] += 1
+        process = machine.process = Process(id_, raft, machine, applied=machine.stored)
+        self._arm(process)
+
+    def _restored(self, machine: Machine) -> Restored:
+        disk, rng = machine.disk, machine.rng
+        machine.stored = Index(rng.choice([0, machine.stored, machine.stored // 2]))
+        runs: list[tuple[Index, Term]] = []
+        for entry in disk.entries:
+            if not runs or runs[-1][1] != entry.term:
+                runs.append((entry.index, entry.term))
+        return Restored(
+            hard_state=disk.hard_state,
+            configuration=self.shape.configuration,
+            base=LogPosition(Term(0), Index(0)),
+            term_runs=tuple(runs),
+            last_index=disk.last_index,
+            tail=tuple(disk.entries[rng.randint(0, machine.stored) :]),
+            applied_index=machine.stored,
+            last_time=disk.entries[-1].time if disk.entries else 0,
+        )
+
+    def crash(self, id_: NodeId) -> None:
+        """Writes under way are lost, or a prefix of them is not."""
+        machine = self.machines[id_]
+        process = machine.process
+        if process is None:
+            return
+        self.trace.add(self.now_ms, id_, "crash")
+        self.counts["crashes"] += 1
+        process.is_alive = False
+        machine.process = None
+        machine.disk_stuck_until = 0
+        queue = machine.disk.queue
+        for _ in range(machine.rng.randint(0, len(queue))):
+            self._complete(machine)
+        self.on_crashed(machine, len(queue))
+        queue.clear()
+        for number in [number for number in self.ghost.reads if self.reader[number] == id_]:
+            self.ghost.reads.pop(number)  # nobody is left to be answered
+
+    def put(self, id_: NodeId, *causes: Input) -> None:
+        """Causes reach a node's inbox; a dead one has none."""
+        process = self.machines[id_].process
+        if process is not None:
+            process.inbox.extend(causes)
+            if not process.is_scheduled and not process.is_paused:
+                self._schedule(process)
+
+    def pause(self, process: Process, ms: int) -> None:
+        """It does nothing for so long, while its clock runs on and its disk finishes what it was told."""
+        self.counts["pauses"] += 1
+        process.is_paused = True
+        self.in_trouble(ms, partial(self.resume, process))
+
+    def resume(self, process: Process) -> None:
+        if process.is_alive and process.is_paused:
+            process.is_paused = False
+            self._schedule(process)
+
+    def _schedule(self, process: Process) -> None:
+        if not process.is_scheduled and not process.is_paused:
+            process.is_scheduled = True
+            self.at(0, partial(self._run_process, process))
+
+    def _run_process(self, process: Process) -> None:
+        """One turn of the driver: some causes, a tick if one is due, one output."""
+        process.is_scheduled = False
+        if not process.is_alive or process.is_paused:
+            return
+        raft, random = process.raft, process.machine.rng.random
+        now = process.machine.local_ms(self.now_ms)
+        inbox = process.inbox
+        count = len(inbox)
+        if count > 1 and random() < 0.5:
+            count = min(count, 1 + int(random() * 4))
+        causes = [inbox.popleft() for _ in range(count)]
+        is_due = raft.next_deadline_ms() <= now
+        if is_due:
+            causes.insert(len(causes) if random() < 0.5 else 0, Tick())
+        for cause in causes:
+            self._step(process, now, cause)
+        if causes:
+            output = raft.take_output()
+            if raft.state.leadership is not None or output.persist is not None:
+                invariants.check(raft.state)  # whether it has turned anything back, the next step finds out
+            self._execute(process, output)
+            if is_due and isinstance(causes[-1], Tick):
+                assert raft.next_deadline_ms() > now, ("a timer that never ends", process.node)
+        if inbox:
+            self._schedule(process)
+        self._arm(process)
+
+    def _step(self, process: Process, now: int, cause: Input) -> None:
+        if isinstance(cause, Persisted):
+            self._release(process, cause)
+        self.steps += 1
+        self.trace.add(self.now_ms, process.node, type(cause).__name__, cause)
+        self.on_before_step(process, cause)
+        process.raft.step(now, WALL_START_MS + self.now_ms + process.machine.wall_skew_ms, cause)
+        self._check(process)
+        self.ghost.on_step(process.raft)
+
+    def _check(self, process: Process) -> None:
+        """Most steps change nothing that is observed: a heartbeat, an answer to one, a timer moved."""
+        state = process.raft.state
+        invariants.check(state)
+        observed = invariants.observe(state)
+        before = process.observed
+        if before is not None and observed != before:
+            invariants.check_step(before, observed)
+            if observed.matches != before.matches:
+                self.ghost.on_matches(process.raft, before.matches, observed.matches)
+        process.observed = observed
+
+    def _arm(self, process: Process) -> None:
+        deadline = max(process.machine.when_ms(process.raft.next_deadline_ms()), self.now_ms)
+        if process.timer_at is None or deadline < process.timer_at:
+            process.timer_at = deadline
+            self.at(deadline - self.now_ms, partial(self._on_timer, process, deadline))
+
+    def _on_timer(self, process: Process, deadline: int) -> None:
+        if process.timer_at == deadline:
+            process.timer_at = None
+        if process.is_alive:
+            self._schedule(process)
+
+    # ── what an output asks for ─────────────────────────────────────────────────────────────────────
+
+    def _execute(self, process: Process, output: Output) -> None:
+        machine = process.machine
+        random = machine.rng.random
+        self.ghost.on_output(process.raft, output)
+        if output.persist is not None:
+            machine.disk.queue.append(output.persist)
+            self._write(process)
+        durable = machine.disk.durable
+        for send in output.sends:
+            if send.after > durable:
+                process.held.append(send)
+            else:
+                self._leave(process.node, send)
+        assert output.apply_to <= machine.disk.last_index, ("I11", process.node, output.apply_to)
+        if output.apply_to > process.applied and random() < 0.7:
+            process.applied = output.apply_to
+            if random() < 0.3:
+                machine.stored = process.applied
+        process.raft.forget(process.applied)
+        for fetch in output.fetches:
+            self.counts["reads of old entries"] += 1
+            self.at(int(random() ** 2 * self.timeout / 4), partial(self._fetch, process, fetch))
+        self.on_after_output(process, output)
+
+    def _leave(self, sender: NodeId, send: Send) -> None:
+        self.ghost.on_left(sender, send)
+        self.links.send(sender, send.to, send.message)
+
+    def _release(self, process: Process, persisted: Persisted) -> None:
+        if process.held:
+            ready = [send for send in process.held if send.after <= persisted.number]
+            process.held = [send for send in process.held if send.after > persisted.number]
+            for send in ready:
+                self._leave(process.node, send)
+
+    def _fetch(self, process: Process, fetch: Fetch) -> None:
+        if not process.is_alive:
+            return
+        entries: list[Entry] = []
+        size = 0
+        for entry in process.machine.disk.entries[fetch.first - 1 : fetch.last]:
+            size += entry_bytes(entry)
+            if entries and size > fetch.bytes_max:
+                break
+            entries.append(entry)
+        self.put(process.node, Fetched(fetch.peer, tuple(entries)))
+
+    # ── the disk ────────────────────────────────────────────────────────────────────────────────────
+
+    def _write(self, process: Process) -> None:
+        """One write at a time; each takes in what has queued up meanwhile, or only some of it."""
+        machine = process.machine
+        queue = machine.disk.queue
+        if process.disk_busy or not queue:
+            return
+        process.disk_busy = True
+        process.writes += 1
+        count = 1 + int(machine.rng.random() * len(queue))
+        wait = int(machine.rng.random() * (self.fsync_ms + 1)) + max(0, machine.disk_slow_until - self.now_ms)
+        self.at(wait, partial(self._written, process, process.writes, count))
+
+    def _written(self, process: Process, number: int, count: int) -> None:
+        machine = process.machine
+        if not process.is_alive or number != process.writes:
+            return
+        if machine.disk_stuck_until > self.now_ms:
+            self.at(machine.disk_stuck_until - self.now_ms, partial(self._written, process, number, count))
+            return
+        process.disk_busy = False
+        for _ in range(count):
+            self._complete(machine)
+        self.put(process.node, Persisted(machine.disk.durable))
+        if process.is_stalled:
+            process.is_stalled = False
+            self.put(process.node, DiskRecovered())
+        self._write(process)
+
+    def _complete(self, machine: Machine) -> None:
+        disk = machine.disk
+        self.ghost.on_durable(machine.node, disk.queue[0])
+        disk.complete()
+
+    def stick_disk(self, id_: NodeId, until_ms: int) -> None:
+        """No write finishes before `until_ms`; the core hears of it if one is under way for too long."""
+        machine = self.machines[id_]
+        machine.disk_stuck_until = max(machine.disk_stuck_until, until_ms)
+        if machine.process is not None:
+            self.at(self.shape.stall_ms, partial(self._watch_disk, machine.process))
+
+    def _watch_disk(self, process: Process) -> None:
+        """What the stall watch of a real node does, by looking now and then for as long as the disk is stuck."""
+        if not process.is_alive or process.is_stalled or process.machine.disk_stuck_until <= self.now_ms:
+            return
+        if process.disk_busy:
+            process.is_stalled = True
+            self.counts["stalls reported"] += 1
+            self.put(process.node, DiskStalled())
+        else:
+            self.at(self.shape.stall_ms, partial(self._watch_disk, process))
+
+    def free_disk(self, id_: NodeId) -> None:
+        """It works again, whatever was wrong."""
+        machine = self.machines[id_]
+        machine.disk_slow_until = 0
+        if machine.disk_stuck_until > self.now_ms:
+            machine.disk_stuck_until = 0
+            if machine.process is not None and machine.process.disk_busy:
+                machine.process.writes += 1  # instead of at the end of a stall that is over
+                self._written(machine.process, machine.process.writes, 1)
+
+    def set_clock_rate(self, id_: NodeId, rate: int) -> None:
+        """From now on the local clock runs at `rate` thousandths of the true speed."""
+        machine = self.machines[id_]
+        machine.set_rate(rate, self.now_ms)
+        if machine.process is not None:
+            machine.process.timer_at = None
+            self._arm(machine.process)
