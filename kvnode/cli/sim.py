@@ -32,6 +32,7 @@ FRESH_BELOW = 1 << 40
 @click.option("--twice", type=click.IntRange(min=1), help="Run so many seeds twice and compare every event.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Start no more seeds after this time.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="One report a line, too.")
+@click.option("--shrink", is_flag=True, help="With --seed: leave out what its failure does not need (tier core).")
 @click.option("--verbose", is_flag=True, help="A line for every seed.")
 def sim(
     *,
@@ -44,6 +45,7 @@ def sim(
     twice: int | None,
     seconds: float | None,
     json_file: Path | None,
+    shrink: bool,
     verbose: bool,
 ) -> None:
     """Simulate clusters under faults, one for each seed, and check every invariant.
@@ -56,6 +58,7 @@ def sim(
       kvnode sim --seeds 1000                  a thousand of each tier
       kvnode sim --seed 7 --tier core          replay one
       kvnode sim --fresh --seconds 170         new seeds for about three minutes
+      kvnode sim --seed 7 --shrink             what of it does its failure need?
       kvnode sim --twice 20                    is a run decided by its seed alone?
     """
     from kvnode.sim import runner, worker  # noqa: PLC0415  the simulator is slow to import, and help does not need it
@@ -77,7 +80,11 @@ def sim(
         tiers=tiers, start=start, seeds=twice or seeds, jobs=jobs or os.cpu_count() or 1, seconds=seconds
     )
     try:
-        if seed is not None:
+        if shrink:
+            if seed is None:
+                raise click.UsageError("--shrink needs --seed")
+            code = runner.shrink_core(seed, sys.stdout)
+        elif seed is not None:
             code = max(runner.replay(one, seed, sys.stdout) for one in tiers)
         elif twice is not None:
             code = runner.twice(plan, sys.stdout)

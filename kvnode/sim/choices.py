@@ -55,12 +55,13 @@ class Replay:
         return number
 
 
-class _Enumerated:
+class Enumerated:
     """One run of `every_choice`: replays a prefix, then takes 0, and notes how many options there were."""
 
     def __init__(self, prefix: list[int], bounds: list[int]) -> None:
         self.taken: list[int] = []
         self.bounds: list[int] = []
+        self.replayed = len(prefix)  # up to its last choice, which is new, this run repeats an earlier one
         self._prefix = prefix
         self._prefix_bounds = bounds
 
@@ -79,15 +80,17 @@ class _Enumerated:
         return number
 
 
-def every_choice(*, runs_max: int = 1_000_000) -> Iterator[Choices]:
+def every_choice(*, runs_max: int = 1_000_000) -> Iterator[Enumerated]:
     """Yield a `Choices` for each possible run; the caller makes one complete run with each.
+
+    A run may end early, where it meets a state that has been explored already: nothing behind it is tried then.
 
     Raises: AssertionError after `runs_max` runs: the world under test is not small.
     """
     prefix: list[int] = []
     bounds: list[int] = []
     for _ in range(runs_max):
-        run = _Enumerated(prefix, bounds)
+        run = Enumerated(prefix, bounds)
         yield run
         prefix, bounds = run.taken, run.bounds
         while prefix and prefix[-1] + 1 == bounds[-1]:

@@ -15,7 +15,7 @@ import msgspec
 
 from kvnode.ids import NOBODY, Index, NodeId, RequestId, Term
 from kvnode.raft.core import Raft
-from kvnode.raft.messages import AppendReply, Entry, VoteReply, VoteRequest
+from kvnode.raft.messages import AppendReply, Entry, TimeoutNow, VoteReply, VoteRequest
 from kvnode.raft.output import Output, Persist, Placed, Send
 from kvnode.raft.quorum import has_majority
 from kvnode.sim.core.disk import CoreDisk
@@ -68,6 +68,20 @@ class Ghost:
         if commit:
             term = state.log.term_at(commit)
             assert term == self.committed[commit - 1].term, ("I7", state.node, commit, term)
+
+    @staticmethod
+    def is_void_order(raft: Raft, order: TimeoutNow) -> bool:
+        """Before an order to campaign is taken in: whether it is not the present leader's, or its log has moved on."""
+        if raft.state.candidacy is not None and raft.state.candidacy.is_transfer:
+            return False  # it follows an order already
+        is_current = order.term == raft.term and order.sender == raft.leader
+        return not is_current or order.last_index not in (0, raft.last_index)
+
+    @staticmethod
+    def on_void_order(raft: Raft) -> None:
+        """S16: a late order to campaign is followed by nobody."""
+        candidacy = raft.state.candidacy
+        assert candidacy is None or not candidacy.is_transfer, ("I31: campaigns on a void order", raft.node, raft.term)
 
     def on_matches(self, raft: Raft, before: Mapping[NodeId, Index], after: Mapping[NodeId, Index]) -> None:
         """What a leader believes a follower holds has been on that follower's disk (I18).

@@ -16,6 +16,7 @@ from typing import IO
 import msgspec
 
 from kvnode.sim import summary
+from kvnode.sim.core.shrink import shrink
 from kvnode.sim.pool import run_jobs
 from kvnode.sim.report import SeedReport, Tier
 from kvnode.sim.summary import Tally
@@ -162,6 +163,13 @@ def replay(tier: Tier, seed: int, out: IO[str]) -> int:
         text = ", ".join(f"{name} {number}" for name, number in sorted(table.items()))
         out.write(f"  {title}: {text or 'none'}\n")
     return FAILED if report.verdict == "failed" else PASSED
+
+
+def shrink_core(seed: int, out: IO[str]) -> int:
+    """Print the shortest script found of what happens in a failing seed; an exit code."""
+    found = shrink(seed)
+    out.write(f"core seed {seed} does not fail\n" if found is None else found.text() + "\n")
+    return PASSED if found is None else FAILED
 
 
 def twice(plan: Plan, out: IO[str]) -> int:

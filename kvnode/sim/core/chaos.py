@@ -7,7 +7,7 @@ from random import Random
 
 from kvnode.ids import Index, NodeId, Term
 from kvnode.raft.messages import Input
-from kvnode.raft.output import BecameLeader, Output
+from kvnode.raft.output import BecameCandidate, BecameLeader, Output
 from kvnode.sim.core import faults, liveness, script
 from kvnode.sim.core.faults import FAULTS
 from kvnode.sim.core.marks import Observer
@@ -49,6 +49,7 @@ class Chaos(World):
             self.trace.add(self.now_ms, "peace", self.ids)
             liveness.heal_everybody(self)
             liveness.assert_recovery(self, self.ids)
+        liveness.assert_one_link_does_not_matter(self, rng)
         for id_ in self.ids:
             self.ghost.on_times(id_)
 
@@ -87,18 +88,28 @@ class Chaos(World):
         self.observer.before_step(process, cause)
 
     def on_after_output(self, process: Process, output: Output) -> None:
-        """Some runs ambush new leaders: their first entries stand on one disk or few, as in the paper's Figure 8."""
+        """Some runs ambush candidates and new leaders: their first entries stand on few disks, as in Figure 8."""
         if output.placed:
             self._placed.extend((placed.index, placed.term) for placed in output.placed)
         self.observer.after_output(process, output)
-        if self.shape.ambush and not self.is_peace and output.facts:
-            is_new = any(isinstance(fact, BecameLeader) for fact in output.facts)
-            if is_new and self._ambush.random() < self.shape.ambush:
-                if self._ambush.random() < 0.7:
-                    faults.usurp_leader(self, self._ambush, process.node)
-                else:
-                    delay = int(self._ambush.random() * (self.fsync_ms + 1))
-                    self.in_trouble(delay, partial(faults.crash_now, self, self._ambush, process.node))
+        if output.facts and not self.is_peace:
+            for fact in output.facts:
+                if isinstance(fact, BecameLeader | BecameCandidate):
+                    self._on_election(process, is_leader=isinstance(fact, BecameLeader))
+
+    def _on_election(self, process: Process, *, is_leader: bool) -> None:
+        rng = self._ambush
+        if self.shape.bury:  # answers to the same node's questions of an earlier term, and other ghosts of the past
+            self.in_trouble(int(rng.random() * self.timeout), partial(faults.resurrect, self, rng))
+        if rng.random() >= self.shape.ambush:
+            return
+        if not is_leader:
+            if rng.random() < 0.4:
+                faults.delay_candidate(self, rng, process.node)
+        elif rng.random() < 0.7:
+            faults.usurp_leader(self, rng, process.node)
+        else:
+            self.in_trouble(int(rng.random() * (self.fsync_ms + 1)), partial(faults.crash_now, self, rng, process.node))
 
     def on_crashed(self, machine: Machine, lost_writes: int) -> None:
         self.observer.crashed(machine.node, lost_writes)

@@ -152,7 +152,7 @@ def _put_alive(world: World, process: Process, cause: PeerConnected) -> None:
 
 
 def resurrect(world: World, rng: Random) -> None:
-    world.links.resurrect(1 + int(rng.random() * 6))
+    world.links.resurrect(1 + int(rng.random() * 20))
 
 
 # ── processes ───────────────────────────────────────────────────────────────────────────────────────
@@ -313,10 +313,34 @@ def usurp_leader(world: World, rng: Random, leader: NodeId) -> None:
     for other in others:
         world.put(other, PeerRefused(leader))
     world.propose(leader, int(rng.random() * 4))
-    world.read(leader)
-    world.in_trouble(world.timeout // 2, partial(world.read, leader))
+    for quarter in range(5):  # until it steps down by itself
+        world.in_trouble(
+            quarter * world.timeout // 4 + int(rng.random() * world.timeout / 8), partial(world.read, leader)
+        )
     world.in_trouble(world.timeout // 4 + int(rng.random() * 4 * world.timeout), partial(world.links.mend, links))
     world.counts["leaders usurped"] += 1
+
+
+def delay_candidate(world: World, rng: Random, candidate: NodeId) -> None:
+    """What a candidate sends waits, while the old leader goes on; when it arrives, nobody hears a leader any more.
+
+    Voters then see a request that was right when it was made, and is not now.
+    """
+    others = [other for other in world.ids if other != candidate]
+    links = [(candidate, other) for other in others]
+    world.links.clog(links)
+    wait = int(rng.random() * world.timeout)
+    for process in world.leaders():
+        world.propose(process.node, 1 + int(rng.random() * 2))
+        for other in others:
+            world.in_trouble(wait, partial(_tell_gone, world, other, process.node))
+    world.in_trouble(wait, partial(world.links.unclog, links))
+    world.counts["candidates delayed"] += 1
+
+
+def _tell_gone(world: World, node: NodeId, peer: NodeId) -> None:
+    if node != peer:
+        world.put(node, PeerRefused(peer))
 
 
 def transfer(world: World, rng: Random) -> None:

@@ -25,7 +25,11 @@ def choose_core(world: World, rng: Random) -> list[NodeId]:
     configuration = world.shape.configuration
     voters = configuration.voters
     least = len(voters) // 2 + 1
-    core = rng.sample(voters, rng.choice([least, least, len(voters)]))
+    leading = [process.node for process in world.leaders()]
+    eligible = [voter for voter in voters if voter not in leading]
+    if len(eligible) < least or rng.random() < 0.5:
+        eligible = list(voters)
+    core = rng.sample(eligible, rng.choice([least, least, len(eligible)]))
     return sorted(core + [learner for learner in configuration.learners if rng.random() < 0.5])
 
 
@@ -58,7 +62,10 @@ def _heal(world: World, id_: NodeId) -> None:
 
 def _break_for_good(world: World, id_: NodeId, core: Sequence[NodeId], rng: Random) -> None:
     process, links = world.machines[id_].process, world.links
-    match rng.choice(["as it is", "down", "paused", "disk", "deaf", "mute"]):
+    kinds = ["as it is", "down", "paused", "disk", "deaf", "mute"]
+    if process is not None and process.raft.state.leadership is not None:
+        kinds += ["disk", "disk", "disk"]  # the worst leader: its heartbeats need no disk
+    match rng.choice(kinds):
         case "down":
             world.crash(id_)
         case "paused" if process is not None:
@@ -116,6 +123,26 @@ def assert_recovery(world: World, nodes: Sequence[NodeId]) -> None:
     assert ghost.reads_answered >= answered + len(nodes), ("I30: reads in peace failed", nodes)
     assert len(ghost.leaders) == leaders_before, "I31: an election in peace"
     assert len([process for process in world.leaders() if process.node in nodes]) == 1, ("I30: one leader", nodes)
+
+
+def assert_one_link_does_not_matter(world: World, rng: Random) -> None:
+    """I31: all are healthy, and one voter and the leader do not hear each other: nobody is elected for that.
+
+    The others hear the leader, so they help nobody against it; neither now nor when the link is back.
+    """
+    voters = world.shape.configuration.voters
+    leader = world.leaders()[0].node
+    others = [voter for voter in voters if voter != leader]
+    if len(voters) < 3:
+        return
+    cut_off = others[int(rng.random() * len(others))]
+    links = [(leader, cut_off), (cut_off, leader)]
+    terms = len(world.ghost.leaders)
+    world.links.cut(links)
+    world.run_for(8 * world.timeout)
+    world.links.mend(links)
+    world.run_for(3 * world.timeout)
+    assert len(world.ghost.leaders) == terms, ("I31: an election because of one link", leader, cut_off)
 
 
 def _propose_until_placed(world: World, id_: NodeId) -> bytes:

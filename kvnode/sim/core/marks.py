@@ -1,8 +1,9 @@
 """Coverage marks: situations that the faults must bring about again and again, seen from outside the cores.
 
 A harness that never reaches the hard places proves nothing, however many seeds it runs. `MARKS` names them; the runner
-fails if one was not met by a large number of seeds, or one of `RARE_MARKS` by a very large number. Besides, `look` counts how many different abstract states of the
-whole cluster a run has been in: role, distance to the newest term, log compared with the leader's, links and disk.
+fails if one was not met by a large number of seeds, or one of `RARE_MARKS` by a very large number. Besides, `look`
+counts how many different abstract states of the whole cluster a run has been in: role, distance to the newest term, log
+compared with the leader's, links and disk.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def draw_shape(seed: int, faults: Sequence[str]) -> Shape:
         faults=tuple(kind for kind in faults if rng.random() < FRACTIONS_ON) or ("crash_one",),
         fault_every_ms=rng.choice([timeout // 4, timeout, 2 * timeout, 4 * timeout]),
         client_every_ms=rng.choice([10, 50, 50, timeout // 3]),
-        duration_ms=timeout * rng.choice([30, 60]),
+        duration_ms=timeout * rng.choice([20, 40]),
         has_calm=rng.random() < 0.85,
     )
 

@@ -30,6 +30,7 @@ from kvnode.raft.messages import (
     Proposed,
     ReadRequest,
     Tick,
+    TimeoutNow,
     entry_bytes,
 )
 from kvnode.raft.output import Fetch, Output, Send
@@ -292,8 +293,11 @@ class World:
         self.steps += 1
         self.trace.add(self.now_ms, process.node, type(cause).__name__, cause)
         self.on_before_step(process, cause)
+        is_void_order = isinstance(cause, TimeoutNow) and self.ghost.is_void_order(process.raft, cause)
         process.raft.step(now, WALL_START_MS + self.now_ms + process.machine.wall_skew_ms, cause)
         self._check(process)
+        if is_void_order:
+            self.ghost.on_void_order(process.raft)
         self.ghost.on_step(process.raft)
 
     def _check(self, process: Process) -> None:
@@ -419,8 +423,15 @@ class World:
             process.is_stalled = True
             self.counts["stalls reported"] += 1
             self.put(process.node, DiskStalled())
+            self.at(1, partial(self._assert_resigned, process))
         else:
             self.at(self.shape.stall_ms, partial(self._watch_disk, process))
+
+    @staticmethod
+    def _assert_resigned(process: Process) -> None:
+        """HB6: heartbeats need no disk, so nobody but the node itself can end the reign of a leader without one."""
+        if process.is_alive and process.is_stalled and not process.is_paused:
+            assert process.raft.state.leadership is None, ("I30: leads without a disk", process.node)
 
     def free_disk(self, id_: NodeId) -> None:
         """It works again, whatever was wrong."""
