@@ -83,6 +83,27 @@ class Ghost:
         candidacy = raft.state.candidacy
         assert candidacy is None or not candidacy.is_transfer, ("I31: campaigns on a void order", raft.node, raft.term)
 
+    @staticmethod
+    def is_behind(raft: Raft, request: VoteRequest) -> bool:
+        """Before a request is taken in: whether its log is older than the voter's, which has not voted for it yet."""
+        log = raft.state.log
+        has_voted = raft.term == request.term and raft.state.vote == request.sender
+        return (
+            not request.pre
+            and not has_voted
+            and (request.last_term, request.last_index)
+            < (
+                log.last_term,
+                log.last_index,
+            )
+        )
+
+    @staticmethod
+    def on_behind(raft: Raft, request: VoteRequest) -> None:
+        """I6 begins here: such a candidate gets no vote, also not by the way when its term is adopted."""
+        is_given = raft.term == request.term and raft.state.vote == request.sender
+        assert not is_given, ("I6: a vote for an older log", raft.node, request)
+
     def on_matches(self, raft: Raft, before: Mapping[NodeId, Index], after: Mapping[NodeId, Index]) -> None:
         """What a leader believes a follower holds has been on that follower's disk (I18).
 

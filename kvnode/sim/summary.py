@@ -11,10 +11,10 @@ from pathlib import Path
 
 from kvnode.sim.report import SeedReport, Tier
 
-USELESS_SHARE_MAX = 0.05
+USELESS_SHARE_MAX = 0.10
 """More useless runs than this, and the whole proves too little: the run fails."""
 
-USELESS_JUDGED_FROM = 40
+USELESS_JUDGED_FROM = 100
 MARKS_JUDGED_FROM = 300
 RARE_MARKS_JUDGED_FROM = 5_000
 """From so many seeds on, a share of useless ones means something, and every coverage mark must have been met."""

@@ -31,6 +31,7 @@ from kvnode.raft.messages import (
     ReadRequest,
     Tick,
     TimeoutNow,
+    VoteRequest,
     entry_bytes,
 )
 from kvnode.raft.output import Fetch, Output, Send
@@ -294,10 +295,13 @@ class World:
         self.trace.add(self.now_ms, process.node, type(cause).__name__, cause)
         self.on_before_step(process, cause)
         is_void_order = isinstance(cause, TimeoutNow) and self.ghost.is_void_order(process.raft, cause)
+        is_old = isinstance(cause, VoteRequest) and self.ghost.is_behind(process.raft, cause)
         process.raft.step(now, WALL_START_MS + self.now_ms + process.machine.wall_skew_ms, cause)
         self._check(process)
         if is_void_order:
             self.ghost.on_void_order(process.raft)
+        if is_old and isinstance(cause, VoteRequest):
+            self.ghost.on_behind(process.raft, cause)
         self.ghost.on_step(process.raft)
 
     def _check(self, process: Process) -> None:
