@@ -78,6 +78,7 @@ class Machine:
     disk: CoreDisk = field(default_factory=CoreDisk)
     stored: Index = START
     process: Process | None = None
+    lives: int = 0  # how often it was started
     disk_slow_until: int = 0
     disk_stuck_until: int = 0
     wall_skew_ms: int = 0
@@ -185,6 +186,7 @@ class World:
         machine = self.machines[id_]
         rng = machine.rng
         machine.disk.durable = NO_WRITE
+        machine.lives += 1
         self.ghost.on_started(id_)
         machine.zero_ms, machine.since_ms = rng.randrange(1_000_000), self.now_ms
         raft = Raft(
@@ -215,6 +217,7 @@ class World:
             tail=tuple(disk.entries[rng.randint(0, machine.stored) :]),
             applied_index=machine.stored,
             last_time=disk.entries[-1].time if disk.entries else 0,
+            life=machine.lives,
         )
 
     def crash(self, id_: NodeId) -> None:
