@@ -25,7 +25,7 @@ from kvnode.sim.inodes import SECTOR, CrashModel, DirectoryNode, FileNode
 
 __all__ = ["FakeDisk", "FakeFile", "FakeLock", "FsyncFailure", "SimulatedCrash"]
 
-_UNLIMITED = 1 << 50
+UNLIMITED = 1 << 50
 
 
 class FsyncFailure(Enum):
@@ -44,12 +44,13 @@ class FakeDisk(FaultPlan):
         self,
         rng: random.Random | None = None,
         *,
-        capacity_bytes: int = _UNLIMITED,
+        capacity_bytes: int = UNLIMITED,
         fsync_failure: FsyncFailure = FsyncFailure.CLEAN_NEW,
     ) -> None:
         super().__init__()
         self.capacity_bytes = capacity_bytes
         self.fsync_failure = fsync_failure
+        self.has_lied = False  # said that something was durable which was not
         self._rng = rng
         self._root = DirectoryNode()
         self._files_made = 0
@@ -70,6 +71,7 @@ class FakeDisk(FaultPlan):
 
     def _next_life(self, root: DirectoryNode) -> FakeDisk:
         disk = FakeDisk(self._rng, capacity_bytes=self.capacity_bytes, fsync_failure=self.fsync_failure)
+        disk.has_lied = self.has_lied
         disk._root = root
         disk._files_made = self._files_made
         return disk
@@ -203,7 +205,7 @@ class FakeDisk(FaultPlan):
 
     def free_bytes(self, path: str) -> int:
         self.run("free_bytes", path)
-        return max(0, self.capacity_bytes - self._used_bytes())
+        return max(0, self.capacity_bytes - self.used_bytes())
 
     def filesystem(self, path: str) -> str:
         self.run("filesystem", path)
@@ -213,9 +215,9 @@ class FakeDisk(FaultPlan):
 
     def room_for(self, grown_bytes: int) -> int:
         """How many of `grown_bytes` more fit."""
-        if not grown_bytes or self.capacity_bytes == _UNLIMITED:
+        if not grown_bytes or self.capacity_bytes == UNLIMITED:
             return grown_bytes
-        return max(0, min(grown_bytes, self.capacity_bytes - self._used_bytes()))
+        return max(0, min(grown_bytes, self.capacity_bytes - self.used_bytes()))
 
     def fail_sync(self, handle: FakeFile, error: OSError) -> None:
         """Let a write-back fail by the disk's personality; raises `error` unless that comes late."""
@@ -225,6 +227,7 @@ class FakeDisk(FaultPlan):
             handle.node.give_up_pending()
         if self.fsync_failure is FsyncFailure.LATE:
             handle.owed = error
+            self.has_lied = True
             return
         if self.fsync_failure is FsyncFailure.ONCE_PER_FD:
             for other in self._handles:
@@ -238,7 +241,8 @@ class FakeDisk(FaultPlan):
     def release(self, number: int) -> None:
         self._locked.pop(number, None)
 
-    def _used_bytes(self) -> int:
+    def used_bytes(self) -> int:
+        """Bytes of all files, those that are open and have no name any more included."""
         sizes = {handle.node.number: len(handle.node.cache) for handle in self._handles}
         for path in self.files():
             node = self._file(path)

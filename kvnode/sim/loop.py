@@ -8,11 +8,22 @@ Sockets, signals and subprocesses do not exist here.
 from __future__ import annotations
 
 import asyncio
+import random
 import selectors
-from collections.abc import Coroutine, Mapping
-from typing import Any, TypeVar
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from contextvars import Context
+from functools import partial
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 T = TypeVar("T")
+Args = TypeVarTuple("Args")
+
+_Job = tuple[Callable[[], Any], Callable[[Any], None], Callable[[BaseException], None]]
+
+
+_SAME_TIME_S = 1e-8
+"""Timers this close are due at once, in an order that nobody may rely on."""
 
 
 class Deadlock(AssertionError):
@@ -45,11 +56,37 @@ class _NoSelector(selectors.BaseSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """`loop.time()` is virtual seconds since the loop was made."""
+    """`loop.time()` is virtual seconds since the loop was made.
 
-    def __init__(self) -> None:
+    With a generator, callbacks of one turn run in random order, and so do timers of equal deadlines: asyncio promises
+    its users an order within a task, not between tasks. What needs an order keeps a queue of its own.
+    """
+
+    _ready: deque[asyncio.Handle]  # of asyncio.BaseEventLoop
+
+    def __init__(self, rng: random.Random | None = None) -> None:
         self._clock = _NoSelector()
+        self._rng = rng
         super().__init__(self._clock)
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[Unpack[Args]], object],
+        *args: *Args,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        if self._rng is not None:
+            when += self._rng.random() * _SAME_TIME_S
+        return super().call_at(when, callback, *args, context=context)
+
+    def _run_once(self) -> None:
+        if self._rng is not None and len(self._ready) > 1:
+            handles = list(self._ready)
+            self._rng.shuffle(handles)
+            self._ready.clear()
+            self._ready.extend(handles)
+        super()._run_once()  # type: ignore[misc]
 
     def time(self) -> float:
         return self._clock.now_s
@@ -83,37 +120,50 @@ class VirtualWorker:
         self.delay_s = delay_s
         self._free_at_s = 0.0
         self._dead = False
-        self._hung: list[Any] | None = None
+        self._queue: deque[_Job] = deque()  # the first is under way
+        self._hung: list[Callable[[], None]] | None = None
+
+    @property
+    def under_way(self) -> Callable[[], Any] | None:
+        """The job that is at the disk now."""
+        return self._queue[0][0] if self._queue else None
 
     def submit(self, job: Any, on_done: Any, on_failed: Any) -> None:
-        def run() -> None:
-            if self._dead:
-                return
-            if self._hung is not None:
-                self._hung.append(run)
-                return
-            try:
-                result = job()
-            except BaseException as error:  # noqa: BLE001 - handed on, as the thread does
-                on_failed(error)
-            else:
-                try:
-                    on_done(result)
-                except BaseException as error:  # noqa: BLE001 - as the thread does
-                    on_failed(error)
-
+        self._queue.append((job, on_done, on_failed))
         self._free_at_s = max(self._free_at_s, self._loop.time()) + self.delay_s
-        self._loop.call_at(self._free_at_s, run)
+        self._loop.call_at(self._free_at_s, self._run)
+
+    def _run(self) -> None:
+        """The oldest job ends now."""
+        if self._dead:
+            return
+        if self._hung is not None:
+            self._hung.append(self._run)
+            return
+        job, on_done, on_failed = self._queue.popleft()
+        try:
+            result = job()
+        except BaseException as error:  # noqa: BLE001 - handed on, as the thread does
+            on_failed(error)
+            return
+        try:
+            on_done(result)
+        except BaseException as error:  # noqa: BLE001 - as the thread does
+            on_failed(error)
 
     def hang(self) -> None:
         """Jobs start but do not finish."""
         self._hung = [] if self._hung is None else self._hung
 
+    @property
+    def is_hung(self) -> bool:
+        return self._hung is not None
+
     def resume(self) -> None:
         """What hung finishes, in order."""
         hung, self._hung = self._hung or [], None
         for run in hung:
-            run()
+            self._loop.call_soon(run)
 
     def die(self) -> None:
         """The process is gone: nothing submitted ever runs."""
@@ -124,7 +174,7 @@ class VirtualWorker:
             await asyncio.sleep(max(0.0, self._free_at_s - self._loop.time()) + 1e-6)
 
 
-def run_virtual(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end on a fresh virtual loop."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+def run_virtual(main: Coroutine[Any, Any, T], *, rng: random.Random | None = None) -> T:
+    """Run a coroutine to its end on a fresh virtual loop; `rng`: see `VirtualLoop`."""
+    with asyncio.Runner(loop_factory=partial(VirtualLoop, rng)) as runner:
         return runner.run(main)

@@ -23,8 +23,8 @@ from kvnode.raft.messages import AppendEntries, EntryKind, ForwardProposals, Pee
 from kvnode.sim.loop import run_virtual
 from kvnode.sim.runtime.cluster import Cluster
 from kvnode.sim.runtime.network import VirtualTransport
+from kvnode.sim.runtime.run import run_seed
 from kvnode.wire.codec import CodecError, decode_message, encode_message
-from tests.node.soak import Soak
 
 
 def simulate(
@@ -209,9 +209,6 @@ def _seeds() -> list[int]:
 @pytest.mark.parametrize("seed", _seeds())
 def test_soak(seed: int) -> None:
     """Every answer true, every read linearizable by revision, all states equal: I6, I7, I12, I13, I21, I29."""
-    soak = Soak(seed)
-    try:
-        run_virtual(soak.run())
-    except BaseException as error:
-        error.add_note(f"replay: KVNODE_SIM_SEEDS={seed} pytest tests/node/test_runtime_faults.py -k soak")
-        raise
+    report = run_seed(seed)
+    replay = f"replay: KVNODE_SIM_SEEDS={seed} pytest tests/node/test_runtime_faults.py -k soak"
+    assert report.verdict == "passed", f"{report.failure}\n{report.detail}\n{replay}"

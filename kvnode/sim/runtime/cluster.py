@@ -1,60 +1,118 @@
 """A simulated cluster: the real node runtime, log, codec and store over virtual time, network and disk.
 
 Nodes crash (what was not synced may be gone), are killed (the page cache survives), restart from their disks and
-are partitioned by the network. Everything random comes from one seed, forked by label.
+are partitioned by the network. Everything random comes from one seed, forked by label. The observer looks at every
+step of every member.
+
+Scripted tests hold the members' nodes in their hands: then all live on one loop, have met before the story begins, and
+what is not a message happens at once. With `has_processes` each member has a loop of its own and begins at an empty
+directory.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
-from kvnode.config import Config, LimitsSection, RaftSection, StorageSection, load
+import msgspec
+
+from kvnode.config import Config, load
 from kvnode.errors import Fatal
-from kvnode.ids import Index, NodeId
+from kvnode.ids import NodeId
 from kvnode.kv.interface import KV
-from kvnode.machine.machine import StateMachine
-from kvnode.node.node import Node, Workers
-from kvnode.node.recovery import restore
-from kvnode.node.status import NodeIdentity
-from kvnode.raft.core import Raft
+from kvnode.machine.backend import Backend
+from kvnode.node.node import Node
+from kvnode.node.roster import derive_cluster_id
 from kvnode.sim.choices import RandomChoices
-from kvnode.sim.disk import FakeDisk
-from kvnode.sim.loop import VirtualClock, VirtualWorker
-from kvnode.sim.runtime.network import Network, VirtualTransport
+from kvnode.sim.disk import FakeDisk, SimulatedCrash
+from kvnode.sim.runtime.applied import AppliedLog
+from kvnode.sim.runtime.clock import NodeClock
+from kvnode.sim.runtime.member import DATA_DIR, AskedFromOutside, Member, kept_store
+from kvnode.sim.runtime.network import Network
+from kvnode.sim.runtime.observer import Observer
+from kvnode.sim.trace import Trace
+from kvnode.storage.datadir import DataDir, MemberIdentity
 from kvnode.storage.memory_backend import MemoryBackend
-from kvnode.storage.wal import Stamp
-from kvnode.storage.wal_salvage import open_log
 
-CLUSTER_ID = 0x5EED
-LOG_DIRECTORY = "/wal"
+LOG_DIRECTORY = f"{DATA_DIR}/wal"
+
+UNDER_WAY_MAX = 6
+"""A power loss strikes somewhere in the first so many disk operations of the write that is under way."""
 
 
 class Cluster:
     """`size` members, all down at first."""
 
-    def __init__(self, seed: int, size: int = 3, settings: dict[str, object] | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        size: int = 3,
+        settings: dict[str, object] | None = None,
+        *,
+        has_processes: bool = False,
+        trace: Trace | None = None,
+    ) -> None:
         self._seed = seed
         self.loop = asyncio.get_running_loop()
-        self.network = Network(self.loop, self.fork("network"))
+        self.has_processes = has_processes
         self.ids = [NodeId(number) for number in range(1, size + 1)]
-        members = tuple(f"{number}=127.0.0.1:{7500 + number}" for number in self.ids)
+        self.trace = trace or Trace()
+        self.observer = Observer.of(self.ids)
+        self.network = Network(self.loop, self.fork("network"), self.observer, self.note)
+        addresses = {number: f"127.0.0.1:{7500 + number}" for number in self.ids}
         common: dict[str, object] = {
-            "cluster.members": members,
+            "cluster.members": tuple(f"{number}={address}" for number, address in addresses.items()),
             "cluster.secret_file": "secret",
             "storage.segment_bytes": 64 << 10,  # small: the fake disk pays for every byte, and rolls are exercised
+            "storage.free_bytes_min": 0,
         }
-        self._config = load(None, environment={}, overrides={**common, **(settings or {})})
-        self._disks = {member: FakeDisk(self.fork(f"disk-{member}")) for member in self.ids}
-        self._starts: dict[NodeId, int] = {}
+        config = load(None, environment={}, overrides={**common, **(settings or {})})
+        self.configs: dict[NodeId, Config] = {
+            number: msgspec.structs.replace(config, node=msgspec.structs.replace(config.node, id=number))
+            for number in self.ids
+        }
+        self.disks = {member: FakeDisk(self.fork(f"disk-{member}")) for member in self.ids}
+        self.stores: dict[NodeId, MemoryBackend] = {}
         self.disk_delay_s = 0.0005  # how long a write with its fsync takes, on members started from now on
         self.members: dict[NodeId, Member] = {}
         self.failures: dict[NodeId, BaseException] = {}
+        self.errors: list[dict[str, Any]] = []  # what no callback may do, and did
+        self.applied = AppliedLog()
+        self.bootstrapped: dict[NodeId, bool] = {}  # members that have met all others once
+        self.clocks: dict[NodeId, NodeClock] = {}
+        self.draw_clock: Callable[[NodeId], NodeClock] = lambda _: NodeClock(self.loop.time)
+        self._lives: dict[NodeId, int] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        if not has_processes:
+            self._introduce(addresses)
 
     def fork(self, label: str) -> random.Random:
         """A generator of its own for one subsystem, so that a draw in one does not shift the others."""
         return random.Random(f"{self._seed}/{label}")
+
+    def note(self, *event: object) -> None:
+        """One more event of the run's trace, with its time in microseconds."""
+        self.trace.add(round(self.loop.time() * 1e6), *event)
+
+    def make_clock(self, member: NodeId) -> NodeClock:
+        """The machine's clock: it goes on while no process runs."""
+        if member not in self.clocks:
+            self.clocks[member] = self.draw_clock(member)
+        return self.clocks[member]
+
+    def open_store(self, member: NodeId, config: Config) -> Backend:
+        return kept_store(self.stores, member, config)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Something that goes on beside the scenario."""
+        self._tasks.append(self.loop.create_task(work))
+
+    async def finish_spawned(self) -> None:
+        await asyncio.gather(*self._tasks)
+
+    # ── members ─────────────────────────────────────────────────────────────────────────────────────
 
     async def start_all(self) -> None:
         for member in self.ids:
@@ -62,33 +120,88 @@ class Cluster:
 
     async def start(self, member: NodeId) -> Member:
         """Start a member from what its disk holds."""
+        return self.begin(member)
+
+    def begin(self, member: NodeId) -> Member:
         assert member not in self.members, member
-        self._starts[member] = self._starts.get(member, 0) + 1
-        found = Member(self, member, self._disks[member], self._config, boot=self._starts[member])
+        life = self._lives[member] = self._lives.get(member, 0) + 1
+        self.note(f"start {member}")
+        found = Member(self, member, self.disks[member], self.configs[member], life=life)
         self.members[member] = found
-        await found.start()
+        found.start()
         return found
 
-    def crash(self, member: NodeId) -> None:
-        """Power loss of one machine: any subset of what was not synced survives."""
-        self._end(member)
-        self._disks[member] = self._disks[member].crash(RandomChoices(self.fork(f"crash-{self.loop.time()}-{member}")))
+    @property
+    def starts(self) -> int:
+        return sum(self._lives.values())
 
-    def kill(self, member: NodeId) -> None:
-        """The process ends at once; what it wrote is still there."""
-        self._end(member)
-        self._disks[member] = self._disks[member].kill()
+    def crash(self, member: NodeId, *, silently: bool = False) -> None:
+        """Power loss of one machine: any subset of what was not synced survives.
+
+        A write that is at the disk is cut anywhere, so that there is something unsynced to lose.
+        """
+        self.note(f"crash {member}")
+        gone = self.members[member]
+        rng = self.fork(f"crash-{self.loop.time()}-{member}")
+        self._end(member, silently=silently)
+        if not gone.disk.crashed:
+            gone.disk.crash_at(gone.disk.changes + rng.randint(1, UNDER_WAY_MAX))
+            for worker in gone.workers.values():
+                _interrupt(worker.under_way)
+        self.disks[member] = gone.disk.crash(RandomChoices(rng))
 
     def disk_of(self, member: NodeId) -> FakeDisk:
         """To be damaged while the member is down."""
-        return self._disks[member]
+        return self.disks[member]
 
-    def _end(self, member: NodeId) -> None:
-        self.members.pop(member).die()
+    def kill(self, member: NodeId) -> None:
+        """The process ends at once; what it wrote is still there."""
+        self.note(f"kill {member}")
+        gone = self.members[member]
+        self._end(member)
+        self.disks[member] = gone.disk.kill()
+
+    def _end(self, member: NodeId, *, silently: bool = False) -> None:
+        self.failures.pop(member, None)
+        self.members.pop(member).die(silently=silently)
+
+    def describe(self) -> str:
+        """A line for each member, for whoever reads a failure."""
+        return "\n".join(
+            f"member {member}: {self.members[member].describe() if member in self.members else 'down'}"
+            + (f", failed: {self.failures[member]}" if member in self.failures else "")
+            for member in self.ids
+        )
+
+    def end_all(self) -> None:
+        """The run is over; what is still there goes without a word."""
+        for member in list(self.members):
+            self._end(member)
+
+    def on_power_lost(self, member: Member) -> None:
+        """The disk has reached the operation at which its machine was to lose power."""
+        if self.members.get(member.id) is member:
+            self.crash(member.id)
+
+    def on_failed(self, member: Member, error: BaseException) -> None:
+        """The node gave up. Its process is still there, for whoever buries it."""
+        self.note(f"failed {member.id} {type(error).__name__}")
+        self.failures[member.id] = error
+        if member.own_loop is None:
+            return
+        if not isinstance(error, Fatal):
+            self.errors.append({"message": f"member {member.id} failed", "exception": error})
+        member.leave()
+
+    # ── what scenarios wait for ─────────────────────────────────────────────────────────────────────
+
+    def nodes(self) -> dict[NodeId, Node]:
+        """Of those who take part."""
+        return {member: found.node for member, found in self.members.items() if found.takes_part}
 
     def leader(self) -> Node | None:
         """The leader of the newest term, if one is up."""
-        leading = [m.node for m in self.members.values() if m.node.status().role == "leader"]
+        leading = [node for node in self.nodes().values() if node.status().role == "leader"]
         return max(leading, key=lambda node: node.term) if leading else None
 
     async def until(self, condition: Callable[[], object], within_s: float = 10.0) -> None:
@@ -107,97 +220,39 @@ class Cluster:
 
     async def settle(self) -> None:
         """Wait until every member up has applied the same entries, and check that their states are equal."""
-        await self.until(lambda: len({m.node.status().applied_index for m in self.members.values()}) == 1)
-        hashes = {m.node.status().state_hash for m in self.members.values()}
+        await self.until(lambda: len({node.status().applied_index for node in self.nodes().values()}) == 1)
+        hashes = {node.status().state_hash for node in self.nodes().values()}
         assert len(hashes) == 1, hashes
 
     def kv(self, member: int) -> KV:
-        return self.members[NodeId(member)].node
+        found = self.members[NodeId(member)]
+        return AskedFromOutside(found) if self.has_processes else found.node
+
+    def _introduce(self, addresses: dict[NodeId, str]) -> None:
+        """Give every member a directory on which the bootstrap has finished."""
+        opened = {
+            member: DataDir.open(
+                self.disks[member],
+                DATA_DIR,
+                member=member,
+                cluster_name=self.configs[member].cluster.name,
+                random_u64=lambda member=member: 1000 + member,  # type: ignore[misc]
+                allow_unsafe_filesystem=False,
+            )
+            for member in self.ids
+        }
+        known = {member: (data.identity.incarnation, addresses[member]) for member, data in opened.items()}
+        cluster_id = derive_cluster_id(known)
+        members = {member: MemberIdentity(*found) for member, found in known.items()}
+        for data in opened.values():
+            data.save_identity(msgspec.structs.replace(data.identity, cluster_id=cluster_id, members=members))
+            data.close()
 
 
-class Member:
-    """One process life of one member."""
-
-    def __init__(self, cluster: Cluster, member: NodeId, disk: FakeDisk, config: Config, *, boot: int) -> None:
-        loop = cluster.loop
-        self.id = member
-        self.disk = disk
-        self.clock = VirtualClock(loop)
-        self._cluster = cluster
-        self.transport: VirtualTransport = cluster.network.transport(member)
-        self.workers = {name: VirtualWorker(loop, cluster.disk_delay_s) for name in ("log", "log-reader", "flusher")}
-        backend = MemoryBackend()
-        limits: LimitsSection = config.limits
-        storage: StorageSection = config.storage
-        raft_settings: RaftSection = config.raft
-        machine = StateMachine(backend, limits)
-        if boot == 1:
-            disk.mkdir(LOG_DIRECTORY)
-            disk.fsync_dir("/")
-        self.wal, recovered, _ = open_log(
-            disk,
-            LOG_DIRECTORY,
-            Stamp(cluster_id=CLUSTER_ID, member=member, incarnation=1000 + member),
-            applied_index=Index(machine.applied_index),
-            segment_bytes=storage.segment_bytes,
-            batch_bytes_max=storage.batch_bytes_max,
-            create=boot == 1,
-            may_salvage=len(cluster.ids) > 1,
-        )
-        self.raft = Raft(
-            node=member,
-            settings=raft_settings,
-            rng=cluster.fork(f"raft-{member}-{loop.time()}"),
-            restored=restore(
-                hard_state=recovered.hard_state,
-                base=recovered.base,
-                term_runs=recovered.term_runs,
-                last_index=recovered.last_index,
-                tail=recovered.tail,
-                last_time=recovered.last_time,
-                voters=cluster.ids,
-                machine=machine,
-                committed=recovered.committed,
-                life=boot,
-                is_quarantined=recovered.quarantine is not None,
-            ),
-            now_ms=self.clock.monotonic_ms(),
-        )
-        self.node = Node(
-            config=config,
-            raft=self.raft,
-            machine=machine,
-            backend=backend,
-            log_store=self.wal,
-            transport=self.transport,
-            workers=Workers(self.workers.__getitem__),
-            clock=self.clock,
-            loop=loop,
-            identity=NodeIdentity(
-                cluster_id=CLUSTER_ID,
-                peer_addresses={other: f"127.0.0.1:{7500 + other}" for other in cluster.ids},
-                client_url=f"http://node-{member}",
-                free_bytes=lambda: 1 << 40,
-                alarms=lambda: (),
-                boot=boot,
-            ),
-            on_failed=self._failed,
-            lost=recovered.quarantine.what if recovered.quarantine else "",
-        )
-
-    async def start(self) -> None:
-        self.node.start()
-        await self.transport.start(self.node.receiver)
-
-    def die(self) -> None:
-        """End at once: no more jobs, messages or timers."""
-        for worker in self.workers.values():
-            worker.die()
-        self.node.abandon()
-        self.transport.closed = True
-        self._cluster.network.leave(self.transport)
-
-    def _failed(self, error: BaseException) -> None:
-        self._cluster.failures[self.id] = error
-        if not isinstance(error, Fatal):
-            raise error
+def _interrupt(job: Callable[[], Any] | None) -> None:
+    """Let a job that was at the disk get as far as the power lasts."""
+    if job is not None:
+        try:
+            job()
+        except SimulatedCrash:
+            return

@@ -1,0 +1,83 @@
+"""What the state machines of all nodes did: one table by index, kept at each apply; every later node must repeat it.
+
+I7 and I21: the same entry, the same rolling hash of state and results at equal applied index, whoever applies it and in
+whichever life. The table is also the one history that clients' answers are judged by: what each revision changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kvnode.config import LimitsSection
+from kvnode.ids import Index, NodeId
+from kvnode.kv.events import Event
+from kvnode.kv.requests import KeyValue, WriteRequest
+from kvnode.machine.backend import Backend
+from kvnode.machine.machine import Applied, StateMachine
+
+
+@dataclass(frozen=True)
+class Step:
+    """One applied entry: `request` is None for an entry that is no command."""
+
+    time: int
+    request: WriteRequest | None
+    digest: bytes
+    revision: int  # of the store, after it
+    events: tuple[Event, ...] = ()
+
+
+@dataclass
+class AppliedLog:
+    """Of index i at i - 1."""
+
+    steps: list[Step] = field(default_factory=list)
+
+    def on_applied(self, node: NodeId, index: Index, step: Step) -> None:
+        if index > len(self.steps):
+            assert index == len(self.steps) + 1, ("I7: an index was skipped by everybody", node, index)
+            self.steps.append(step)
+            return
+        known = self.steps[index - 1]
+        assert (known.time, known.request) == (step.time, step.request), ("I7: another entry", node, index, known, step)
+        assert known.digest == step.digest, ("I21: another state", node, index, known, step)
+
+    def on_opened(self, node: NodeId, index: Index, digest: bytes) -> None:
+        """A store that survived a restart is at some index, in the state that everybody had there."""
+        assert index <= len(self.steps), ("the store is ahead of everything applied", node, index, len(self.steps))
+        if index:
+            assert self.steps[index - 1].digest == digest, ("I19: the store is not what its index says", node, index)
+
+    def changes(self) -> dict[int, tuple[KeyValue, ...]]:
+        """Revision → the versions it made; a deletion is a version 0."""
+        return {step.revision: tuple(event.kv for event in step.events) for step in self.steps if step.events}
+
+
+class WatchedMachine(StateMachine):
+    """A state machine that tells of every entry it has finished."""
+
+    def __init__(self, backend: Backend, limits: LimitsSection, *, node: NodeId, log: AppliedLog) -> None:
+        super().__init__(backend, limits)
+        self._node = node
+        self._log = log
+        self._pending: tuple[int, WriteRequest] | None = None
+        log.on_opened(node, self.applied_index, self.digest)
+
+    def begin(self, index: Index, time: int, request: WriteRequest) -> Applied | None:
+        self._pending = (time, request)
+        return self._note(super().begin(index, time, request))
+
+    def resume(self) -> Applied | None:
+        return self._note(super().resume())
+
+    def skip(self, index: Index, time: int) -> None:
+        super().skip(index, time)
+        self._log.on_applied(self._node, index, Step(time, None, self.digest, self.revision))
+
+    def _note(self, applied: Applied | None) -> Applied | None:
+        if applied is not None and self._pending is not None:  # `begin` may have come here by way of `resume`
+            time, request = self._pending
+            self._pending = None
+            step = Step(time, request, self.digest, self.revision, applied.events)
+            self._log.on_applied(self._node, self.applied_index, step)
+        return applied

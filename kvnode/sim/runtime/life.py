@@ -1,0 +1,147 @@
+"""One seed's life of a whole cluster: clients and faults, then peace for a quorum, in which all must come right."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+from kvnode.errors import NotReady
+from kvnode.ids import NodeId
+from kvnode.kv.interface import Options
+from kvnode.sim.runtime import liveness
+from kvnode.sim.runtime.clock import NodeClock
+from kvnode.sim.runtime.cluster import Cluster
+from kvnode.sim.runtime.faults import FAULTS, Faults
+from kvnode.sim.runtime.swarm import World, draw
+from kvnode.sim.runtime.witness import Witness, judge
+from kvnode.sim.runtime.workload import Workload
+from kvnode.sim.trace import Trace
+
+REDIAL_S = 0.02
+"""A client whose node is down dials again after this."""
+
+
+class Life:
+    """`run` raises what is wrong with the seed."""
+
+    def __init__(self, seed: int, trace: Trace | None = None) -> None:
+        self.seed = seed
+        self.trace = trace or Trace()
+        self.world: World = draw(self.fork, list(FAULTS))
+        self.cluster: Cluster
+        self.faults: Faults
+        self.workload: Workload
+        self._rng = self.fork("life")
+        self._states = ""
+
+    def fork(self, label: str) -> random.Random:
+        return random.Random(f"{self.seed}/{label}")
+
+    async def run(self) -> None:
+        world = self.world
+        loop = asyncio.get_running_loop()
+        self.cluster = cluster = Cluster(self.seed, world.size, world.settings, has_processes=True, trace=self.trace)
+        loop.set_exception_handler(lambda _, context: cluster.errors.append(context))
+        cluster.draw_clock = self._draw_clock
+        cluster.network.delay_s = world.delay_s
+        cluster.disk_delay_s = world.disk_delay_s
+        self.faults = Faults(cluster, self.fork("faults"), world)
+        self.workload = Workload(self._ask, cluster.ids, world.mix, self.fork)
+        try:
+            await cluster.start_all()
+            self.workload.start()
+            await self._suffer()
+            await self._recover()
+            self._check()
+            self._note_the_end()
+        finally:
+            self._states = cluster.describe()
+            cluster.end_all()
+        judge(self.workload.operations, Witness(cluster.applied.changes()))
+
+    def _draw_clock(self, member: NodeId) -> NodeClock:
+        rng, world = self.fork(f"clock-{member}"), self.world
+        return NodeClock(
+            asyncio.get_running_loop().time,
+            start_s=rng.uniform(0, world.skew_s),
+            rate=1.0 + rng.uniform(-world.drift, world.drift),
+        )
+
+    async def _suffer(self) -> None:
+        """Safety mode: faults, with some calm between them."""
+        rng, world, loop = self._rng, self.world, self.cluster.loop
+        until_s = loop.time() + world.lasts_s
+        while loop.time() < until_s:
+            await asyncio.sleep(rng.uniform(*world.calm_s))
+            self._check()
+            self.faults.bury_the_failed()
+            if not self.cluster.members:
+                self.faults.restart(self.cluster.ids)
+            self.faults.strike()
+            if rng.random() < world.heals:
+                await asyncio.sleep(rng.uniform(0.0, world.calm_s[1]))
+                self._check()
+                self.faults.heal()
+
+    def _check(self) -> None:
+        assert not self.cluster.errors, self.cluster.errors
+
+    async def _recover(self) -> None:
+        """Liveness mode."""
+        cluster, faults = self.cluster, self.faults
+        rng = self.fork("liveness")
+        for member in [m for m in faults.may_fail if m in cluster.members and m not in cluster.failures]:
+            faults.end(member)  # a fault may still be waiting in its disk
+        core = liveness.draw_core(cluster, faults, rng)
+        faults.is_peace = True
+        await cluster.finish_spawned()
+        faults.heal(core)
+        liveness.break_for_good(cluster, faults, core, rng)
+        self._check()
+        await liveness.settle(cluster, faults, self.workload, core)
+
+    def _note_the_end(self) -> None:
+        """The trace ends with what everybody agrees on, so that another order of a set shows in it."""
+        steps = self.cluster.applied.steps
+        self.cluster.note("end", len(steps), steps[-1].digest.hex() if steps else "")
+
+    # ── what the report says ────────────────────────────────────────────────────────────────────────
+
+    @property
+    def virtual_ms(self) -> int:
+        return int(self.cluster.loop.time() * 1e3)
+
+    @property
+    def steps(self) -> int:
+        return self.cluster.observer.steps
+
+    def counts(self) -> dict[str, int]:
+        """What happened in it."""
+        found: dict[str, int] = {}
+        for operation in self.workload.operations:
+            name = f"operations_{operation.status}"
+            found[name] = found.get(name, 0) + 1
+        cluster = self.cluster
+        found["starts"] = cluster.starts
+        found["leader_changes"] = cluster.observer.leader_changes
+        found["truncations"] = cluster.observer.truncations
+        found["messages"] = cluster.network.delivered
+        found |= {f"network_{what}": count for what, count in sorted(cluster.network.counts.items())}
+        return found | {f"fault_{kind}": count for kind, count in sorted(self.faults.struck.items())}
+
+    def marks(self) -> dict[str, int]:
+        """Situations that tests must have met, how often each came about."""
+        return dict(sorted(self.cluster.observer.marks.items()))
+
+    def describe(self) -> str:
+        """A line of state for each member, as it stood at the end."""
+        return self._states
+
+    async def _ask(self, member: NodeId, request: Any, options: Options) -> Any:
+        """As a client does: a node that is down is dialled again, until the run is over."""
+        while member not in self.cluster.members or member in self.cluster.failures:
+            if self.workload.is_over:
+                raise NotReady(f"member {member} is down")
+            await asyncio.sleep(REDIAL_S)
+        return await self.cluster.members[member].ask(request, options)

@@ -1,0 +1,99 @@
+"""Liveness mode: faults end inside a core that could go on, and stay for ever outside it; then the core has to (I30).
+
+The core is a random quorum. Its members are restarted, healed and left alone; everybody else is down, cut off, paused
+or behind a link that keeps breaking, for good. Within a bound every pending request must have been answered, the core
+must have one leader and take a write from each of its members, and all of it must be in one state. At last each member
+is asked to stop and must leave nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING
+
+from kvnode.errors import KvnodeError
+from kvnode.ids import NodeId
+from kvnode.kv.interface import Options
+from kvnode.kv.requests import Put
+
+if TYPE_CHECKING:
+    from kvnode.sim.runtime.cluster import Cluster
+    from kvnode.sim.runtime.faults import Faults
+    from kvnode.sim.runtime.workload import Workload
+
+BOUND_S = 30.0
+"""Longest requests, one more election after a crash that was already planned, and room: all in simulated time."""
+
+TRIES = 40
+
+
+def draw_core(cluster: Cluster, faults: Faults, rng: random.Random) -> list[NodeId]:
+    """A quorum of members that can come back."""
+    can = [member for member in cluster.ids if member not in faults.lost_for_good]
+    quorum = len(cluster.ids) // 2 + 1
+    assert len(can) >= quorum, ("the atlas let too many go", faults.lost_for_good)
+    met = [member for member in can if member in cluster.bootstrapped]
+    if len(met) < quorum:
+        return can  # a first start waits for all members: none can be missing
+    return sorted(rng.sample(met, rng.randint(quorum, len(met))))
+
+
+def break_for_good(cluster: Cluster, faults: Faults, core: list[NodeId], rng: random.Random) -> None:
+    """What is left of everybody else."""
+    for member in cluster.ids:
+        if member in core:
+            continue
+        found = cluster.members.get(member)
+        how = rng.choice(("down", "cut", "paused", "deaf"))
+        if found is None or how == "down":
+            if found is not None:
+                faults.end(member)
+        elif how == "paused" and found.own_loop is not None:
+            found.own_loop.pause()
+        else:
+            for other in core:
+                if how == "cut":
+                    cluster.network.cut(member, other)
+                else:
+                    cluster.network.silence(other, member)
+
+
+async def settle(cluster: Cluster, faults: Faults, workload: Workload, core: list[NodeId]) -> None:
+    """Raises: AssertionError, TimeoutError when the core does not come right within the bound."""
+    async with asyncio.timeout(BOUND_S):
+        await workload.finish()
+    async with asyncio.timeout(BOUND_S):
+        for member in core:
+            await _write(cluster, member)
+        await _agree(cluster, core)
+    for member in core:
+        found = cluster.members[member].own_loop
+        assert found is not None
+        assert not found.open_requests, ("I30: a request was never answered", member)
+    leftovers = {}
+    for member in core:
+        left = await cluster.members[member].stop()
+        if left:
+            leftovers[member] = left
+    assert not leftovers, ("leaked", leftovers)
+
+
+async def _write(cluster: Cluster, member: NodeId) -> None:
+    """A write through this member; refusals and lost leaders are tried again, as a client would."""
+    for number in range(TRIES):
+        try:
+            await cluster.members[member].ask(Put(b"settled", b"%d.%d" % (member, number)), Options(timeout_ms=5_000))
+        except KvnodeError:
+            await asyncio.sleep(0.1)
+        else:
+            return
+    raise AssertionError(("I30: no write goes through this member", member))
+
+
+async def _agree(cluster: Cluster, core: list[NodeId]) -> None:
+    def is_equal() -> bool:
+        states = [cluster.members[member].node.status() for member in core]
+        return len({(s.commit_index, s.applied_index, s.state_hash) for s in states}) == 1
+
+    await cluster.until(is_equal, within_s=BOUND_S)

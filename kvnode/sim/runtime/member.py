@@ -1,0 +1,284 @@
+"""One process life of one member: what `kvnode.server` builds of a node, over simulated disk, network and time.
+
+Data directory (lock, identity, boot counter) → roster and handshakes → bootstrap, at the very first start → log and
+store → core → requests. With a loop of its own the member is a process: it can be paused, and `die` ends it anywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from kvnode.config import Config
+from kvnode.errors import Fatal, NotReady
+from kvnode.ids import Index, NodeId
+from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options
+from kvnode.kv.requests import Request
+from kvnode.machine.backend import Backend
+from kvnode.node.node import Node, Workers
+from kvnode.node.recovery import restore
+from kvnode.node.status import NodeIdentity
+from kvnode.server import Switchboard, check_applied_limits, make_roster
+from kvnode.sim.disk import FakeDisk, SimulatedCrash
+from kvnode.sim.loop import VirtualWorker
+from kvnode.sim.runtime.applied import WatchedMachine
+from kvnode.sim.runtime.network import VirtualTransport
+from kvnode.sim.runtime.node_loop import NodeLoop
+from kvnode.sim.runtime.observer import WatchedRaft, watch
+from kvnode.storage.datadir import DataDir
+from kvnode.storage.memory_backend import MemoryBackend
+from kvnode.storage.wal import Stamp, Wal
+from kvnode.storage.wal_salvage import open_log
+
+if TYPE_CHECKING:
+    from kvnode.sim.runtime.cluster import Cluster
+
+DATA_DIR = "/data"
+BOOTSTRAP_LOOK_S = 0.05
+WORKERS = ("log", "log-reader", "flusher")
+
+
+class Member:
+    """See the module docstring. `node` is there once the member takes part."""
+
+    def __init__(self, cluster: Cluster, member: NodeId, disk: FakeDisk, config: Config, *, life: int) -> None:
+        self.id = member
+        self.disk = disk
+        self.life = life
+        self.own_loop: NodeLoop | None = None
+        self.clock = cluster.make_clock(member)
+        if cluster.has_processes:
+            self.own_loop = NodeLoop(  # type: ignore[abstract]  # sockets, signals, processes: raise
+                cluster.loop, self.clock, rng=cluster.fork(f"turns-{member}-{life}"), on_error=self._on_loop_error
+            )
+        self.loop: asyncio.AbstractEventLoop = self.own_loop or cluster.loop
+        self.workers = {name: VirtualWorker(self.loop, cluster.disk_delay_s) for name in WORKERS}
+        self.is_dead = False
+        self.raft: WatchedRaft
+        self.wal: Wal
+        self.data: DataDir
+        self._transport: VirtualTransport | None = None
+        self._node: Node | None = None
+        self._cluster = cluster
+        self._config = config
+        self._rng = cluster.fork(f"process-{member}-{life}")
+        self._switchboard = Switchboard()
+
+    @property
+    def node(self) -> Node:
+        assert self._node is not None, f"member {self.id} does not take part yet"
+        return self._node
+
+    @property
+    def transport(self) -> VirtualTransport:
+        assert self._transport is not None, f"member {self.id} is not on the network yet"
+        return self._transport
+
+    @property
+    def takes_part(self) -> bool:
+        return self._node is not None
+
+    # ── its life ────────────────────────────────────────────────────────────────────────────────────
+
+    def start(self) -> None:
+        """Begin; on a loop of its own this goes on by itself."""
+        if self.own_loop is None:
+            self._open()
+            assert self.transport.roster.is_bootstrapped, "without processes the cluster has met before"
+            self._take_part()
+        else:
+            self.own_loop.submit(self._live()).add_done_callback(self._on_started)
+
+    async def _live(self) -> None:
+        self._open()
+        while not self.transport.roster.is_bootstrapped:  # noqa: ASYNC110 - as `kvnode.server` waits
+            await asyncio.sleep(BOOTSTRAP_LOOK_S)
+        self._take_part()
+
+    def _on_started(self, answer: asyncio.Future[Any]) -> None:
+        error = answer.exception()
+        if error is not None and not self.is_dead:
+            self.failed(error)
+
+    def _open(self) -> None:
+        config, cluster = self._config, self._cluster
+        self.data = DataDir.open(
+            self.disk,
+            DATA_DIR,
+            member=self.id,
+            cluster_name=config.cluster.name,
+            random_u64=partial(self._rng.getrandbits, 64),
+            allow_unsafe_filesystem=False,
+        )
+        roster = make_roster(config, self.data, f"http://node-{self.id}")
+        self._transport = VirtualTransport(
+            cluster.network, self.id, roster=roster, loop=self.own_loop, on_failed=self.failed
+        )
+        self.transport.open(self._switchboard)
+
+    def _take_part(self) -> None:
+        config, cluster, data = self._config, self._cluster, self.data
+        cluster.bootstrapped[self.id] = True
+        limits = check_applied_limits(config, data)
+        backend = cluster.open_store(self.id, config)
+        machine = WatchedMachine(backend, config.limits, node=self.id, log=cluster.applied)
+        identity = data.identity
+        wal, recovered, salvaged = open_log(
+            self.disk,
+            data.wal_dir,
+            Stamp(cluster_id=identity.cluster_id, member=identity.member, incarnation=identity.incarnation),
+            applied_index=Index(machine.applied_index),
+            segment_bytes=config.storage.segment_bytes,
+            batch_bytes_max=config.storage.batch_bytes_max,
+            create=not identity.has_log,
+            may_salvage=len(identity.members) > 1,
+            random_u64=partial(self._rng.getrandbits, 64),
+        )
+        watch(wal, partial(cluster.observer.on_written, self.id))
+        cluster.observer.on_recovered(
+            self.id, wal, recovered, is_damaged=salvaged is not None, was_lied_to=self.disk.has_lied
+        )
+        if not identity.has_log or not identity.applied_limits:
+            data.save_identity(msgspec.structs.replace(identity, has_log=True, applied_limits=limits))
+        self.wal = wal
+        self.raft = WatchedRaft(
+            node=self.id,
+            settings=config.raft,
+            rng=cluster.fork(f"raft-{self.id}-{cluster.loop.time()}"),
+            restored=restore(
+                hard_state=recovered.hard_state,
+                base=recovered.base,
+                term_runs=recovered.term_runs,
+                last_index=recovered.last_index,
+                tail=recovered.tail,
+                last_time=recovered.last_time,
+                voters=[NodeId(number) for number in data.identity.members],
+                machine=machine,
+                committed=recovered.committed,
+                life=data.boot.counter,
+                is_quarantined=recovered.quarantine is not None,
+            ),
+            now_ms=self.clock.monotonic_ms(),
+            observer=cluster.observer,
+        )
+        self._node = Node(
+            config=config,
+            raft=self.raft,
+            machine=machine,
+            backend=backend,
+            log_store=wal,
+            transport=self.transport,
+            workers=Workers(self.workers.__getitem__),
+            clock=self.clock,
+            loop=self.loop,
+            identity=NodeIdentity(
+                cluster_id=data.identity.cluster_id,
+                peer_addresses={NodeId(number): found.address for number, found in data.identity.members.items()},
+                client_url=f"http://node-{self.id}",
+                free_bytes=lambda: self.disk.free_bytes(DATA_DIR),
+                alarms=lambda: tuple(self.transport.roster.alarms),  # type: ignore[attr-defined]
+                boot=data.boot.counter,
+            ),
+            on_failed=self.failed,
+            lost=recovered.quarantine.what if recovered.quarantine else "",
+        )
+        self._node.start()
+        self._switchboard.attach(self._node.receiver)
+
+    def die(self, *, silently: bool = False) -> None:
+        """End at once: no more jobs, messages or timers. `silently`: nobody's connection is closed by it."""
+        self.is_dead = True
+        for worker in self.workers.values():
+            worker.die()
+        if self.own_loop is not None:
+            self.own_loop.kill()
+        elif self._node is not None:
+            self._node.abandon()
+        self.leave(silently=silently)
+        self._cluster.observer.on_ended(self.id)
+
+    def leave(self, *, silently: bool = False) -> None:
+        """Off the network."""
+        if self._transport is not None:
+            self._transport.closed = True
+            self._cluster.network.leave(self._transport, silently=silently)
+
+    async def stop(self) -> list[str]:
+        """End as a process that was asked to: returns what it left behind."""
+        assert self.own_loop is not None
+        if self._node is not None:
+            await self.own_loop.submit(self._node.stop())
+        left = self.own_loop.leftovers()
+        self.data.close()
+        return left
+
+    def ask(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Coroutine[Any, Any, Any]:
+        """Carry out one request, as the HTTP layer of the process would."""
+        return self._ask(request, options)
+
+    async def _ask(self, request: Request, options: Options) -> Any:
+        if self.own_loop is None:
+            return await self.node.execute(request, options)
+        return await self.own_loop.submit(self._serve(request, options))
+
+    async def _serve(self, request: Request, options: Options) -> Any:
+        if self._node is None:
+            raise NotReady("the member does not take part yet")
+        return await self._node.execute(request, options)
+
+    def describe(self) -> str:
+        if self._node is None:
+            return f"life {self.life}, does not take part yet"
+        raft, state = self.raft, self.raft.state
+        flags = [
+            "paused" if self.own_loop is not None and self.own_loop.is_paused else "",
+            "quarantined" if state.is_quarantined else "",
+            "stalled" if state.is_stalled else "",
+            *(f"{name} hung" for name, worker in self.workers.items() if worker.is_hung),
+        ]
+        return (
+            f"life {self.life}, {raft.role} of term {raft.term}, leader {raft.leader}, commit {raft.commit_index}, "
+            f"durable {raft.durable_index}, last {raft.last_index}, links {sorted(self.transport.connected)} "
+            + " ".join(flag for flag in flags if flag)
+        )
+
+    # ── what ends it ────────────────────────────────────────────────────────────────────────────────
+
+    def failed(self, error: BaseException) -> None:
+        """The node cannot go on: the process exits, or is gone already."""
+        if self.is_dead:
+            return
+        if isinstance(error, SimulatedCrash):
+            self._cluster.on_power_lost(self)
+            return
+        self._cluster.on_failed(self, error)
+        if self.own_loop is None and not isinstance(error, Fatal):
+            raise error
+
+    def _on_loop_error(self, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, SimulatedCrash):
+            self.failed(error)
+        else:
+            self._cluster.errors.append(context)
+
+
+class AskedFromOutside(KV):
+    """A member's store for callers that do not live on its loop."""
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+
+    def execute(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Coroutine[Any, Any, Any]:
+        return self._member.ask(request, options)
+
+
+def kept_store(stores: dict[NodeId, MemoryBackend], member: NodeId, config: Config) -> Backend:
+    """What a commit wrote outlives the process, unless the setting says that nothing is kept."""
+    if config.storage.backend == "memory":
+        return MemoryBackend()
+    return stores.setdefault(member, MemoryBackend())

@@ -1,0 +1,289 @@
+"""The observer of a simulated cluster: it sees every step of every core, every finished write, what leaves.
+
+What a single core must keep is `kvnode.raft.invariants`, what spans nodes is `kvnode.sim.ghost`, the same that judges
+tier 1. Here the ghost is shown the real runtime: each log is mirrored into a `CoreDisk` as its writes finish, and at a
+restart the recovered log must be one that the mirror and the write under way allow (I26).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from kvnode.config import RaftSection
+from kvnode.ids import NO_WRITE, Index, NodeId, RequestId, Term
+from kvnode.raft import invariants
+from kvnode.raft.core import Raft
+from kvnode.raft.messages import Entry, HardState, Input, PeerMessage, Proposals, ReadRequest
+from kvnode.raft.output import (
+    BecameFollower,
+    BecameLeader,
+    LogTruncated,
+    Output,
+    Persist,
+    Placed,
+    QuarantineEnded,
+    Refused,
+    Send,
+)
+from kvnode.raft.state import Restored
+from kvnode.sim.core.disk import CoreDisk
+from kvnode.sim.ghost import Ghost
+from kvnode.storage.wal import Recovered, Wal
+
+
+class RuntimeGhost(Ghost):
+    """The ghost for real clients: two requests may be equal, and one may be proposed again after a refusal."""
+
+    def __init__(self, disks: dict[NodeId, CoreDisk]) -> None:
+        super().__init__(disks)
+        self.handed_in: dict[bytes, int] = {}  # payload → how often it was proposed and not (yet) refused
+        self.refused_once: dict[RequestId, bool] = {}
+
+    def on_proposed(self, request: RequestId, payload: bytes) -> None:
+        self.proposed[request] = payload
+        self.handed_in[payload] = self.handed_in.get(payload, 0) + 1
+
+    def on_output(self, raft: Raft, output: Output) -> None:
+        for refused in output.refused:
+            if refused.id in self.refused_once:
+                continue  # the same answer, doubled by the network or dug out of it
+            self.refused_once[refused.id] = True
+            payload = self.proposed[refused.id]
+            self.handed_in[payload] -= 1
+            assert self.payloads.get(payload, 0) <= self.handed_in[payload], ("I29: refused but appended", payload)
+        super().on_output(raft, msgspec.structs.replace(output, refused=[]))
+
+    def _on_appended(self, node: NodeId, entry: Entry, link: int) -> None:
+        """An entry nobody has seen before: only its term's leader may have made it, and only from a proposal."""
+        assert self.leaders.get(entry.term) == node, ("I4: an entry from nowhere", node, entry)
+        assert (entry.index, entry.term) not in self.vanished, ("I29: written after it was cut off", entry)
+        self.entries[entry.index, entry.term] = (entry, link)
+        if entry.kind == 2:
+            count = self.payloads[entry.payload] = self.payloads.get(entry.payload, 0) + 1
+            proposed = self.handed_in.get(entry.payload, 0)
+            assert count <= proposed, ("I20, I29: appended more often than it was proposed", entry, proposed)
+
+
+@dataclass
+class Observer:
+    """See the module docstring. `marks` counts the situations of interest that came about."""
+
+    disks: dict[NodeId, CoreDisk]
+    ghost: RuntimeGhost
+    under_way: dict[NodeId, list[Persist]] = field(default_factory=dict)  # handed to the log, not yet finished
+    marks: dict[str, int] = field(default_factory=dict)
+    steps: int = 0
+    leader_changes: int = 0
+    truncations: int = 0
+
+    @classmethod
+    def of(cls, members: Sequence[NodeId]) -> Observer:
+        disks = {member: CoreDisk() for member in members}
+        return cls(disks, RuntimeGhost(disks))
+
+    def mark(self, name: str) -> None:
+        self.marks[name] = self.marks.get(name, 0) + 1
+
+    # ── the core ────────────────────────────────────────────────────────────────────────────────────
+
+    def on_cause(self, node: NodeId, cause: Input) -> None:
+        self.steps += 1
+        if type(cause) is Proposals:
+            for proposed in cause.batch:
+                self.ghost.on_proposed(_of(node, proposed.id), proposed.payload)
+        elif type(cause) is ReadRequest:
+            self.ghost.on_read_invoked(_of(node, cause.number))
+
+    def on_output(self, raft: Raft, output: Output) -> None:
+        node = raft.node
+        self._count(output)
+        if output.persist is not None:
+            self.under_way.setdefault(node, []).append(output.persist)
+        ours = msgspec.structs.replace(
+            output,
+            placed=[Placed(_of(node, each.id), each.index, each.term) for each in output.placed],
+            refused=[Refused(_of(node, each.id), each.code) for each in output.refused],
+            reads_ready=[msgspec.structs.replace(each, number=_of(node, each.number)) for each in output.reads_ready],
+            reads_failed=[msgspec.structs.replace(each, number=_of(node, each.number)) for each in output.reads_failed],
+        )
+        for failed in ours.reads_failed:
+            if failed.number in self.ghost.reads:
+                self.mark("read_round_lost")
+        self.ghost.on_output(raft, ours)
+
+    def _count(self, output: Output) -> None:
+        for fact in output.facts:
+            match fact:
+                case BecameLeader():
+                    self.leader_changes += 1
+                case LogTruncated():
+                    self.truncations += 1
+                case QuarantineEnded():
+                    self.mark("quarantine_left")
+                case BecameFollower(reason=reason) if "disk" in reason:
+                    self.mark("hung_disk_step_down")
+                case _:
+                    pass
+
+    # ── the log ─────────────────────────────────────────────────────────────────────────────────────
+
+    def on_written(self, node: NodeId, batch: Sequence[Persist]) -> None:
+        """These writes are durable."""
+        disk, under_way = self.disks[node], self.under_way.get(node, [])
+        for write in batch:
+            assert under_way, ("a write that no core asked for", node, write)
+            assert under_way[0] is write, ("writes finish in the order they were made", node, write, under_way[0])
+            under_way.pop(0)
+            self.ghost.on_durable(node, write)
+            disk.queue.append(write)
+            disk.complete()
+
+    def on_left(self, node: NodeId, to: NodeId, message: PeerMessage) -> None:
+        self.ghost.on_left(node, Send(to, message))
+
+    def on_ended(self, node: NodeId) -> None:
+        """The process is gone: what it read it will not answer."""
+        for number in [number for number in self.ghost.reads if number >> 96 == node]:
+            del self.ghost.reads[number]
+
+    def on_recovered(
+        self, node: NodeId, wal: Wal, recovered: Recovered, *, is_damaged: bool, was_lied_to: bool
+    ) -> None:
+        """I26, I19: exactly what was durable, plus a beginning of what was being written.
+
+        Of a log that was damaged: an intact beginning of that, and quarantine. Of a disk that said so and did not sync:
+        nothing can be asked but genuine entries.
+        """
+        disk = self.disks[node]
+        entries = _whole_log(wal, recovered)
+        if is_damaged:
+            assert recovered.quarantine is not None, ("a damaged log that counts as whole", node)
+            self._on_salvaged(node, entries, recovered)
+            return
+        if was_lied_to:
+            self._check_genuine(node, entries)
+            self._begin_life(node, entries, recovered.hard_state)
+            return
+        position = _last(entries)
+        for allowed in self._allowed(node):
+            if _last(allowed) == position:
+                assert allowed == entries, ("I26: not what was written", node, position)
+                break
+        else:
+            raise AssertionError(("I26: recovered a log that never was", node, position, _last(disk.entries)))
+        self._check_hard_state(node, recovered.hard_state)
+        if position != _last(disk.entries):
+            self.mark("unacknowledged_tail_survived")
+        if recovered.report.torn is not None:
+            self.mark("torn_tail_cut")
+        self._begin_life(node, entries, recovered.hard_state)
+
+    def _on_salvaged(self, node: NodeId, entries: list[Entry], recovered: Recovered) -> None:
+        """Every kept entry is genuine and stands where it stood; term and vote are what they were, or newer."""
+        self._check_genuine(node, entries)
+        durable = self.disks[node].hard_state
+        found = recovered.hard_state
+        assert found.term >= durable.term, ("I3: a term was lost with the log", node, found, durable)
+        assert found.term > durable.term or found.vote == durable.vote, ("I2: a vote was lost", node, found, durable)
+        self.mark("quarantine_entered")
+        self._begin_life(node, entries, found)
+
+    def _check_genuine(self, node: NodeId, entries: list[Entry]) -> None:
+        known = self.ghost.entries
+        for entry in entries:
+            assert known.get((entry.index, entry.term), (None,))[0] == entry, ("I26: not what was written", node, entry)
+
+    def _begin_life(self, node: NodeId, entries: list[Entry], hard_state: HardState) -> None:
+        disk = self.disks[node]
+        disk.entries[:] = entries
+        disk.hard_state = hard_state
+        disk.queue.clear()
+        disk.durable = NO_WRITE
+        self.under_way[node] = []
+        self.ghost.on_started(node)
+
+    def _allowed(self, node: NodeId) -> Iterator[list[Entry]]:
+        """The log after a crash: as it was durable, or as it is after any record of the writes under way."""
+        entries = list(self.disks[node].entries)
+        yield entries
+        for write in self.under_way.get(node, []):
+            if write.truncate_from:
+                del entries[write.truncate_from - 1 :]
+                yield entries
+            for entry in write.entries:
+                entries.append(entry)
+                yield entries
+
+    def _check_hard_state(self, node: NodeId, found: HardState) -> None:
+        durable = self.disks[node].hard_state
+        states = [durable, *(w.hard_state for w in self.under_way.get(node, []) if w.hard_state is not None)]
+        assert any((s.term, s.vote) == (found.term, found.vote) for s in states), ("I2, I3", node, found, states)
+
+
+class WatchedRaft(Raft):
+    """A core that is looked at after every step."""
+
+    def __init__(
+        self,
+        *,
+        node: NodeId,
+        settings: RaftSection,
+        rng: random.Random,
+        restored: Restored,
+        now_ms: int,
+        observer: Observer,
+    ) -> None:
+        super().__init__(node=node, settings=settings, rng=rng, restored=restored, now_ms=now_ms)
+        self._observer = observer
+        self._observed = invariants.observe(self.state)
+
+    def step(self, now_ms: int, wall_ms: int, cause: Input) -> None:
+        self._observer.on_cause(self.state.node, cause)
+        super().step(now_ms, wall_ms, cause)
+        self._look()
+        self._observer.ghost.on_step(self)
+
+    def take_output(self) -> Output:
+        output = super().take_output()
+        self._look()
+        self._observer.on_output(self, output)
+        return output
+
+    def _look(self) -> None:
+        invariants.check(self.state)
+        observed = invariants.observe(self.state)
+        invariants.check_step(self._observed, observed)
+        self._observed = observed
+
+
+def watch(wal: Wal, written: Callable[[Sequence[Persist]], None]) -> None:
+    """Have every finished write of this log told."""
+    write = wal.write
+
+    def watched(batch: Sequence[Persist]) -> None:
+        write(batch)
+        written(batch)
+
+    wal.write = watched  # type: ignore[method-assign]
+
+
+def _of(node: NodeId, number: int) -> RequestId:
+    """Numbers are a node's own; the ghost knows all nodes."""
+    return RequestId((node << 96) | number)
+
+
+def _whole_log(wal: Wal, recovered: Recovered) -> list[Entry]:
+    entries: list[Entry] = []
+    last = recovered.tail[0].index - 1 if recovered.tail else recovered.last_index
+    assert recovered.base.index == 0, recovered.base  # nothing compacts a log yet
+    while len(entries) < last:
+        entries += wal.read(Index(len(entries) + 1), Index(last), 1 << 20)
+    return [*entries, *recovered.tail]
+
+
+def _last(entries: Sequence[Entry]) -> tuple[Index, Term]:
+    return (entries[-1].index, entries[-1].term) if entries else (Index(0), Term(0))

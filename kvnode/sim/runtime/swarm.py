@@ -1,0 +1,97 @@
+"""Swarm: what one seed's world is like, drawn before it begins.
+
+First which faults are on at all, each with even odds, as a run with every fault at once hides what needs the absence of
+one; then how bad they are, from wide and skewed ranges; then the cluster's shape, its settings and its clients. Tiny
+segments, batches, windows and caches make rare paths common.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kvnode.sim.disk import FsyncFailure
+from kvnode.sim.runtime.workload import Mix
+
+KIB = 1 << 10
+
+
+@dataclass(frozen=True)
+class World:
+    """See the module docstring; times in seconds."""
+
+    size: int
+    settings: dict[str, object]
+    faults: tuple[str, ...]
+    mix: Mix
+    lasts_s: float
+    calm_s: tuple[float, float]  # between two faults
+    heals: float  # chance that a fault is mended before the next
+    delay_s: tuple[float, float]
+    disk_delay_s: float
+    fsync_failure: FsyncFailure
+    drift: float  # clocks run at 1 ± this
+    skew_s: float
+    shuffles: bool
+
+
+def draw(fork: Callable[[str], random.Random], faults: Sequence[str]) -> World:
+    """One world."""
+    rng = fork("swarm")
+    on = tuple(kind for kind in faults if rng.random() < 0.5)
+    settings = _settings(fork("settings"))
+    timeout_s = float(str(settings["raft.election_timeout_ms"])) / 1e3
+    return World(
+        size=rng.choice((1, 2, 3, 3, 3, 3, 3, 4, 5, 5, 7)),
+        settings=settings,
+        faults=on or tuple(faults),
+        mix=_mix(fork("mix")),
+        lasts_s=rng.choice((4.0, 6.0, 10.0)),
+        calm_s=rng.choice(((0.02, 0.2), (0.05, 0.6), (0.3, 1.5))),
+        heals=rng.choice((0.2, 0.5, 0.9)),
+        delay_s=rng.choice(((0.0002, 0.001), (0.0002, 0.001), (0.0002, 0.01), (timeout_s / 100, timeout_s / 12))),
+        disk_delay_s=rng.choice((0.0002, 0.0005, 0.0005, 0.004, 0.02)),
+        fsync_failure=rng.choice(list(FsyncFailure)),
+        drift=rng.choice((0.0, 0.0, 0.02, 0.1, 0.3)),
+        skew_s=rng.choice((0.0, 1.0, 1e6)),
+        shuffles=rng.random() < 0.8,
+    )
+
+
+def _settings(rng: random.Random) -> dict[str, object]:
+    timeout_ms = rng.choice((150, 300, 300, 600))
+    return {
+        "raft.election_timeout_ms": timeout_ms,
+        "raft.heartbeat_ms": timeout_ms // rng.choice((3, 4, 6, 6)),
+        "raft.commit_note_ms": rng.choice((0, 2, 2, 20)),
+        "raft.append_bytes_max": rng.choice((KIB, 4 * KIB, KIB * KIB)),
+        "raft.window_messages_max": rng.choice((1, 2, 64, 64)),
+        "raft.window_bytes_max": rng.choice((KIB, 16 * KIB, 4 * KIB * KIB)),
+        "raft.log_cache_bytes": rng.choice((64 * KIB, 64 * KIB, 16 * KIB * KIB)),
+        "storage.segment_bytes": rng.choice((8 * KIB, 8 * KIB, 16 * KIB, 64 * KIB)),
+        "storage.batch_bytes_max": rng.choice((4 * KIB, 4 * KIB, 64 * KIB)),
+        "storage.flush_versions": rng.choice((1, 5, 50, 10_000)),
+        "storage.flush_ms": rng.choice((10, 100, 1_000)),
+        "storage.backend": rng.choice(("lmdb", "lmdb", "lmdb", "memory")),
+        "storage.stall_ms": rng.choice((200, 1_000)),
+        "storage.abort_ms": 3_000,
+        "storage.free_bytes_min": rng.choice((0, 32 * KIB)),
+        "limits.queue_items_max": rng.choice((16, 32_768, 32_768)),
+        "limits.page_items": rng.choice((2, 1_000)),
+        "limits.no_leader_ms": rng.choice((300, 1_500)),
+    }
+
+
+def _mix(rng: random.Random) -> Mix:
+    clients = rng.randint(2, 9)
+    per_second = rng.choice((10, 20, 20, 40, 100))
+    return Mix(
+        clients=clients,
+        pause_s=clients / per_second,
+        keys=rng.choice((1, 3, 5, 5)),
+        conditional=rng.choice((0.0, 0.4, 0.8)),
+        padding=rng.choice((0, 0, 300, 2_000)),
+        roams=rng.choice((0.0, 0.1, 0.5)),
+        timeouts_ms=rng.choice(((50, 300, 2_000), (300, 2_000), (2_000,))),
+    )

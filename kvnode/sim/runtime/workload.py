@@ -1,0 +1,237 @@
+"""Clients: they ask the nodes of a simulated cluster for everything the store can do, and record what they were told.
+
+A client has one request open at a time, at the node it happens to be connected to; after an answer that leaves the
+outcome open it goes on under a new number, as the history's format wants it (`kvnode.check.history`). Values are unique
+in the run. Times are the simulator's, one clock for all clients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+
+from kvnode.check.history import ANY, Operation, Seen
+from kvnode.errors import CompareFailed, KvnodeError
+from kvnode.ids import NodeId
+from kvnode.kv.interface import Options
+from kvnode.kv.keys import prefix_end
+from kvnode.kv.requests import Compare, Delete, DeleteReply, KeyValue, Put, Range, RangeReply, Txn
+from kvnode.kv.requests import Operation as StoreOperation
+
+PREFIX = "k"
+PATIENCE_S = 5.0
+"""A client gives up on a node that is silent for so much longer than the request's deadline."""
+
+
+class Asked(Protocol):
+    """Carries a request to a member and its answer back. Raises: KvnodeError."""
+
+    def __call__(self, member: NodeId, request: Any, options: Options) -> Awaitable[Any]: ...
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What clients do, and how much of it."""
+
+    clients: int = 6
+    pause_s: float = 0.05  # mean time between an answer and the next request
+    keys: int = 5
+    weights: Mapping[str, int] = field(
+        default_factory=lambda: {"put": 4, "get": 4, "delete": 1, "range": 1, "txn": 1, "stale": 1}
+    )
+    conditional: float = 0.4  # share of writes that ask for a revision
+    padding: int = 0  # bytes that some values carry besides their number
+    timeouts_ms: tuple[int, ...] = (50, 300, 2_000)
+    roams: float = 0.1  # chance to change the node before a request
+
+
+class Workload:
+    """All clients of a run. `operations` is the history, in the order in which requests ended."""
+
+    def __init__(self, ask: Asked, members: list[NodeId], mix: Mix, fork: Callable[[str], random.Random]) -> None:
+        self.operations: list[Operation] = []
+        self.is_over = False
+        self._ask = ask
+        self._members = members
+        self._mix = mix
+        self._fork = fork
+        self._clients = 0
+        self._values = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._loop = asyncio.get_running_loop()
+
+    def start(self) -> None:
+        for number in range(self._mix.clients):
+            self._tasks.append(self._loop.create_task(self._live(number), name=f"client-{number}"))
+
+    async def finish(self) -> None:
+        """No new requests; returns when every open one has been answered."""
+        self.is_over = True
+        await asyncio.gather(*self._tasks)
+
+    @property
+    def open_requests(self) -> int:
+        return sum(not task.done() for task in self._tasks)
+
+    def number(self) -> int:
+        """A client number nobody has used."""
+        self._clients += 1
+        return self._clients
+
+    def value(self, rng: random.Random) -> str:
+        self._values += 1
+        return f"{self._values}" + "." * (self._mix.padding if rng.random() < 0.25 else 0)
+
+    async def _live(self, number: int) -> None:
+        rng = self._fork(f"client-{number}")
+        client = Client(self, rng, self._members[number % len(self._members)])
+        kinds = list(self._mix.weights)
+        weights = list(self._mix.weights.values())
+        while not self.is_over:
+            await asyncio.sleep(rng.expovariate(1.0 / self._mix.pause_s))
+            if rng.random() < self._mix.roams:
+                client.member = rng.choice(self._members)
+            (kind,) = rng.choices(kinds, weights)
+            await client.request(kind, f"{PREFIX}{rng.randrange(self._mix.keys)}")
+
+    @property
+    def keys(self) -> int:
+        return self._mix.keys
+
+    def condition(self, known: int, rng: random.Random) -> int:
+        return known if rng.random() < self._mix.conditional else ANY
+
+    def options(self, rng: random.Random, *, stale: bool = False) -> Options:
+        timeout_ms = rng.choice(self._mix.timeouts_ms)
+        return Options(timeout_ms=timeout_ms, consistency="stale" if stale else "linearizable")
+
+    async def ask(self, member: NodeId, request: Any, options: Options) -> Any:
+        return await self._ask(member, request, options)
+
+    def now_ns(self) -> int:
+        return int(self._loop.time() * 1e9)
+
+
+class Client:
+    """One request after the other."""
+
+    def __init__(self, load: Workload, rng: random.Random, member: NodeId) -> None:
+        self.member = member
+        self._load = load
+        self._rng = rng
+        self._number = load.number()
+        self._known: dict[str, int] = {}  # key → the revision last heard of
+
+    async def request(self, kind: str, key: str) -> None:
+        asked, request = self._make(kind, key)
+        options = self._load.options(self._rng, stale=kind == "stale")
+        asked = msgspec.structs.replace(asked, consistency=options.consistency, node=self.member)
+        try:
+            async with asyncio.timeout(options.timeout_ms / 1e3 + PATIENCE_S):
+                reply = await self._load.ask(self.member, request, options)
+        except CompareFailed as error:
+            found = error.detail["revision"]
+            self._known[key] = found
+            self._end(asked, held=False, mod=found)
+        except KvnodeError as error:
+            self._end(asked, status="info" if error.may_have_applied else "fail", note=error.code)
+        except TimeoutError:
+            self._end(asked, status="info", note="gave up")
+        else:
+            self._answered(kind, asked, reply)
+
+    def _make(self, kind: str, key: str) -> tuple[Operation, Any]:
+        rng, load = self._rng, self._load
+        asked = Operation(client=self._number, op="get", call=load.now_ns(), key=key)
+        expected = load.condition(self._known.get(key, 0), rng)
+        match kind:
+            case "put":
+                value = load.value(rng)
+                put = Put(key.encode(), value.encode(), if_revision=expected)
+                return msgspec.structs.replace(asked, op="put", arg=value, exp=expected), put
+            case "delete":
+                return msgspec.structs.replace(asked, op="delete", exp=expected), Delete(
+                    key.encode(), if_revision=expected
+                )
+            case "range":
+                whole = Range(PREFIX.encode(), prefix_end(PREFIX.encode()), limit=2 * self._load.keys)
+                return msgspec.structs.replace(asked, op="range", key=PREFIX), whole
+            case "txn":
+                return self._make_txn(asked, key)
+            case _:
+                return asked, Range(key.encode())
+
+    def _make_txn(self, asked: Operation, key: str) -> tuple[Operation, Txn]:
+        rng, load = self._rng, self._load
+        parts: list[Operation] = []
+        operations: list[StoreOperation] = []
+        compares: list[Compare] = []
+        others = [f"{PREFIX}{number}" for number in range(8) if f"{PREFIX}{number}" in self._known]
+        for each in dict.fromkeys([key, *rng.sample(others, min(len(others), rng.choice((0, 1, 2))))]):
+            part = msgspec.structs.replace(asked, key=each)
+            kind = rng.choice(("put", "put", "get", "delete"))
+            if kind != "get":
+                part = msgspec.structs.replace(part, exp=load.condition(self._known.get(each, 0), rng))
+                if part.exp != ANY:
+                    compares.append(Compare(each.encode(), "mod_revision", "=", part.exp))
+            if kind == "put":
+                value = load.value(rng)
+                part = msgspec.structs.replace(part, op="put", arg=value)
+                operations.append(Put(each.encode(), value.encode()))
+            elif kind == "delete":
+                part = msgspec.structs.replace(part, op="delete")
+                operations.append(Delete(each.encode()))
+            else:
+                operations.append(Range(each.encode()))
+            parts.append(part)
+        return (
+            msgspec.structs.replace(asked, op="txn", key="", parts=tuple(parts)),
+            Txn(tuple(compares), tuple(operations)),
+        )
+
+    # ── answers ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _answered(self, kind: str, asked: Operation, reply: Any) -> None:
+        match kind:
+            case "put":
+                self._known[asked.key] = reply.revision
+                self._end(asked, rev=reply.revision)
+            case "delete":
+                self._known[asked.key] = 0
+                self._end(asked, rev=reply.revision, count=reply.deleted)
+            case "range":
+                self._end(asked, rev=reply.revision, items=tuple(map(seen, reply.items)))
+            case "txn":
+                parts = tuple(map(_part, asked.parts, reply.results)) if reply.succeeded else asked.parts
+                self._end(asked, rev=reply.revision, held=reply.succeeded, parts=parts)
+            case _:
+                item = reply.items[0] if reply.items else None
+                self._known[asked.key] = item.mod_revision if item is not None else 0
+                out = item.value.decode() if item is not None else None
+                self._end(asked, rev=reply.revision, out=out, mod=self._known[asked.key])
+
+    def _end(self, asked: Operation, **what: Any) -> None:
+        ret = None if what.get("status") == "info" else self._load.now_ns()
+        self._load.operations.append(msgspec.structs.replace(asked, ret=ret, **what))
+        if ret is None:
+            self._number = self._load.number()
+
+
+def seen(item: KeyValue) -> Seen:
+    return Seen(item.key.decode(), item.value.decode(), item.mod_revision, item.version)
+
+
+def _part(asked: Operation, reply: Any) -> Operation:
+    if isinstance(reply, RangeReply):
+        item = reply.items[0] if reply.items else None
+        if item is None:
+            return msgspec.structs.replace(asked, rev=reply.revision)
+        return msgspec.structs.replace(asked, rev=reply.revision, out=item.value.decode(), mod=item.mod_revision)
+    if isinstance(reply, DeleteReply):
+        return msgspec.structs.replace(asked, rev=reply.revision, count=reply.deleted)
+    return msgspec.structs.replace(asked, rev=reply.revision)
