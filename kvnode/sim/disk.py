@@ -50,6 +50,7 @@ class FakeDisk(FaultPlan):
         super().__init__()
         self.capacity_bytes = capacity_bytes
         self.fsync_failure = fsync_failure
+        self.has_rotted = False  # durable bytes were changed behind the file system's back
         self.has_lied = False  # said that something was durable which was not
         self._rng = rng
         self._root = DirectoryNode()
@@ -71,10 +72,23 @@ class FakeDisk(FaultPlan):
 
     def _next_life(self, root: DirectoryNode) -> FakeDisk:
         disk = FakeDisk(self._rng, capacity_bytes=self.capacity_bytes, fsync_failure=self.fsync_failure)
-        disk.has_lied = self.has_lied
+        disk.has_lied, disk.has_rotted = self.has_lied, self.has_rotted
         disk._root = root
         disk._files_made = self._files_made
         return disk
+
+    def sync_everything(self) -> None:
+        """As a machine does that is left alone for a while: all that was written is durable."""
+        directories = [self._root]
+        while directories:
+            directory = directories.pop()
+            directory.sync()
+            for node in directory.entries.values():
+                if isinstance(node, DirectoryNode):
+                    directories.append(node)
+                else:
+                    node.durable = bytearray(node.cache)
+                    node.pending.clear()
 
     # Damage to what is already durable
 
@@ -83,6 +97,7 @@ class FakeDisk(FaultPlan):
         node = self._file(path)
         assert not node.pending, f"{path} has unsynced changes: crash or kill first"
         assert offset + len(data) <= len(node.durable), (offset, len(data), len(node.durable))
+        self.has_rotted = True
         node.durable[offset : offset + len(data)] = data
         node.cache = bytearray(node.durable)
 

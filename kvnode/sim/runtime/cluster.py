@@ -68,11 +68,8 @@ class Cluster:
             "storage.segment_bytes": 64 << 10,  # small: the fake disk pays for every byte, and rolls are exercised
             "storage.free_bytes_min": 0,
         }
-        config = load(None, environment={}, overrides={**common, **(settings or {})})
-        self.configs: dict[NodeId, Config] = {
-            number: msgspec.structs.replace(config, node=msgspec.structs.replace(config.node, id=number))
-            for number in self.ids
-        }
+        self._settings = {**common, **(settings or {})}
+        self.configs: dict[NodeId, Config] = {number: self.reconfigured(number, {}) for number in self.ids}
         self.disks = {member: FakeDisk(self.fork(f"disk-{member}")) for member in self.ids}
         self.stores: dict[NodeId, MemoryBackend] = {}
         self.disk_delay_s = 0.0005  # how long a write with its fsync takes, on members started from now on
@@ -87,6 +84,10 @@ class Cluster:
         self._tasks: list[asyncio.Task[None]] = []
         if not has_processes:
             self._introduce(addresses)
+
+    def reconfigured(self, member: NodeId, settings: dict[str, object]) -> Config:
+        """The cluster's configuration, as this member would have it with other settings."""
+        return load(None, environment={}, overrides={**self._settings, **settings, "node.id": int(member)})
 
     def fork(self, label: str) -> random.Random:
         """A generator of its own for one subsystem, so that a draw in one does not shift the others."""

@@ -16,7 +16,8 @@ from kvnode.errors import LogCorrupted, StorageFailed
 from kvnode.ids import NOBODY, NodeId
 from kvnode.raft.messages import TransferLeadership
 from kvnode.sim.disk import UNLIMITED, FsyncFailure
-from kvnode.sim.runtime.cluster import Cluster
+from kvnode.sim.inodes import SECTOR
+from kvnode.sim.runtime.cluster import LOG_DIRECTORY, Cluster
 from kvnode.sim.runtime.member import Member
 from kvnode.sim.runtime.swarm import World
 
@@ -37,6 +38,7 @@ class Faults:
         self.struck: dict[str, int] = {}
         self.may_fail: dict[NodeId, str] = {}  # members given a fault that ends them, and which
         self.lost_for_good: dict[NodeId, str] = {}  # members that must not come back, and why
+        self.rotten = NOBODY  # the one member whose durable bytes may go bad
         self.is_peace = False  # nothing new strikes
 
     def strike(self) -> str:
@@ -71,8 +73,8 @@ class Faults:
         """Processes that gave up have exited; each must have had a reason."""
         cluster = self.cluster
         for member, error in list(cluster.failures.items()):
-            if isinstance(error, LogCorrupted) and member in self.lost_for_good:
-                self.cluster.kill(member)
+            if isinstance(error, LogCorrupted) and member == self.rotten:
+                self._bury_the_rotten(member, error)
                 continue
             assert isinstance(error, StorageFailed), (member, error)
             is_full = cluster.disks[member].capacity_bytes < UNLIMITED
@@ -82,6 +84,16 @@ class Faults:
             if reason.startswith("fsync"):
                 cluster.observer.mark(f"exited_after_{reason}")
             self.end(member)
+
+    def _bury_the_rotten(self, member: NodeId, error: LogCorrupted) -> None:
+        """A damaged log ends its node. If it can be repaired the next start does that; else the node stays down."""
+        self.cluster.kill(member)
+        self.may_fail.pop(member, None)
+        if error.repairable:
+            self.count("rot_ended_a_process")
+            return
+        self.count("rot_kept_down")
+        self.lost_for_good[member] = "rot"
 
     def restart(self, among: list[NodeId]) -> None:
         """Start who is down, unless it must not come back."""
@@ -97,6 +109,7 @@ class Faults:
     def heal(self, among: list[NodeId] | None = None) -> None:
         """Mend links, disks, clocks and pauses (`among` these members, or everywhere) and restart who is down."""
         cluster = self.cluster
+        self.bury_the_failed()
         network = cluster.network
         network.loss = network.duplication = network.corruption = 0.0
         network.reorder = False
@@ -123,7 +136,7 @@ class Faults:
 
     def may_lose_another(self) -> bool:
         """The fault atlas: what is lost for good stays a minority, with one good copy of everything in each quorum."""
-        if len(self.cluster.bootstrapped) < len(self.cluster.ids):
+        if self.rotten != NOBODY or len(self.cluster.bootstrapped) < len(self.cluster.ids):
             return False
         return len(self.lost_for_good) + 1 <= (len(self.cluster.ids) - 1) // 2
 
@@ -421,6 +434,38 @@ def _no_space(faults: Faults, victim: NodeId) -> bool:
     return True
 
 
+def _bit_rot(faults: Faults, victim: NodeId) -> bool:
+    """Durable bytes of one member's log go bad while it is down; nobody else's do in this run (the fault atlas).
+
+    So of each record a majority keeps good copies. Nodes that cannot prove their term and vote stay down.
+    """
+    cluster, rng = faults.cluster, faults.rng
+    if len(cluster.ids) < 3 or not all(member in cluster.bootstrapped for member in cluster.ids):
+        return False
+    if faults.rotten not in {NOBODY, victim} or faults.lost_for_good or not faults.member(victim).takes_part:
+        return False
+    # Of the newest two segments the last write may rot as well, and looks then like a torn one: no log can tell.
+    paths = [path for path in faults.member(victim).disk.files() if path.startswith(f"{LOG_DIRECTORY}/0")][:-2]
+    if not paths:
+        return False
+    cluster.kill(victim)
+    faults.may_fail.pop(victim, None)
+    disk = cluster.disk_of(victim)
+    disk.sync_everything()
+    path = rng.choice(paths)
+    size = len(disk.durable_content(path))
+    how = rng.choice(("flip", "flip", "zero", "stale"))
+    sector = rng.randrange(max(1, size // SECTOR))
+    if how == "flip":
+        disk.flip_bit(path, rng.randrange(size), rng.randrange(8))
+    elif how == "zero":
+        disk.zero_sector(path, sector)
+    elif not disk.stale_sector(path, sector):
+        return False
+    faults.rotten = victim
+    return True
+
+
 FAULTS: dict[str, Fault] = {
     "end": _end,
     "end_leader": _end_leader,
@@ -450,4 +495,5 @@ FAULTS: dict[str, Fault] = {
     "write_error": _write_error,
     "read_error": _read_error,
     "no_space": _no_space,
+    "bit_rot": _bit_rot,
 }

@@ -36,7 +36,11 @@ def draw_core(cluster: Cluster, faults: Faults, rng: random.Random) -> list[Node
     met = [member for member in can if member in cluster.bootstrapped]
     if len(met) < quorum:
         return can  # a first start waits for all members: none can be missing
-    return sorted(rng.sample(met, rng.randint(quorum, len(met))))
+    voters = [member for member in met if member != faults.rotten]  # in quarantine it waits for a quorum of the others
+    core = rng.sample(voters, rng.randint(quorum, len(voters)))
+    if faults.rotten in met and rng.random() < 0.7:
+        core.append(faults.rotten)
+    return sorted(core)
 
 
 def break_for_good(cluster: Cluster, faults: Faults, core: list[NodeId], rng: random.Random) -> None:

@@ -79,6 +79,11 @@ class Member:
         return self._transport
 
     @property
+    def connections(self) -> list[NodeId]:
+        """Peers this member is connected to."""
+        return sorted(self._transport.connected) if self._transport is not None else []
+
+    @property
     def takes_part(self) -> bool:
         return self._node is not None
 
@@ -140,8 +145,10 @@ class Member:
         )
         watch(wal, partial(cluster.observer.on_written, self.id))
         cluster.observer.on_recovered(
-            self.id, wal, recovered, is_damaged=salvaged is not None, was_lied_to=self.disk.has_lied
+            self.id, wal, recovered, was_lied_to=self.disk.has_lied, has_rotted=self.disk.has_rotted
         )
+        if salvaged is not None:
+            cluster.observer.mark("quarantine_entered")
         if not identity.has_log or not identity.applied_limits:
             data.save_identity(msgspec.structs.replace(identity, has_log=True, applied_limits=limits))
         self.wal = wal
@@ -242,7 +249,7 @@ class Member:
         ]
         return (
             f"life {self.life}, {raft.role} of term {raft.term}, leader {raft.leader}, commit {raft.commit_index}, "
-            f"durable {raft.durable_index}, last {raft.last_index}, links {sorted(self.transport.connected)} "
+            f"durable {raft.durable_index}, last {raft.last_index}, links {self.connections} "
             + " ".join(flag for flag in flags if flag)
         )
 

@@ -114,11 +114,12 @@ class NodeLoop(asyncio.AbstractEventLoop):
 
     def _answer(self, answer: asyncio.Future[Any], task: asyncio.Task[Any]) -> None:
         self._asked.pop(answer, None)
-        if answer.done():
+        error = None if task.cancelled() else task.exception()
+        if answer.done():  # whoever asked gave up
             return
         if task.cancelled():
             answer.set_exception(ConnectionLost("the request was cancelled by the node"))
-        elif (error := task.exception()) is not None:
+        elif error is not None:
             answer.set_exception(error)
         else:
             answer.set_result(task.result())

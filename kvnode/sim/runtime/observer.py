@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from kvnode.config import RaftSection
+from kvnode.errors import LogCorrupted
 from kvnode.ids import NO_WRITE, Index, NodeId, RequestId, Term
 from kvnode.raft import invariants
 from kvnode.raft.core import Raft
@@ -151,7 +152,7 @@ class Observer:
             del self.ghost.reads[number]
 
     def on_recovered(
-        self, node: NodeId, wal: Wal, recovered: Recovered, *, is_damaged: bool, was_lied_to: bool
+        self, node: NodeId, wal: Wal, recovered: Recovered, *, was_lied_to: bool, has_rotted: bool
     ) -> None:
         """I26, I19: exactly what was durable, plus a beginning of what was being written.
 
@@ -159,9 +160,8 @@ class Observer:
         nothing can be asked but genuine entries.
         """
         disk = self.disks[node]
-        entries = _whole_log(wal, recovered)
-        if is_damaged:
-            assert recovered.quarantine is not None, ("a damaged log that counts as whole", node)
+        entries = _whole_log(wal, recovered, disk.entries if has_rotted else None)
+        if recovered.quarantine is not None:
             self._on_salvaged(node, entries, recovered)
             return
         if was_lied_to:
@@ -189,7 +189,6 @@ class Observer:
         found = recovered.hard_state
         assert found.term >= durable.term, ("I3: a term was lost with the log", node, found, durable)
         assert found.term > durable.term or found.vote == durable.vote, ("I2: a vote was lost", node, found, durable)
-        self.mark("quarantine_entered")
         self._begin_life(node, entries, found)
 
     def _check_genuine(self, node: NodeId, entries: list[Entry]) -> None:
@@ -276,12 +275,18 @@ def _of(node: NodeId, number: int) -> RequestId:
     return RequestId((node << 96) | number)
 
 
-def _whole_log(wal: Wal, recovered: Recovered) -> list[Entry]:
+def _whole_log(wal: Wal, recovered: Recovered, believed: list[Entry] | None) -> list[Entry]:
+    """`believed`: stands in for old entries that rotted and that a start does not look at, as the scrubber will."""
     entries: list[Entry] = []
     last = recovered.tail[0].index - 1 if recovered.tail else recovered.last_index
     assert recovered.base.index == 0, recovered.base  # nothing compacts a log yet
-    while len(entries) < last:
-        entries += wal.read(Index(len(entries) + 1), Index(last), 1 << 20)
+    try:
+        while len(entries) < last:
+            entries += wal.read(Index(len(entries) + 1), Index(last), 1 << 20)
+    except LogCorrupted:
+        if believed is None:
+            raise
+        entries = believed[:last]
     return [*entries, *recovered.tail]
 
 

@@ -76,6 +76,7 @@ def _settings(rng: random.Random) -> dict[str, object]:
         "storage.backend": rng.choice(("lmdb", "lmdb", "lmdb", "memory")),
         "storage.stall_ms": rng.choice((200, 1_000)),
         "storage.abort_ms": 3_000,
+        "storage.scrub_bytes_per_s": rng.choice((64 * KIB, KIB * KIB)),
         "storage.free_bytes_min": rng.choice((0, 32 * KIB)),
         "limits.queue_items_max": rng.choice((16, 32_768, 32_768)),
         "limits.page_items": rng.choice((2, 1_000)),
