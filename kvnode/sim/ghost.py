@@ -15,7 +15,7 @@ import msgspec
 
 from kvnode.ids import NOBODY, Index, NodeId, RequestId, Term
 from kvnode.raft.core import Raft
-from kvnode.raft.messages import AppendReply, Entry, TimeoutNow, VoteReply, VoteRequest
+from kvnode.raft.messages import AppendReply, Configuration, Entry, TimeoutNow, VoteReply, VoteRequest
 from kvnode.raft.output import Output, Persist, Placed, Send
 from kvnode.raft.quorum import has_majority
 from kvnode.sim.core.disk import CoreDisk
@@ -41,6 +41,7 @@ class Ghost:
     entries: dict[tuple[Index, Term], tuple[Entry, int]] = field(default_factory=dict)  # with the log's hash up to it
     chains: dict[NodeId, list[int]] = field(default_factory=dict)  # running hashes of what was handed to each disk
     committed: list[Committed] = field(default_factory=list)  # of index i at i - 1
+    configuration: Configuration = field(default_factory=lambda: Configuration(()))  # of the last commit
     payloads: dict[bytes, int] = field(default_factory=dict)  # how often it was appended by a leader
     proposed: dict[RequestId, bytes] = field(default_factory=dict)
     vanished: dict[tuple[Index, Term], bool] = field(default_factory=dict)  # placed, but on nobody's way to a disk
@@ -128,11 +129,8 @@ class Ghost:
         assert raft.role == "leader", ("I8: heard of a commit that no leader has made", raft.node, commit)
         term = raft.state.log.term_at(commit)
         assert term == raft.term, ("I8", raft.node, commit, term)
-        holders = {
-            node
-            for node, disk in self.disks.items()
-            if disk.last_index >= commit and disk.entries[commit - 1].term == term
-        }
+        self.configuration = raft.configuration
+        holders = self._holders(commit, term)
         assert has_majority(raft.configuration, holders), ("I8: committed without a majority of disks", commit, holders)
         for index in range(len(self.committed) + 1, commit + 1):
             at = raft.state.log.term_at(Index(index))
@@ -198,13 +196,26 @@ class Ghost:
         assert all(a.time < b.time for a, b in pairwise(entries)), ("time", node)
 
     def on_durable(self, node: NodeId, write: Persist) -> None:
-        """Called as a write becomes durable, before the disk shows it. It may never take away what is committed."""
+        """Called as a write becomes durable, before the disk shows it.
+
+        I12: what is committed stays on a majority of disks. A member outside of it may cut such an entry on the late
+        word of an older leader; it has acknowledged nothing to the leader that committed.
+        """
         first = write.truncate_from
         if first and first <= len(self.committed):
-            entry = self.disks[node].entries[first - 1]
-            assert entry.term != self.committed[first - 1].term, ("I12: a committed entry is cut", node, entry)
+            self._on_cut(node, Index(first), self.committed[first - 1].term)
         for entry in write.entries:
             self.held.setdefault((entry.index, entry.term), {})[node] = True
+
+    def _on_cut(self, node: NodeId, index: Index, term: Term) -> None:
+        if self.disks[node].entries[index - 1].term == term:
+            keepers = self._holders(index, term) - {node}
+            assert has_majority(self.configuration, keepers), ("I12: a committed entry is cut", node, index, keepers)
+
+    def _holders(self, index: Index, term: Term) -> set[NodeId]:
+        """Whose disks hold that entry."""
+        disks = self.disks.items()
+        return {n for n, disk in disks if disk.last_index >= index and disk.entries[index - 1].term == term}
 
     def on_left(self, node: NodeId, send: Send) -> None:
         """I2 and I9: what a message claims is on its sender's disk when it leaves."""
