@@ -6,7 +6,7 @@ import asyncio
 import random
 from typing import Any
 
-from kvnode.errors import NotReady
+from kvnode.errors import LeadershipLost, NotReady
 from kvnode.ids import NodeId
 from kvnode.kv.interface import Options
 from kvnode.sim.runtime import liveness
@@ -132,7 +132,9 @@ class Life:
 
     def marks(self) -> dict[str, int]:
         """Situations that tests must have met, how often each came about."""
-        return dict(sorted(self.cluster.observer.marks.items()))
+        unknown = sum(operation.note == LeadershipLost.code for operation in self.workload.operations)
+        found = self.cluster.observer.marks | ({"forwarded_unknown": unknown} if unknown else {})
+        return dict(sorted(found.items()))
 
     def describe(self) -> str:
         """A line of state for each member, as it stood at the end."""

@@ -13,6 +13,21 @@ from kvnode.sim.trace import LAST_EVENTS, Trace
 USEFUL_OPERATIONS = 10
 """A run in which fewer requests were answered proves nothing."""
 
+MARKS = {
+    "torn_tail_cut": "a start found the beginning of a write that a power loss had cut, and cut it off",
+    "unacknowledged_tail_survived": "a start found more than had been acknowledged, and kept it",
+    "read_round_lost": "the leader changed while a read waited for its confirmation",
+    "forwarded_unknown": "the connection to the leader was lost after a proposal had been handed to it",
+    "hung_disk_step_down": "a node whose disk hung gave up its office",
+    "exited_after_fsync_clean-new": "a node ended after a failed fsync that left the new bytes in memory",
+    "exited_after_fsync_clean-old": "… that showed the old bytes again",
+    "exited_after_fsync_once-per-fd": "… that every open handle heard of once",
+    "exited_after_fsync_late": "… that was told one fsync too late",
+    "quarantine_entered": "a start found a damaged log and set it aside",
+    "quarantine_left": "peers had restored everything, and the member voted again",
+}
+"""Situations that runs must bring about, with their meaning."""
+
 
 def run_seed(seed: int, trace: Trace | None = None) -> SeedReport:
     """Live one seed's life. A violated invariant is reported, not raised."""
