@@ -69,6 +69,28 @@ def test_s35_paused_leader_read(timeouts: float) -> None:
     simulate(scenario)
 
 
+def test_f52_a_frozen_leader_that_is_cut_off_confirms_no_read() -> None:
+    """It notices nothing: for its clock no time passes, so no quorum is missed. Only the read round protects."""
+
+    async def scenario(cluster: Cluster) -> None:
+        old = (await cluster.elect()).id
+        await put(cluster, old, b"old")
+        clock = cluster.members[old].clock
+        clock.set_rate(0.0)
+        cluster.network.isolate(old)
+        written = await put(cluster, followers(cluster, old)[0], b"new")
+        assert cluster.nodes()[old].status().role == "leader", "it still believes so"
+        read = asyncio.ensure_future(cluster.kv(old).execute(Range(b"k")))
+        await asyncio.sleep(3.0)
+        assert not read.done()
+        clock.set_rate(1.0)
+        cluster.network.heal()
+        answer = await read
+        assert (answer.revision, answer.items[0].value) == (written, b"new")
+
+    simulate(scenario)
+
+
 def test_s41_stale_reads_only_when_asked_and_never_back() -> None:
     async def scenario(cluster: Cluster) -> None:
         leader = (await cluster.elect()).id

@@ -69,8 +69,9 @@ async def settle(cluster: Cluster, faults: Faults, workload: Workload, core: lis
         await workload.finish()
     async with asyncio.timeout(BOUND_S):
         for member in core:
-            await _write(cluster, member)
-        await _agree(cluster, core)
+            await _write(cluster, faults, member)
+        await _agree(cluster, faults, core)
+    core = [member for member in core if member not in faults.lost_for_good]
     for member in core:
         found = cluster.members[member].own_loop
         assert found is not None
@@ -83,9 +84,12 @@ async def settle(cluster: Cluster, faults: Faults, workload: Workload, core: lis
     assert not leftovers, ("leaked", leftovers)
 
 
-async def _write(cluster: Cluster, member: NodeId) -> None:
+async def _write(cluster: Cluster, faults: Faults, member: NodeId) -> None:
     """A write through this member; refusals and lost leaders are tried again, as a client would."""
     for number in range(TRIES):
+        _restart_the_rotten(faults)
+        if member in faults.lost_for_good:
+            return
         try:
             await cluster.members[member].ask(Put(b"settled", b"%d.%d" % (member, number)), Options(timeout_ms=5_000))
         except KvnodeError:
@@ -95,9 +99,20 @@ async def _write(cluster: Cluster, member: NodeId) -> None:
     raise AssertionError(("I30: no write goes through this member", member))
 
 
-async def _agree(cluster: Cluster, core: list[NodeId]) -> None:
+async def _agree(cluster: Cluster, faults: Faults, core: list[NodeId]) -> None:
     def is_equal() -> bool:
-        states = [cluster.members[member].node.status() for member in core]
+        _restart_the_rotten(faults)
+        members = [cluster.members[member] for member in core if member not in faults.lost_for_good]
+        if not all(member.takes_part for member in members):
+            return False
+        states = [member.node.status() for member in members]
         return len({(s.commit_index, s.applied_index, s.state_hash) for s in states}) == 1
 
     await cluster.until(is_equal, within_s=BOUND_S)
+
+
+def _restart_the_rotten(faults: Faults) -> None:
+    """Old damage may be found only now, by the scrubber: the process ends, and its next life is restored by peers."""
+    if faults.rotten in faults.cluster.failures:
+        faults.bury_the_failed()
+        faults.restart([faults.rotten])
