@@ -21,14 +21,13 @@ from aiohttp import web
 
 from kvnode.ids import NodeId
 from kvnode.raft.messages import Lane
-from kvnode.wire.frames import FrameKind, encode_frame, split_frames
+from kvnode.wire.frames import HEAD_BYTES, FrameKind, encode_frame, split_frames
 from kvnode.wire.limits import CodecError
 
 WebSocket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 OnMessage = Callable[[memoryview], None]
 Counters = dict[str, int]
 
-PING = encode_frame(FrameKind.PING)
 _JOIN_BYTES_MAX = 256 << 10  # more would make the receiver wait for the last frame before it sees the first
 _CLOSED = (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSING, aiohttp.WSMsgType.CLOSED)
 
@@ -61,15 +60,18 @@ class Channel:
         self._is_slow = False  # the peer does not keep up: only the writer sends until the queue is empty
         self._rest: _Rest | None = None  # a send begun elsewhere, for the writer to finish
         self._cut: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sent = self._received = 0  # numbers of the last frames
         self._counters = counters
         self._bytes_sent = f"bytes_sent_{lane}"
         self._bytes_received = f"bytes_received_{lane}"
 
-    def send(self, frame: bytes) -> bool:
+    def send(self, kind: int, payload: bytes = b"") -> bool:
         """Queue one frame; False if it was dropped: the connection is closed or its queue is full."""
-        size = len(frame)
+        size = HEAD_BYTES + len(payload)
         if self.is_closed or self._queue_bytes + size > self._queue_bytes_max or size > self._message_bytes_max:
             return False
+        self._sent += 1
+        frame = encode_frame(kind, payload, self._sent)
         if self._wake is not None and not self._is_slow:
             return self._send_at_once(frame)
         self._queue.append(frame)
@@ -134,7 +136,8 @@ class Channel:
             self._heard = True
             data = message.data
             self._counters[self._bytes_received] += len(data)
-            for kind, payload in split_frames(data, self._message_bytes_max):
+            for kind, payload in split_frames(data, self._message_bytes_max, self._received + 1):
+                self._received += 1
                 if self.is_closed:
                     return
                 if kind == FrameKind.MESSAGE:
@@ -147,7 +150,7 @@ class Channel:
         if self._heard or slept:
             self._heard = False
             self.heard_ms = now_ms
-        self.send(PING)
+        self.send(FrameKind.PING)
         return now_ms - self.heard_ms
 
     @property

@@ -33,7 +33,7 @@ from kvnode.transport.link import Dial, Link
 from kvnode.transport.peer_server import ROUTES, PeerServer
 from kvnode.transport.probe import Probed, probe
 from kvnode.wire.codec import decode_message, encode_message
-from kvnode.wire.frames import NONCE_BYTES, FrameKind, Hello, encode_frame
+from kvnode.wire.frames import NONCE_BYTES, FrameKind, Hello
 from kvnode.wire.limits import CodecError
 from kvnode.wire.links import LinkInfo
 
@@ -143,11 +143,7 @@ class PeerTransport:
         """Queue for `to` on the message's lane; dropped, and counted, if the link is down or its queue is full."""
         name = lane(message)
         link = self._links.get(to)
-        if (
-            link is not None
-            and link.is_connected
-            and link.lanes[name].send(encode_frame(FrameKind.MESSAGE, encode_message(message)))
-        ):
+        if link is not None and link.is_connected and link.lanes[name].send(FrameKind.MESSAGE, encode_message(message)):
             self.counters["messages_sent_" + name] += 1
         else:
             self.counters["messages_dropped_" + name] += 1

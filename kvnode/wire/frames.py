@@ -5,14 +5,17 @@ ready to go at the same moment shares a system call.
 
     offset  size  name      meaning
     0       4     length    bytes of payload that follow the head; big-endian, like all numbers here
-    4       4     crc32     of the 4 bytes of `length`, then the bytes from offset 8 to the end of the payload
+    4       4     crc32     begun with the frame's number; of the 4 bytes of `length`, then the bytes from offset 8 to
+                            the end of the payload
     8       1     kind      `FrameKind`; an unknown one closes the connection
     9       1     version   `PROTOCOL`, the version both sides chose
     10      2     reserved  0
     12      –     payload   HELLO, REFUSAL, MESSAGE: MessagePack; PROOF: 32 bytes; WELCOME, PING: nothing
 
-The checksum is there for damage on the way (a weak TCP checksum, a proxy), not against an attacker. A frame that
-fails any check ends the connection; nothing of it is used. Up to `HANDSHAKE_BYTES_MAX` bytes are read from a
+The checksum is there for damage on the way (a weak TCP checksum, a proxy), not against an attacker. Each side numbers the
+frames it sends after the handshake from 1; those of the handshake have number 0. The number is not sent, but the
+checksum is begun with it: a frame that comes twice, late or out of order does not match, which what cannot be sent
+twice relies on (a forwarded proposal). A frame that fails any check ends the connection; nothing of it is used. Up to `HANDSHAKE_BYTES_MAX` bytes are read from a
 stranger, and nothing but the three handshake payloads is decoded before both sides have proven the secret.
 """
 
@@ -39,6 +42,7 @@ HEAD_BYTES = 12
 HANDSHAKE_BYTES_MAX = 64 << 10
 NONCE_BYTES = 32
 _TEXT_MAX = 256
+_NUMBER_MASK = 0xFFFF_FFFF
 _HEAD = Struct(">IIBBH")
 _CHECKED = Struct(">IBBH")  # what the checksum covers of the head
 
@@ -54,18 +58,22 @@ class FrameKind(IntEnum):
     PING = 6
 
 
-def encode_frame(kind: int, payload: bytes = b"") -> bytes:
-    """One whole frame."""
+def encode_frame(kind: int, payload: bytes = b"", number: int = 0) -> bytes:
+    """One whole frame. `number`: of the frame on its connection, 0 in the handshake."""
     length = len(payload)
-    crc = zlib.crc32(payload, zlib.crc32(_CHECKED.pack(length, kind, PROTOCOL, 0)))
+    crc = zlib.crc32(payload, zlib.crc32(_CHECKED.pack(length, kind, PROTOCOL, 0), number & _NUMBER_MASK))
     return _HEAD.pack(length, crc, kind, PROTOCOL, 0) + payload
 
 
-def split_frames(data: bytes | bytearray | memoryview, bytes_max: int) -> Iterator[tuple[int, memoryview]]:
+def split_frames(
+    data: bytes | bytearray | memoryview, bytes_max: int, number: int = 0
+) -> Iterator[tuple[int, memoryview]]:
     """(kind, payload) of each frame in one WebSocket message; a payload is checked before it is handed out.
 
-    Raises: CodecError for a cut, damaged, oversized or unknown frame, and for an empty message.
+    `number`: that of the first frame; 0: a message of the handshake, whose frames all have it.
+    Raises: CodecError for a cut, damaged, repeated, oversized or unknown frame, and for an empty message.
     """
+    step = 1 if number else 0
     view = memoryview(data)
     end = len(view)
     if end == 0:
@@ -79,11 +87,13 @@ def split_frames(data: bytes | bytearray | memoryview, bytes_max: int) -> Iterat
         if length > bytes_max or length > end - position:
             raise CodecError(f"frame of {length} bytes where {end - position} follow and {bytes_max} are allowed")
         payload = view[position : position + length]
-        if zlib.crc32(payload, zlib.crc32(_CHECKED.pack(length, kind, version, reserved))) != crc:
-            raise CodecError("frame checksum does not match")
+        head = zlib.crc32(_CHECKED.pack(length, kind, version, reserved), number & _NUMBER_MASK)
+        if zlib.crc32(payload, head) != crc:
+            raise CodecError("frame checksum does not match: it is damaged, repeated or out of order")
         if version != PROTOCOL or reserved != 0 or not FrameKind.HELLO <= kind <= FrameKind.PING:
             raise CodecError(f"frame of kind {kind}, version {version}, reserved {reserved}")
         position += length
+        number += step
         yield kind, payload
 
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from kvnode.ids import NodeId
-from kvnode.raft.messages import Lane
+from kvnode.raft.messages import Lane, PeerMessage
 from kvnode.transport.handshake import Handshake
 from kvnode.wire.codec import encode_message
 from kvnode.wire.frames import FrameKind, Hello, Refusal, encode_frame, encode_hello, split_frames
@@ -271,25 +271,32 @@ async def listening() -> Cluster:
     return cluster
 
 
+def message_frame(message: PeerMessage, number: int) -> bytes:
+    """The `number`th frame of a connection."""
+    return encode_frame(FrameKind.MESSAGE, encode_message(message), number)
+
+
 @pytest.mark.parametrize(
     "data",
     [
-        pytest.param(encode_frame(FrameKind.MESSAGE, encode_message(reply(3, 1))), id="another sender"),
-        pytest.param(encode_frame(FrameKind.MESSAGE, b"\x91\x63"), id="unknown tag"),
-        pytest.param(encode_frame(FrameKind.MESSAGE, encode_message(reply(1, 1)))[:-1], id="cut short"),
-        pytest.param(encode_frame(FrameKind.MESSAGE, encode_message(reply(1, 1)) + b"\0"), id="trailing byte"),
-        pytest.param(bytes([*encode_frame(FrameKind.MESSAGE, encode_message(reply(1, 1)))[:-1], 0x55]), id="damage"),
-        pytest.param(encode_frame(FrameKind.HELLO, b""), id="a hello now"),
-        pytest.param(encode_frame(9, b""), id="unknown kind"),
+        pytest.param(message_frame(reply(3, 1), 2), id="another sender"),
+        pytest.param(encode_frame(FrameKind.MESSAGE, b"\x91\x63", 2), id="unknown tag"),
+        pytest.param(message_frame(reply(1, 1), 2)[:-1], id="cut short"),
+        pytest.param(encode_frame(FrameKind.MESSAGE, encode_message(reply(1, 1)) + b"\0", 2), id="trailing byte"),
+        pytest.param(bytes([*message_frame(reply(1, 1), 2)[:-1], 0x55]), id="damage"),
+        pytest.param(message_frame(reply(1, 1), 1), id="repeated"),
+        pytest.param(message_frame(reply(1, 5), 3), id="one before it is missing"),
+        pytest.param(encode_frame(FrameKind.HELLO, b"", 2), id="a hello now"),
+        pytest.param(encode_frame(9, b"", 2), id="unknown kind"),
         pytest.param(b"", id="nothing"),
     ],
 )
 async def test_what_cannot_be_believed_closes_the_connection_and_reaches_nobody(data: bytes) -> None:
     cluster = await listening()
     async with cluster_of(cluster), Impostor(cluster) as impostor:
-        await impostor.sockets["control"].send_bytes(encode_frame(FrameKind.MESSAGE, encode_message(reply(1, 1))))
+        await impostor.sockets["control"].send_bytes(message_frame(reply(1, 1), 1))
         await impostor.sockets["control"].send_bytes(data)
-        await impostor.sockets["control"].send_bytes(encode_frame(FrameKind.MESSAGE, encode_message(reply(1, 2))))
+        await impostor.sockets["control"].send_bytes(message_frame(reply(1, 2), 3))
         await until(lambda: ("disconnected", 1) in cluster.receivers[2].changes)
         assert cluster.receivers[2].messages == [reply(1, 1)]
         assert cluster.nodes[2].counters["frames_bad"] == 1

@@ -189,3 +189,13 @@ def test_fuzz_hellos() -> None:
             decode_hello(bytes(data))
         except CodecError:
             continue
+
+
+def test_a_frame_counts_once_and_in_its_place() -> None:
+    one, two, three = (encode_frame(FrameKind.MESSAGE, b"same", number) for number in (1, 2, 3))
+    assert [bytes(payload) for _, payload in split_frames(one + two + three, 10, 1)] == [b"same"] * 3
+    for data, number in ((one + one, 1), (two, 1), (one + three, 1), (one, 2), (three + two, 3), (one, 0)):
+        with pytest.raises(CodecError, match="repeated or out of order"):
+            list(split_frames(data, 10, number))
+    late = (1 << 32) + 5
+    assert len(list(split_frames(encode_frame(FrameKind.PING, b"", late), 10, late))) == 1
