@@ -128,6 +128,7 @@ def tune_collector() -> None:
 
     A full collection over some hundred thousand objects takes tens of milliseconds, a heartbeat's worth.
     """
+    gc.unfreeze()  # of an earlier life of the node in this process
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD, 20, 50)

@@ -92,6 +92,8 @@ class Applier:
         if apply_to > self._target:
             self._target = apply_to
             self._continue()
+        elif apply_to < self._target:  # a log that is being restored behind the store: those are applied already
+            self._raft.forget(apply_to)
 
     def _continue(self) -> None:
         if self._reading_log or self._resume_scheduled or self._halted:

@@ -246,19 +246,24 @@ class Node(KV, Admin):
         self._applier.halt()
         self._fail_waiting(ConnectionLost(f"the node failed: {error}"))
         if isinstance(error, LogCorrupted) and error.repairable and not self._is_alone:
-            self._note_damage(error)
+            error = self._note_damage(error)
         self._report_failed(error)
 
     @property
     def _is_alone(self) -> bool:
         return self._raft.configuration.voters == (self._raft.node,)
 
-    def _note_damage(self, damage: LogCorrupted) -> None:
-        """What nobody would look at when the node starts again must not be forgotten until then."""
+    def _note_damage(self, damage: LogCorrupted) -> BaseException:
+        """What nobody would look at when the node starts again must not be forgotten until then.
+
+        Returns what the node fails of: without the note it must not start again by itself.
+        """
         try:
             self._log_store.note_damage(damage)
         except StorageFailed as error:
-            log.error("node.failed", node=self._raft.node, code=error.code, message=error.message)
+            error.add_note(damage.message)
+            return error
+        return damage
 
     def _on_scrub_failed(self, error: BaseException) -> None:
         """Damage in old entries: a node with peers has them restored, one without can go on and must say so."""

@@ -99,6 +99,7 @@ class Wal:
         self._writer = writer
         self._lock = threading.Lock()  # guards the index of `_state` between `write` and `read`
         self._votes = votes
+        self._note_lock = threading.Lock()  # guards the note of a quarantine
         self._scrubber = Scrubber(disk)
         self._marked_seq = 0  # the last record is a mark if this is its seq
         self._failure = ""
@@ -254,8 +255,10 @@ class Wal:
     def note_damage(self, damage: LogCorrupted) -> None:
         """Make it durable that this log is damaged: the next start goes through all of it, and into quarantine.
 
-        May be called from any thread, once the node has stopped acknowledging. Raises: StorageFailed.
+        May be called from any thread; the log is dead from here on, and no quarantine is lifted behind it.
+        Raises: StorageFailed.
         """
+        self.die(damage)
         note = Quarantine(
             commit=0,
             what=damage.what,
@@ -263,13 +266,14 @@ class Wal:
             offset=int(damage.detail.get("offset", 0)),
         )
         try:
-            write_note(self._disk, self._directory, note)
+            with self._note_lock:
+                write_note(self._disk, self._directory, note)
         except OSError as error:
             raise StorageFailed(f"noting the damage in {self._directory} failed: {error}") from error
 
     def lift_quarantine(self) -> None:
         """Everything that was lost is there again, durably. Raises: StorageFailed; the log is dead then."""
-        with self._final:
+        with self._final, self._note_lock:
             self._usable()
             remove_note(self._disk, self._directory)
 

@@ -18,6 +18,7 @@ The renamed files and a copy of the cut bytes stay for whoever wants to look, th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -53,6 +54,7 @@ _SET_ASIDE_MAX = 8
 """Damaged segments kept for diagnosis; the oldest go first."""
 
 _NO_LIMIT = 1 << 64
+_SET_ASIDE = re.compile(rf"{DAMAGED_PREFIX}\d{{6}}-.+")
 
 
 class Salvaged(msgspec.Struct, frozen=True):
@@ -226,14 +228,16 @@ def _fold(disk: Disk, path: str, header: SegmentHeader, state: LogState, until: 
 
 def _set_aside(disk: Disk, directory: str, paths: tuple[str, ...]) -> tuple[str, ...]:
     """Rename, newest first; returns the new names."""
-    older = sorted(name for name in disk.listdir(directory) if name.startswith(DAMAGED_PREFIX))
-    number = 1 + max((int(name[len(DAMAGED_PREFIX) :].partition("-")[0]) for name in older), default=0)
+    older = sorted(filter(_SET_ASIDE.fullmatch, disk.listdir(directory)))
+    number = 1 + max((int(name.split("-")[1]) for name in older), default=0)
     moved = []
     for path in reversed(paths):
         aside = f"{directory}/{DAMAGED_PREFIX}{number:06d}-{path.rpartition('/')[2]}"
         disk.rename(path, aside)
         moved.append(aside)
-    for name in older[: max(0, len(older) + len(moved) - _SET_ASIDE_MAX)]:
+    disk.fsync_dir(directory)
+    names = [*older, *sorted(path.rpartition("/")[2] for path in moved)]
+    for name in names[: max(0, len(names) - _SET_ASIDE_MAX)]:
         disk.unlink(f"{directory}/{name}")
     disk.fsync_dir(directory)
     return tuple(moved)

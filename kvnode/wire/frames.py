@@ -12,11 +12,12 @@ ready to go at the same moment shares a system call.
     10      2     reserved  0
     12      –     payload   HELLO, REFUSAL, MESSAGE: MessagePack; PROOF: 32 bytes; WELCOME, PING: nothing
 
-The checksum is there for damage on the way (a weak TCP checksum, a proxy), not against an attacker. Each side numbers the
-frames it sends after the handshake from 1; those of the handshake have number 0. The number is not sent, but the
-checksum is begun with it: a frame that comes twice, late or out of order does not match, which what cannot be sent
-twice relies on (a forwarded proposal). A frame that fails any check ends the connection; nothing of it is used. Up to `HANDSHAKE_BYTES_MAX` bytes are read from a
-stranger, and nothing but the three handshake payloads is decoded before both sides have proven the secret.
+The checksum is there for damage on the way (a weak TCP checksum, a proxy), not against an attacker. Each side numbers
+the frames it sends after the handshake from 1; those of the handshake have number 0. The number is not sent, but the
+checksum is begun with it: a frame that comes twice, late or out of order does not match, which what must not come twice
+relies on (a forwarded proposal). A frame that fails any check ends the connection; nothing of it is used. Up to
+`HANDSHAKE_BYTES_MAX` bytes are read from a stranger, and nothing but the three handshake payloads is decoded before
+both sides have proven the secret.
 """
 
 from __future__ import annotations

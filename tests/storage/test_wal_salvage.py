@@ -339,3 +339,29 @@ def test_damage_noted_while_running_is_set_aside_at_the_next_start() -> None:
     assert salvaged is not None
     assert judge(LONG, before, wal, found, "noted") == "quarantine"
     assert found.last_index < 13
+
+
+def test_the_newest_damaged_segments_are_kept_and_no_more() -> None:
+    image, _ = made(LONG)
+    image.flip_bit(segments(image)[1], HEADER_BYTES + 300, 1)
+    for name in ("damaged-foreign", *(f"damaged-{number:06d}-0.wal" for number in range(1, 8))):
+        image.open(f"{HOME}/{name}", create=True).fsync()
+    image.fsync_dir(HOME)
+    _, _, salvaged = start(image)
+    assert salvaged is not None
+    kept = [path.rpartition("/")[2] for path in image.files() if path.startswith(f"{HOME}/damaged-0")]
+    assert len(kept) == 8
+    assert {path.rpartition("/")[2] for path in salvaged.set_aside} <= set(kept)
+    assert "damaged-000001-0.wal" not in kept
+    assert f"{HOME}/damaged-foreign" in image.files()
+
+
+def test_a_noted_log_is_dead_and_lifts_nothing() -> None:
+    image, _ = made(LONG)
+    image.flip_bit(segments(image)[1], HEADER_BYTES + 300, 1)
+    wal, _, _ = start(image)
+    wal.note_damage(LogCorrupted("rotten again", repairable=True, file="x", offset=1))
+    with pytest.raises(Fatal):
+        wal.lift_quarantine()
+    with pytest.raises(LogCorrupted, match="rotten again"):
+        start(image.kill(), may_salvage=False)
