@@ -61,6 +61,30 @@ async def test_a_first_start_killed_at_any_call_is_finished_by_the_next(make_clu
     assert deaths
 
 
+@pytest.mark.timeout(60 + 15 * CALLS_MAX)
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+async def test_a_cluster_forms_although_a_member_is_killed_while_it_meets_the_others(
+    make_cluster: MakeCluster, call: str
+) -> None:
+    deaths = 0
+    for count in range(1, CALLS_MAX + 1):
+        cluster = make_cluster()
+        cluster.start(1)
+        cluster.start(2)
+        command = [*under([f"{call}:signal=KILL:when={count}"]), *cluster.command(3)]
+        process = cluster.processes[3] = Process(command, cluster.home / "3.out", own_session=True)
+        if not await died(process):
+            break
+        deaths += 1
+        cluster.start(3)
+        await cluster.wait_ready()
+        for node in cluster.ids:
+            assert (await cluster.put(node, f"by/{node}", b"it")).status == 200
+        cluster.stop()
+    print(f"{deaths} deaths at {call}")
+    assert deaths
+
+
 @pytest.mark.parametrize(
     ("role", "fault"),
     [("leader", "fdatasync:error=EIO"), ("follower", "fdatasync:error=EIO"), ("leader", "pwrite64:error=ENOSPC")],
