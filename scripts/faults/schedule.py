@@ -36,7 +36,7 @@ def episodes(seed: str, available: frozenset[str]) -> Iterator[Episode]:
         chosen: list[str] = []
         if wanted != "network" or not network:
             chosen += _draw(rng, others, 2 if wanted == "two nodes" else 1)
-        if wanted in {"network", "both"} and network:
+        if network and (wanted in {"network", "both"} or not chosen):
             chosen += _draw(rng, network, 1)
         hold_s = rng.choice((0.3, 0.7, 1.2, 2.0, 3.5))
         yield Episode(number, tuple(chosen), hold_s, rng.uniform(1.0, 2.5), own)
