@@ -16,7 +16,7 @@ USELESS_SHARE_MAX = 0.10
 
 USELESS_JUDGED_FROM = 100
 MARKS_JUDGED_FROM = 300
-RARE_MARKS_JUDGED_FROM = 5_000
+RARE_MARKS_JUDGED_FROM = 100_000
 """From so many seeds on, a share of useless ones means something, and every coverage mark must have been met."""
 
 FAILURES_SHOWN = 20
