@@ -69,7 +69,7 @@ async def settle(cluster: Cluster, faults: Faults, workload: Workload, core: lis
         await workload.finish()
     async with asyncio.timeout(BOUND_S):
         for member in core:
-            await _write(cluster, faults, member)
+            await _write(cluster, faults, member, core)
         await _agree(cluster, faults, core)
     core = [member for member in core if member not in faults.lost_for_good]
     for member in core:
@@ -84,10 +84,10 @@ async def settle(cluster: Cluster, faults: Faults, workload: Workload, core: lis
     assert not leftovers, ("leaked", leftovers)
 
 
-async def _write(cluster: Cluster, faults: Faults, member: NodeId) -> None:
+async def _write(cluster: Cluster, faults: Faults, member: NodeId, core: list[NodeId]) -> None:
     """A write through this member; refusals and lost leaders are tried again, as a client would."""
     for number in range(TRIES):
-        _restart_the_rotten(faults)
+        _restart_the_fallen(faults, core)
         if member in faults.lost_for_good:
             return
         try:
@@ -101,7 +101,7 @@ async def _write(cluster: Cluster, faults: Faults, member: NodeId) -> None:
 
 async def _agree(cluster: Cluster, faults: Faults, core: list[NodeId]) -> None:
     def is_equal() -> bool:
-        _restart_the_rotten(faults)
+        _restart_the_fallen(faults, core)
         members = [cluster.members[member] for member in core if member not in faults.lost_for_good]
         if not all(member.takes_part for member in members):
             return False
@@ -111,8 +111,8 @@ async def _agree(cluster: Cluster, faults: Faults, core: list[NodeId]) -> None:
     await cluster.until(is_equal, within_s=BOUND_S)
 
 
-def _restart_the_rotten(faults: Faults) -> None:
-    """Old damage may be found only now, by the scrubber: the process ends, and its next life is restored by peers."""
+def _restart_the_fallen(faults: Faults, core: list[NodeId]) -> None:
+    """A process may still end in peace: old damage is found only now, or a start was to be interrupted just before."""
     if faults.rotten in faults.cluster.failures:
         faults.bury_the_failed()
-        faults.restart([faults.rotten])
+    faults.restart(core)
