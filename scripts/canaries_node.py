@@ -33,7 +33,6 @@ CANARIES = (
         "            if expected == term and result is not None:",
         "            if result is not None:",
         ("tests/node/test_waiting_list.py",),
-        ("runtime", 400),  # two leaders and a client that waits for the older one: rare
     ),
     Canary(
         "unknown-told-as-not-applied",
