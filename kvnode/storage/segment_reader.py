@@ -1,7 +1,12 @@
-"""Verified records out of one segment file: every record read from disk is checked, whoever asks for it."""
+"""Verified records out of one segment file: every record read from disk is checked, whoever asks for it.
+
+A place that the disk cannot read (EIO: a bad sector) holds no intact record, as if something else stood there, and is
+remembered: it is damage, never the end of a torn write. Any other error of the disk is the caller's.
+"""
 
 from __future__ import annotations
 
+import errno
 from typing import Protocol
 from zlib import crc32
 
@@ -14,11 +19,15 @@ from kvnode.storage.segment import (
     ENTRY,
     HEAD,
     HEAD_BYTES,
+    HEADER_BYTES,
     PAYLOAD_BYTES_MAX,
+    SECTOR_BYTES,
     TYPES,
     FormatError,
     Record,
+    SegmentHeader,
     decode_entry,
+    unpack_header,
 )
 
 _CHUNK_BYTES = 256 << 10
@@ -33,11 +42,34 @@ class Readable(Protocol):
     def size(self) -> int: ...
 
 
+def read_or_none(file: Readable, offset: int, length: int) -> bytes | None:
+    """None: the disk cannot read all of these bytes, asked twice. Raises: OSError for any other reason.
+
+    Twice, because a fault that passes is not worth a quarantine; what is read is verified in any case.
+    """
+    for _ in range(2):
+        try:
+            return file.pread(offset, length)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+    return None
+
+
+def read_header(file: Readable) -> SegmentHeader:
+    """Raises: FormatError (damaged or unreadable), UnknownVersion, OSError."""
+    header = read_or_none(file, 0, HEADER_BYTES)
+    if header is None:
+        raise FormatError("the header cannot be read: input/output error")
+    return unpack_header(header)
+
+
 class SegmentReader:
     """Reads forward through a segment with a small buffer. `crc_start`: the checksum of the segment's salt."""
 
     def __init__(self, file: Readable, crc_start: int, chunk_bytes: int = _CHUNK_BYTES) -> None:
         self.size = file.size()
+        self.unreadable: int | None = None  # offset of the first place asked for that the disk could not read
         self._file = file
         self._crc_start = crc_start
         self._chunk_bytes = chunk_bytes
@@ -62,6 +94,8 @@ class SegmentReader:
             return None
         if at + end - offset > len(self._data):
             at = self._window(offset, end - offset)
+            if len(self._data) < end - offset:
+                return None
         frame = self._data[at + 4 : at + end - offset]
         if crc32(frame, self._crc_start) != crc or (padding and frame[-padding:] != _ZEROS[:padding]):
             return None
@@ -69,11 +103,21 @@ class SegmentReader:
         return Record(offset, crc, type_, previous_crc, seq, term, index, durable_seq, payload, end)
 
     def last_nonzero(self, offset: int) -> int:
-        """Offset behind the last byte at or after `offset` that is not zero; `offset` if all are."""
+        """Offset behind the last byte at or after `offset` that is not zero; `offset` if all are.
+
+        The size of the file if not all can be read: nobody knows what stands there.
+        """
         found = offset
         at = offset
+        step = _CHUNK_BYTES
         while at < self.size:
-            chunk = self._file.pread(at, min(_CHUNK_BYTES, self.size - at))
+            chunk = read_or_none(self._file, at, min(step - at % step, self.size - at))
+            if chunk is None and step > SECTOR_BYTES:
+                step = SECTOR_BYTES  # to tell where it is
+                continue
+            if chunk is None:
+                self._note(at)
+                return self.size
             if not chunk:
                 break
             if chunk != _ZEROS[: len(chunk)]:
@@ -92,6 +136,8 @@ class SegmentReader:
             if at + HEAD_BYTES > self.size:
                 break
             here = self._window(at, HEAD_BYTES)
+            if here + HEAD_BYTES > len(self._data):
+                continue
             _, _, type_, _, _, _, found, _, _, durable_seq = HEAD.unpack_from(self._data, here)
             if type_ in TYPES and seq <= durable_seq < found <= seq_max:
                 record = self.record_at(at)
@@ -100,12 +146,22 @@ class SegmentReader:
         return None
 
     def _window(self, offset: int, length: int) -> int:
-        """Have `length` bytes at `offset` in the buffer; returns where they begin in it."""
+        """Have `length` bytes at `offset` in the buffer, or fewer; returns where they begin in it."""
         at = offset - self._start
         if at < 0 or at + length > len(self._data):
-            self._data = self._file.pread(offset, min(max(length, self._chunk_bytes), self.size - offset))
-            self._start, at = offset, 0
+            data = read_or_none(self._file, offset, min(max(length, self._chunk_bytes), self.size - offset))
+            if data is None and length < self._chunk_bytes:
+                self._chunk_bytes = 0  # read no more than is asked for: the place may lie further on
+                data = read_or_none(self._file, offset, min(length, self.size - offset))
+            if data is None:
+                self._note(offset)
+                data = b""
+            self._data, self._start, at = data, offset, 0
         return at
+
+    def _note(self, offset: int) -> None:
+        if self.unreadable is None:
+            self.unreadable = offset
 
 
 def entry_of(record: Record) -> Entry:

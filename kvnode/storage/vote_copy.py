@@ -6,7 +6,8 @@ depends on either leaves; only elections write it. If the log is intact the log 
 to date at a start. If the log is damaged the copy tells what the damage may have hidden. And a copy that is *ahead*
 of the log is damage by itself: the log once held what the copy repeats.
 
-Two slots are written in turns, so that a torn write leaves the other; each is one sector. The copy is *certain* if both
+Two slots are written in turns, so that a torn write leaves the other; each is one sector. A slot that the disk cannot
+read is a damaged one. The copy is *certain* if both
 are intact: a lone one may be the older, and then a vote may be missing from it.
 
     offset   size  name           (slot 0 at 0, slot 1 at 4096)
@@ -31,6 +32,7 @@ from kvnode.ids import NodeId, Term
 from kvnode.raft.messages import HardState
 from kvnode.storage.disk import Disk
 from kvnode.storage.segment import CRC, SECTOR_BYTES, Stamp
+from kvnode.storage.segment_reader import read_or_none
 
 NAME: Final = "votes"
 
@@ -116,7 +118,8 @@ class VoteCopy:
             return []
         file = self._disk.open(self._path)
         try:
-            return [self._unpack(file.pread(at * _SLOT_BYTES, SECTOR_BYTES), at) for at in (0, 1)]
+            blocks = [read_or_none(file, at * _SLOT_BYTES, SECTOR_BYTES) for at in (0, 1)]
+            return [self._unpack(block or b"", at) for at, block in enumerate(blocks)]
         finally:
             file.close()
 

@@ -19,8 +19,8 @@ from kvnode.kv.keys import ONE_KEY
 from kvnode.kv.requests import Delete, Put, Txn
 from kvnode.raft.messages import Entry, EntryKind
 from kvnode.storage import segment
-from kvnode.storage.segment import VOTE, FormatError, Record, SegmentHeader, parse_name, unpack_header
-from kvnode.storage.segment_reader import SegmentReader, entry_of
+from kvnode.storage.segment import VOTE, FormatError, Record, SegmentHeader, parse_name
+from kvnode.storage.segment_reader import SegmentReader, entry_of, read_header
 from kvnode.wire.codec import CodecError, decode_configuration, decode_request
 
 Line = dict[str, Any]
@@ -109,7 +109,8 @@ def _records(directory: str) -> Iterator[tuple[str, Record]]:
                     if seq + 1 == until and at + 2 == len(headers):
                         break  # the seal of a segment just being left
                     if until is None:
-                        if reader.find_later(offset, reader.last_nonzero(offset), seq + 1) is None:
+                        behind = reader.last_nonzero(offset)
+                        if reader.unreadable is None and reader.find_later(offset, behind, seq + 1) is None:
                             break  # the end of the log
                         reader = SegmentReader(file, header.crc_start)  # the node has gone on meanwhile, or damage
                         record = reader.record_at(offset)
@@ -129,7 +130,7 @@ def _header(directory: str, name: str) -> SegmentHeader:
     path = os.path.join(directory, name)
     file = ReadOnlyFile(path)
     try:
-        return unpack_header(file.pread(0, segment.HEADER_BYTES))
+        return read_header(file)
     except FormatError as error:
         raise LogCorrupted(f"{path}, offset 0: {error}", file=path, offset=0) from error
     finally:

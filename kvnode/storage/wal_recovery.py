@@ -7,7 +7,8 @@ been durable, for then it may have been acknowledged:
 2. a later segment was begun, which happens only after everything before its seal was durable;
 3. the store has applied, or the hard state counts as committed, an index the log no longer holds;
 4. what is there instead is longer than the longest single write, so at least one write followed h's;
-5. the file is shorter than it was made, and h may have stood where it ends.
+5. the file is shorter than it was made, and h may have stood where it ends;
+6. the disk cannot read that place, or one behind it (EIO): a write under way may be torn, but it can be read.
 
 Damage is never cut: LogCorrupted names file and offset. Without any of it, h belongs to the one write that was
 under way at the crash, whose sectors a disk may keep in any combination. Nobody was told of it, and it is cut:
@@ -46,9 +47,8 @@ from kvnode.storage.segment import (
     UnknownVersion,
     decode_segment_end,
     parse_name,
-    unpack_header,
 )
-from kvnode.storage.segment_reader import SegmentReader
+from kvnode.storage.segment_reader import SegmentReader, read_header
 
 TORN_PREFIX = "torn-"
 DAMAGED_PREFIX = "damaged-"
@@ -212,7 +212,7 @@ def _list(disk: Disk, directory: str, stamp: Stamp) -> tuple[list[_Segment], tup
 def _header(disk: Disk, path: str, place: tuple[int, int], stamp: Stamp) -> SegmentHeader:
     file = disk.open(path)
     try:
-        header = unpack_header(file.pread(0, HEADER_BYTES))
+        header = read_header(file)
     except FormatError as error:
         raise corrupted(path, 0, str(error), repairable=not isinstance(error, UnknownVersion)) from error
     finally:
@@ -284,7 +284,7 @@ def _scan_to_successor(disk: Disk, segment: _Segment, successor: _Segment, state
         return Stretch(segment.path, doubtful, end)
     if state.seq == until - 1 and end == successor.header.previous_end:
         return None
-    raise corrupted(
+    raise _unreadable(segment.path, reader) or corrupted(
         segment.path, end, f"no valid record {state.seq + 1} here, but a later segment shows that there was one"
     )
 
@@ -319,12 +319,21 @@ def _fold(path: str, reader: SegmentReader, state: LogState, until: int) -> tupl
     return offset, starts[0]
 
 
+def _unreadable(path: str, reader: SegmentReader) -> LogCorrupted | None:
+    """What to raise if the disk could not read a place that was looked at."""
+    if reader.unreadable is None:
+        return None
+    return corrupted(path, reader.unreadable, "the disk cannot read this place (input/output error)")
+
+
 def _scan_last(disk: Disk, segment: _Segment, state: LogState) -> tuple[int, int, TornTail | None]:
     file = _enter(disk, segment, state)
     try:
         reader = SegmentReader(file, segment.header.crc_start)
         end, doubtful = _fold(segment.path, reader, state, 1 << 64)
         behind = reader.last_nonzero(end)
+        if damage := _unreadable(segment.path, reader):
+            raise damage
         if reader.size < segment.header.size and behind + HEAD_BYTES > reader.size:
             raise corrupted(
                 segment.path,

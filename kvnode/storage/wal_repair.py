@@ -8,12 +8,14 @@ from kvnode.errors import IdentityRefused
 from kvnode.ids import Index, Term
 from kvnode.raft.messages import HardState
 from kvnode.storage.disk import Disk, DiskFile
-from kvnode.storage.segment import HEADER_BYTES, FormatError, Stamp, parse_name, unpack_header
+from kvnode.storage.segment import HEADER_BYTES, FormatError, Stamp, parse_name
+from kvnode.storage.segment_reader import read_header, read_or_none
 from kvnode.storage.wal_recovery import TORN_PREFIX, Found, TornTail, corrupted, find_log
 
 _COPY_BYTES_MAX = 1 << 20
 _COPIES_MAX = 8
 _CHUNK_BYTES = 1 << 20
+_BLOCK_BYTES = 4096  # what a disk may be unable to read hides no more than this around it
 
 
 def make_durable(disk: Disk, found: Found) -> None:
@@ -45,7 +47,7 @@ def sweep(disk: Disk, directory: str, found: Found) -> None:
 
 
 def save_copy(disk: Disk, directory: str, file: DiskFile, sequence: int, torn: TornTail) -> TornTail:
-    """Keep the first MiB of the cut bytes for diagnosis; only the newest few copies are kept."""
+    """Keep the first MiB of the cut bytes for diagnosis, zeros where they cannot be read; the newest few are kept."""
     name = f"{TORN_PREFIX}{sequence:010d}-{torn.offset:010d}.bin"
     kept = [other for other in disk.listdir(directory) if other.startswith(TORN_PREFIX)]
     for old in kept[: max(0, len(kept) - _COPIES_MAX + 1)] + ([name] if name in kept else []):
@@ -54,7 +56,12 @@ def save_copy(disk: Disk, directory: str, file: DiskFile, sequence: int, torn: T
     path = f"{directory}/{name}"
     copy = disk.open(path, create=True)
     try:
-        copy.pwrite(0, file.pread(torn.offset, min(torn.bytes_cut, _COPY_BYTES_MAX)))
+        until = torn.offset + min(torn.bytes_cut, _COPY_BYTES_MAX)
+        at = torn.offset
+        while at < until:
+            length = min(_BLOCK_BYTES - at % _BLOCK_BYTES, until - at)
+            copy.pwrite(at - torn.offset, read_or_none(file, at, length) or bytes(length))
+            at += length
         copy.fdatasync()
     finally:
         copy.close()
@@ -72,7 +79,7 @@ def clear_unused(disk: Disk, directory: str, stamp: Stamp) -> None:
         return
     file = disk.open(paths[0])
     try:
-        written_by = unpack_header(file.pread(0, HEADER_BYTES)).stamp
+        written_by = read_header(file).stamp
     except FormatError as error:
         raise corrupted(paths[0], 0, str(error)) from error
     finally:

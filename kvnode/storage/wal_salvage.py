@@ -40,9 +40,8 @@ from kvnode.storage.segment import (
     Stamp,
     UnknownVersion,
     parse_name,
-    unpack_header,
 )
-from kvnode.storage.segment_reader import SegmentReader
+from kvnode.storage.segment_reader import SegmentReader, read_header
 from kvnode.storage.segment_writer import SegmentWriter
 from kvnode.storage.vote_copy import VoteCopy
 from kvnode.storage.wal import Recovered, Wal, system_random
@@ -183,10 +182,10 @@ def _keep(disk: Disk, directory: str, stamp: Stamp, applied_index: Index) -> _Ke
 
 
 def _header(disk: Disk, path: str, stamp: Stamp) -> SegmentHeader | None:
-    """None: it is damaged, or not what its name says. Raises: LogCorrupted (another version), OSError."""
+    """None: it is damaged, unreadable, or not what its name says. Raises: LogCorrupted (another version), OSError."""
     file = disk.open(path)
     try:
-        header = unpack_header(file.pread(0, HEADER_BYTES))
+        header = read_header(file)
     except UnknownVersion as error:
         raise contradiction(path, 0, error) from error
     except FormatError:

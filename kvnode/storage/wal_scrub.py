@@ -1,8 +1,9 @@
 """Scrubbing: sealed segments are read again now and then, because what nobody reads rots unnoticed.
 
-Every record of every segment but the newest is verified: checksum, place in the chain, and that the segment ends with
-the record its successor continues. A start skips segments whose entries the store has applied, and followers ask for
-old entries when it is too late to find them unreadable, so this is the check that finds damage while peers are whole.
+Every record of every segment but the newest is verified: that the disk can read it, its checksum, its place in the
+chain, and that the segment ends with the record its successor continues. A start skips segments whose entries the store
+has applied, and followers ask for old entries when it is too late to find them unreadable, so this is the check that
+finds damage while peers are whole.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from collections.abc import Sequence
 
 from kvnode.storage.disk import Disk
 from kvnode.storage.log_index import SegmentIndex
-from kvnode.storage.segment import HEADER_BYTES, FormatError, SegmentHeader, unpack_header
-from kvnode.storage.segment_reader import SegmentReader
+from kvnode.storage.segment import HEADER_BYTES, FormatError, SegmentHeader
+from kvnode.storage.segment_reader import SegmentReader, read_header
 from kvnode.storage.wal_recovery import corrupted
 
 
@@ -51,7 +52,7 @@ class Scrubber:
     def _header(self, path: str) -> SegmentHeader:
         file = self._disk.open(path)
         try:
-            return unpack_header(file.pread(0, HEADER_BYTES))
+            return read_header(file)
         except FormatError as error:
             raise corrupted(path, 0, str(error)) from error
         finally:
@@ -65,7 +66,10 @@ class Scrubber:
             while self._seq < successor.previous_seq and self._offset < stop:
                 record = reader.record_at(self._offset)
                 if record is None or (record.seq, record.previous_crc) != (self._seq + 1, self._crc):
-                    raise corrupted(segment.path, self._offset, f"record {self._seq + 1} was here and is not any more")
+                    what = f"record {self._seq + 1} was here and is not any more"
+                    if reader.unreadable is not None:
+                        what = f"record {self._seq + 1} cannot be read (input/output error)"
+                    raise corrupted(segment.path, self._offset, what)
                 self._seq, self._crc, self._offset = record.seq, record.crc, record.end
         finally:
             file.close()

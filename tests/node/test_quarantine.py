@@ -7,7 +7,7 @@ from kvnode.ids import NodeId
 from kvnode.kv.interface import Options
 from kvnode.kv.requests import Put
 from kvnode.sim.runtime.cluster import LOG_DIRECTORY, Cluster
-from kvnode.storage.segment import HEADER_BYTES
+from kvnode.storage.segment import HEADER_BYTES, SECTOR_BYTES
 from tests.node.test_runtime_faults import simulate
 
 
@@ -102,6 +102,31 @@ def test_the_scrubber_finds_what_nobody_reads_and_the_node_starts_again_in_quara
         cluster.kill(victim)
         assert (await cluster.start(victim)).node.status().quarantined
         await restored(cluster, victim)
+
+    simulate(scenario, storage__segment_bytes=16 << 10, storage__scrub_every_s=60, storage__scrub_bytes_per_s=64 << 10)
+
+
+def test_a_sector_that_cannot_be_read_is_damage_like_any_other() -> None:
+    """F24: found by the scrubber, and then again at the start, which goes on from what stands before it."""
+
+    async def scenario(cluster: Cluster) -> None:
+        await loaded(cluster)
+        leader = (await cluster.elect()).id
+        victim = next(member for member in cluster.ids if member != leader)
+        disk = cluster.disk_of(NodeId(victim))
+        path = next(path for path in disk.files() if path.startswith(f"{LOG_DIRECTORY}/0"))
+        disk.unreadable_sector(path, HEADER_BYTES // SECTOR_BYTES + 3)
+        await cluster.until(lambda: victim in cluster.failures, within_s=200)
+        found = cluster.failures.pop(victim)
+        assert isinstance(found, LogCorrupted)
+        assert "input/output error" in found.message
+        cluster.kill(victim)
+        node = (await cluster.start(victim)).node
+        assert node.status().quarantined
+        await restored(cluster, victim)
+        scrubs = node.counters()["kvnode_wal_scrubs_total"]
+        await cluster.until(lambda: node.counters()["kvnode_wal_scrubs_total"] > scrubs, within_s=200)
+        assert not node.status().alarms
 
     simulate(scenario, storage__segment_bytes=16 << 10, storage__scrub_every_s=60, storage__scrub_bytes_per_s=64 << 10)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kvnode.errors import LogCorrupted, StorageFailed
+from kvnode.errors import LogCorrupted
 from kvnode.ids import Index
 from kvnode.sim.disk import FakeDisk
 from kvnode.storage.segment import HEADER_BYTES
@@ -175,15 +175,20 @@ def test_s66_swap_sectors(steps: list[Step], tmp_path: Path) -> None:
 
 
 def test_s66_unreadable_sector_sweep() -> None:
-    """F24: each sector answers EIO. A start fails, not as damage, and cuts nothing: readable again, all is there."""
+    """F24: each sector answers EIO. Alone, a start refuses by name and cuts nothing: readable again, all is there."""
     image, before = make(ONE)
     (path,) = segments(image)
     failed = 0
     for sector in range(len(image.content(path)) // SECTOR):
         disk = image.kill()
         disk.unreadable_sector(path, sector)
-        with pytest.raises(StorageFailed, match=r"opening the log in /wal failed.*Input/output error"):
+        with pytest.raises(LogCorrupted, match=r"cannot (read|be read).*input/output error") as refusal:
             open_wal(disk, **ROOM)
+        assert refusal.value.repairable
+        assert refusal.value.detail["file"] == path
+        is_header = sector < HEADER_BYTES // SECTOR
+        records = range(sector * SECTOR - 200, (sector + 1) * SECTOR)  # the first one may begin in the sector before
+        assert refusal.value.detail["offset"] in (range(1) if is_header else records)
         failed += 1
         assert disk.content(path) == image.content(path)
         healed = disk.kill()
