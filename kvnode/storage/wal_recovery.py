@@ -130,7 +130,8 @@ def find_log(
 ) -> Found | None:
     """Read the log. Changes nothing on disk. None: there is no segment at all.
 
-    `is_quarantined`: it is known that the log ends before what the store has applied.
+    `is_quarantined`: it is known that the log ends before what the store has applied; `applied_index` is then what is
+    known to be committed of it, and may lie below where the log begins.
 
     Raises: LogCorrupted, IdentityRefused, OSError.
     """
@@ -379,7 +380,7 @@ def _check_whole(path: str, end: int, state: LogState, below_lost: bool, *, is_q
             0,
             f"the log begins behind index {base.index}, only entries up to {state.low_water.index} may be gone{gap}",
         )
-    if base.index > state.applied_index:
+    if base.index > state.applied_index and not is_quarantined:
         raise corrupted(
             oldest, 0, f"the log begins behind index {base.index}, the store stands at {state.applied_index}"
         )

@@ -3,8 +3,9 @@
 What is kept is the longest prefix of records that are intact and follow each other from the first one on. Behind it lay
 records that may have been acknowledged, so from here on the node does not vote until its peers have given it
 everything again (`kvnode.raft.quarantine`). The kept entries are genuine, but a lost record may have cut some of them
-off; only those that the kept records call committed are taken for that. Term and vote come from their second copy
-(`vote_copy`), and without a certain one nothing is salvaged: a forgotten vote cannot be made good.
+off; only those that the kept records call committed, or not needed any more, are taken for that. Term and vote come
+from their second copy (`vote_copy`), and without a certain one nothing is salvaged: a forgotten vote cannot be made
+good.
 
 Each step may be interrupted and done again, from the top:
 
@@ -138,7 +139,8 @@ def _salvage(
         ) from damage
     kept = _keep(disk, directory, stamp, applied_index)
     state = kept.state
-    last_index, commit = Index(state.index.last_index), Index(min(state.hard_state.commit, state.index.last_index))
+    last_index = Index(state.index.last_index)
+    commit = Index(min(max(state.hard_state.commit, state.low_water.index), last_index))
     newest = max((state.hard_state.term, state.hard_state.vote), (votes.term, votes.vote))
     hard_state = HardState(*newest, commit)
     note = Quarantine(

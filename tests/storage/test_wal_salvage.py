@@ -88,14 +88,6 @@ def scrub(wal: Wal) -> None:
     raise AssertionError("the pass never ends")
 
 
-def scrubbed(wal: Wal) -> LogCorrupted | None:
-    try:
-        scrub(wal)
-    except LogCorrupted as damage:
-        return damage
-    return None
-
-
 def judge(steps: list[Step], before: LogView, wal: Wal, found: Recovered, what: object) -> str:
     """ "same" or "quarantine"; anything else fails."""
     entries = wal.read(Index(1), Index(1 << 40), 1 << 40)
@@ -349,72 +341,52 @@ def test_damage_noted_while_running_is_set_aside_at_the_next_start() -> None:
     assert found.last_index < 13
 
 
-@pytest.mark.parametrize("applied", [0, 13])
-def test_a_sector_that_cannot_be_read_is_damage_wherever_it_is(applied: int) -> None:
-    """F24: at a start, or later by the scrubber, and in the newest segment also behind its end: never a torn tail."""
-    image, before = made(LONG)
-    verdicts = {"start": 0, "scrubber": 0, "beyond a seal": 0}
-    for path in segments(image):
-        for sector in range(len(image.content(path)) // SECTOR_BYTES):
-            where = f"{path} sector {sector}"
-            disk = image.kill()
-            disk.unreadable_sector(path, sector)
-            wal, found, salvaged = start(disk, applied=applied)
-            if salvaged is not None:
-                verdicts["start"] += 1
-                assert salvaged.damage.detail["file"] == path, where
-            else:
-                assert path != segments(image)[-1], where
-                damage = scrubbed(wal)
-                if damage is None:
-                    verdicts["beyond a seal"] += 1
-                    continue
-                verdicts["scrubber"] += 1
-                assert damage.detail["file"] == path, where
-                wal.note_damage(damage)
-                disk = disk.kill()
-                wal, found, salvaged = start(disk, applied=applied)
-                assert salvaged is not None, where
-            assert found.report.torn is None, where
-            assert judge(LONG, before, wal, found, where) == "quarantine"
-            scrub(wal)
-            wal.close()
-            wal, found, salvaged = start(disk.kill(), applied=applied)
-            assert salvaged is None, where
-            assert judge(LONG, before, wal, found, where) == "quarantine"
-    print(verdicts)
-    assert verdicts["start"] > 20
-    assert (verdicts["scrubber"] > 10) == bool(applied)
+def dropped(low_water: int) -> tuple[FakeDisk, LogView]:
+    """A log whose records call nothing committed, and whose oldest segments are gone."""
+    steps: list[Step] = [[persist(1, state=(1, 2))]]
+    steps += [[persist(i + 1, entry(i, text=bytes([60 + i]) * 900))] for i in range(1, 31)]
+    steps += [f"drop {low_water}", *[[persist(i + 1, entry(i, text=bytes([60 + i]) * 900))] for i in range(31, 41)]]
+    disk, expected = new_disk(), Expected()
+    run(disk, [*steps, "close"], expected)
+    return disk.kill(), expected.view
 
 
-def test_what_stands_before_an_unreadable_sector_is_kept_and_what_can_be_read_behind_it_copied() -> None:
-    image, before = made(SHORT)
-    (path,) = segments(image)
-    content = image.content(path)
-    sector = HEADER_BYTES // SECTOR_BYTES + 1
-    image.unreadable_sector(path, sector)
-    _, found, salvaged = start(image)
+def test_a_log_that_has_lost_its_beginning_on_purpose_is_salvaged_like_another() -> None:
+    """What was dropped is committed, whatever the records that are left say."""
+    image, before = dropped(20)
+    newest = segments(image)[-1]
+    image.flip_bit(newest, HEADER_BYTES + 300, 1)
+    wal, found, salvaged = start(image, applied=40)
     assert salvaged is not None
-    assert salvaged.damage.message.count("input/output error") == 1
-    assert 2 <= found.last_index < len(before[0])
-    (saved,) = [name for name in image.files() if "/torn-" in name]
-    copy, offset = image.content(saved), int(saved[-14:-4])
-    assert copy.rstrip(b"\0") in content[offset:].replace(content[sector * 512 : (sector + 1) * 512], bytes(512))
-    assert len(copy) == len(content) - offset
+    assert 0 < found.base.index <= 20
+    assert found.committed == 20
+    assert found.last_index > 30
+    wal.write([persist(1, *before[0][found.last_index :])])
+    wal.drop_prefix(Index(35))
+    assert wal.first_index > 21
+    image = image.kill()
+    wal, found, salvaged = start(image, applied=40)
+    assert salvaged is None
+    assert found.quarantine is not None
+    assert found.committed == found.base.index > 20
+    assert found.last_index == 40
+    wal.lift_quarantine()
+    assert start(image.kill(), applied=40)[1].quarantine is None
 
 
-def test_an_unreadable_copy_of_the_vote_is_a_damaged_one() -> None:
-    image, before = made(LONG)
-    for sector in (0, 8):
-        disk = image.kill()
-        disk.unreadable_sector(VOTES, sector)
-        wal, found, _ = start(disk)
-        assert judge(LONG, before, wal, found, sector) == "same"
-        disk = image.kill()
-        disk.unreadable_sector(VOTES, sector)
-        disk.unreadable_sector(segments(disk)[1], 9)
-        with pytest.raises(LogCorrupted, match="term and vote cannot be proven"):
-            start(disk)
+def test_where_the_mark_of_what_was_dropped_is_lost_nothing_is_kept() -> None:
+    """A beginning that is missing may have been lost as well, and then what follows need not be what was committed."""
+    image, _ = dropped(20)
+    oldest = segments(image)[0]
+    image.flip_bit(oldest, HEADER_BYTES + 300, 1)
+    wal, found, salvaged = start(image, applied=20)
+    if salvaged is None:
+        with pytest.raises(LogCorrupted) as damage:
+            scrub(wal)
+        wal.note_damage(damage.value)
+        wal, found, salvaged = start(image.kill(), applied=20)
+    assert salvaged is not None
+    assert (found.last_index, found.committed, found.base.index) == (0, 0, 0)
 
 
 def test_the_newest_damaged_segments_are_kept_and_no_more() -> None:
