@@ -1,9 +1,10 @@
 """Random damage: members lose random ends of their logs, again and again, under cuts, crashes and reordered messages.
 
 Whatever happens, what was committed stays committed and equal everywhere, and a term has one leader (`Cluster` checks
-that after every step). A member is out of quarantine only with everything that was committed in terms before the last
-one it had acknowledged in; of that last one its leader has told. At the end, with everybody up and connected, all leave
-and are level: scenario S73, invariants I6, I7, I12, I16, I30.
+that after every step). Some damages begin at a write that had cut entries off, and so bring those back. A member is out
+of quarantine only with everything that was committed in terms before the last one it had acknowledged in; of that last
+one its leader has told. At the end, with everybody up and connected, all leave and are level: scenario S73, invariants
+I6, I7, I12, I16, I30.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import random
 
 import pytest
 
-from kvnode.ids import Index, NodeId, Term
+from kvnode.ids import NOBODY, Index, NodeId, Term
 from kvnode.raft.messages import Entry, TransferLeadership
 from kvnode.raft.output import Output, Persist
 from tests.raft.cluster import Cluster, Member
@@ -31,6 +32,7 @@ class Damaged(Cluster):
         self.lost_terms: dict[NodeId, Term] = {}  # up to which it may have acknowledged what it lost
         self.lifted: list[tuple[NodeId, Term, Index]] = []
         self.damages = 0
+        self.truncations_lost = 0  # damages that brought back entries which a lost write had cut off
         super().__init__(size, seed=seed)
         self.slow_disks = dict.fromkeys(self.members, True)
 
@@ -68,6 +70,7 @@ class Damaged(Cluster):
         self.crash(id_)
         member = self.member(id_)
         disk = member.disk
+        had = disk.entries
         records = self.records.get(member.id, [])[:first]
         self.records[member.id] = records
         disk.entries = []
@@ -76,6 +79,7 @@ class Damaged(Cluster):
                 del disk.entries[write.truncate_from - 1 :]
             disk.entries += write.entries
         self.damages += 1
+        self.truncations_lost += had[: len(disk.entries)] != disk.entries
         member.is_quarantined = True
         self.lost_terms[member.id] = disk.hard_state.term
         self.start(id_)
@@ -106,15 +110,23 @@ class Damaged(Cluster):
     def quarantined(self) -> list[NodeId]:
         return [member.id for member in self.members.values() if member.is_quarantined]
 
+    def first_lost(self, id_: NodeId) -> int:
+        """Where the damage begins: anywhere, or just where a write begins that cuts entries off."""
+        records = self.records.get(id_, [])
+        cuts = [number for number, write in enumerate(records) if write.truncate_from]
+        if cuts and self.rng.random() < 0.5:
+            return self.rng.choice(cuts)
+        return self.rng.randint(0, len(records))
+
     def happen(self) -> None:
         rng, ids = self.rng, list(self.members)
         id_ = rng.choice(ids)
         member = self.member(id_)
         is_up = member.raft is not None
         minority = (len(ids) - 1) // 2
-        match rng.randrange(12):
+        match rng.randrange(13):
             case 0 if len({*self.quarantined(), id_}) <= minority:
-                self.damage(id_, rng.randint(0, len(self.records.get(id_, []))))
+                self.damage(id_, self.first_lost(id_))
             case 1 if is_up:
                 self.crash(id_)
             case 2 | 3 if not is_up:
@@ -127,9 +139,32 @@ class Damaged(Cluster):
                 self.step(id_, TransferLeadership(rng.choice([NodeId(0), *ids])))
             case 7:
                 self.advance(rng.choice([20, 60, 200, 700, 2_000]), deliver=rng.random() < 0.7)
+            case 8:
+                self.strand()
             case _ if is_up:
                 self.propose(id_, *[b"%d" % rng.randrange(1_000) for _ in range(rng.randint(1, 3))])
         self.move()
+
+    def start_all(self) -> None:
+        for id_, member in self.members.items():
+            if member.raft is None:
+                self.start(id_)
+
+    def strand(self) -> None:
+        """The leader writes what nobody else gets, the others elect another, and what is in its way is cut off."""
+        leader = self.leader
+        if leader == NOBODY:
+            return
+        self.start_all()
+        self.heal()
+        self.cut(leader)
+        self.propose(leader, b"stranded")
+        for turn in range(20):
+            if turn == 16:
+                self.heal()
+            self.advance(100)
+            for id_ in self.members:
+                self.complete_writes(id_)
 
     def move(self) -> None:
         """Some messages arrive, in any order, some twice, some never; some writes finish."""
@@ -150,9 +185,8 @@ class Damaged(Cluster):
     def end(self) -> None:
         self.heal()
         self.slow_disks = {}
-        for id_, member in self.members.items():
-            if member.raft is None:
-                self.start(id_)
+        self.start_all()
+        for id_ in self.members:
             self.complete_writes(id_)
         self.run_until(lambda: self.leader != 0 and not self.quarantined(), limit_ms=60_000)
         self.propose(self.leader, b"the end")
@@ -170,16 +204,18 @@ def run(seed: int) -> Damaged:
 
 @pytest.mark.slow
 def test_a_minority_that_loses_its_logs_again_and_again_costs_nothing_committed() -> None:
-    damages = lifts = committed = 0
+    damages = lifts = committed = truncations_lost = 0
     for seed in range(SEEDS):
         try:
             cluster = run(seed)
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}") from error
         damages += cluster.damages
+        truncations_lost += cluster.truncations_lost
         lifts += len(cluster.lifted)
         committed += len(cluster.committed)
-    print(f"{SEEDS} seeds: {damages} damages, {lifts} lifted, {committed} committed")
+    print(f"{SEEDS} seeds: {damages} damages, {truncations_lost} of truncations, {lifts} lifted, {committed} committed")
     assert damages > SEEDS
+    assert truncations_lost > 20
     assert lifts > SEEDS / 2
     assert committed > 10 * SEEDS
