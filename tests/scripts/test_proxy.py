@@ -57,9 +57,9 @@ async def until(claim) -> None:
 async def world() -> AsyncIterator[World]:
     far = Far()
     server = await asyncio.start_server(far.serve, "127.0.0.1", 0)
-    (port,) = free_ports(1)
+    other, port = free_ports(2)
     proxies = Proxies(lambda node: os.getpid() if node == DIALLER else 0, random.Random(1))
-    await proxies.listen(DIALLER, ("127.0.0.1", free_ports(1)[0]), ("127.0.0.1", 1))
+    await proxies.listen(DIALLER, ("127.0.0.1", other), ("127.0.0.1", 1))
     await proxies.listen(ACCEPTOR, ("127.0.0.1", port), server.sockets[0].getsockname())
     yield World(proxies, far, ("127.0.0.1", port))
     await proxies.close()
