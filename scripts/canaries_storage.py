@@ -258,4 +258,20 @@ CANARIES = (
         "            elif False and votes.is_ahead_of(found.state.hard_state):",
         ("tests/storage/test_vote_copy.py", "tests/storage/test_wal_salvage.py"),
     ),
+    Canary(
+        "unreadable-is-torn",
+        "a place that the disk cannot read is taken for the end of a write under way",
+        "kvnode/storage/wal_recovery.py",
+        "        if damage := _unreadable(segment.path, reader):",
+        "        if False and (damage := _unreadable(segment.path, reader)):",
+        ("tests/storage/test_unreadable_sectors.py", "tests/storage/test_damage_sweep.py"),
+    ),
+    Canary(
+        "quarantined-log-committed-by-the-store",
+        "of a log that lost entries, all that the store has applied is taken for committed",
+        "kvnode/storage/wal.py",
+        "            committed = Index(min(applied_index, note.commit)) if note else applied_index",
+        "            committed = applied_index",
+        ("tests/storage/test_wal_salvage.py",),
+    ),
 )

@@ -49,10 +49,27 @@ def test_it_never_stands_not_even_when_told_to() -> None:
     cluster.crash(2)
     cluster.advance(5_000)
     assert (cluster[3].role, cluster[3].term) == ("follower", 1)
-    cluster.start(1)
-    cluster.settle()
-    cluster.step(3, TimeoutNow(cluster[3].term, NodeId(1)))
-    assert cluster[3].role == "follower"
+    leader = AppendEntries(Term(1), NodeId(1), Index(9), Term(1), (), Index(4))
+    cluster.step(3, leader)
+    assert cluster[3].state.leader == 1
+    cluster.step(3, TimeoutNow(Term(1), NodeId(1)))
+    assert (cluster[3].role, cluster[3].term) == ("follower", 1)
+
+
+def test_it_leaves_with_what_the_leader_had_committed_and_not_before_that_is_durable() -> None:
+    cluster = led()
+    entries = tuple(cluster.member(3).disk.entries)
+    cluster.damage(3, 3)
+    cluster.slow_disks[3] = True
+    life = cluster[3].state.life
+    output = cluster.step(3, AppendEntries(Term(1), NodeId(1), Index(2), Term(1), (), Index(4), life=life))
+    assert cluster[3].commit_index == 2, "of this term, and durable"
+    assert not output.lift_quarantine
+    output = cluster.step(3, AppendEntries(Term(1), NodeId(1), Index(2), Term(1), entries[2:], Index(4), life=life))
+    assert cluster[3].commit_index == 4
+    assert not output.lift_quarantine
+    cluster.complete_write(3)
+    assert not cluster[3].is_quarantined
 
 
 def test_it_is_repaired_and_leaves() -> None:
