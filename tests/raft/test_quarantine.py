@@ -215,6 +215,25 @@ def test_a_majority_in_quarantine_elects_nobody_and_a_healthy_one_goes_on() -> N
     cluster.assert_level()
 
 
+def test_a_majority_damaged_at_once_leaves_through_a_leader_that_is_whole() -> None:
+    """No election is needed; but none is possible either, so it has to stay until they have left."""
+    cluster = led(5)
+    for id_ in (3, 4, 5):
+        cluster.damage(id_, 2)
+    cluster.advance(500)
+    assert (cluster.leader, cluster[1].term) == (1, 1)
+    assert not any(cluster[id_].is_quarantined for id_ in (3, 4, 5))
+    cluster.propose(1, b"d")
+    cluster.advance(100)
+    cluster.assert_level()
+    for id_ in (3, 4, 5):
+        cluster.damage(id_, 2)
+    cluster.restart(1)
+    cluster.advance(10_000)
+    assert cluster.leader == NOBODY
+    assert all(cluster[id_].is_quarantined for id_ in (3, 4, 5))
+
+
 def test_a_damaged_leader_comes_back_as_a_follower() -> None:
     cluster = led()
     cluster.damage(1, 1)  # nothing of the log is left, term and vote are
