@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from kvnode.errors import LogCorrupted, NoLeader
+import errno
+import os
+
+import pytest
+
+from kvnode.errors import LogCorrupted, NoLeader, StorageFailed
 from kvnode.ids import NodeId
 from kvnode.kv.interface import Options
 from kvnode.kv.requests import Put
+from kvnode.raft.output import Output
 from kvnode.sim.runtime.cluster import LOG_DIRECTORY, Cluster
 from kvnode.storage.segment import HEADER_BYTES, SECTOR_BYTES
 from tests.node.test_runtime_faults import simulate
@@ -129,6 +135,59 @@ def test_a_sector_that_cannot_be_read_is_damage_like_any_other() -> None:
         assert not node.status().alarms
 
     simulate(scenario, storage__segment_bytes=16 << 10, storage__scrub_every_s=60, storage__scrub_bytes_per_s=64 << 10)
+
+
+def test_damage_that_cannot_be_noted_ends_the_process() -> None:
+    """Started again within itself it would find the same damage, and have no room for the note again."""
+
+    async def scenario(cluster: Cluster) -> None:
+        await loaded(cluster)
+        leader = (await cluster.elect()).id
+        victim = next(member for member in cluster.ids if member != leader)
+        rot(cluster, victim)
+        disk = cluster.disk_of(NodeId(victim))
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        disk.fail_at(disk.count("create") + 1, full, kind="create", lasting=True)
+        await cluster.until(lambda: victim in cluster.failures, within_s=200)
+        found = cluster.failures.pop(victim)
+        assert isinstance(found, StorageFailed)
+        assert "noting the damage" in found.message
+
+    simulate(scenario, storage__segment_bytes=16 << 10, storage__scrub_every_s=60, storage__scrub_bytes_per_s=64 << 10)
+
+
+def test_what_is_fetched_again_behind_the_store_does_not_pile_up_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await loaded(cluster, count=1_500)
+        leader = (await cluster.elect()).id
+        victim = next(member for member in cluster.ids if member != leader)
+        rot(cluster, victim)
+        await cluster.until(lambda: victim in cluster.failures, within_s=200)  # a start would not look where it is
+        cluster.kill(victim)
+        node = (await cluster.start(victim)).node
+        log, most = node._raft.state.log, 0
+        assert node._applier.target > 1_000, "the store is ahead"
+        execute = node._driver._execute
+
+        def watched(output: Output) -> None:
+            nonlocal most
+            most = max(most, log.bytes_in_memory)
+            execute(output)
+
+        assert node.status().quarantined
+        monkeypatch.setattr(node._driver, "_execute", watched)
+        await cluster.until(lambda: not node.status().quarantined, within_s=20)
+        assert log.last_index > 1_500
+        assert 0 < most < 4 * (64 << 10), "of 600 KiB"
+
+    simulate(
+        scenario,
+        storage__segment_bytes=64 << 10,
+        raft__log_cache_bytes=64 << 10,
+        raft__append_bytes_max=8 << 10,
+        raft__window_bytes_max=16 << 10,
+        storage__scrub_every_s=60,
+    )
 
 
 def test_alone_the_scrubber_only_says_so() -> None:
