@@ -35,11 +35,13 @@ from kvnode.observe.log import get_logger
 from kvnode.raft.core import Raft
 from kvnode.raft.messages import PeerMessage
 from kvnode.storage.datadir import DataDir, MemberIdentity, PeerBoot
+from kvnode.storage.disk import Disk
 from kvnode.storage.lmdb_backend import LmdbBackend
+from kvnode.storage.log_place import LogPlace, system_random
 from kvnode.storage.memory_backend import MemoryBackend
 from kvnode.storage.realdisk import RealDisk
 from kvnode.storage.wal import Recovered, Stamp, Wal
-from kvnode.storage.wal_salvage import open_log
+from kvnode.storage.wal_salvage import Salvaged, open_log
 from kvnode.transport.peers import PeerTransport
 
 APPLIED_LIMITS = ("delete_keys_max", "page_bytes_max", "page_items", "page_items_max", "txn_operations_max")
@@ -171,17 +173,10 @@ class RunningNode:
             settings=config.raft,
             rng=random.Random(secrets.randbits(64)),
             restored=restore(
-                hard_state=recovered.hard_state,
-                base=recovered.base,
-                term_runs=recovered.term_runs,
-                last_index=recovered.last_index,
-                tail=recovered.tail,
-                last_time=recovered.last_time,
+                recovered,
                 voters=[NodeId(member) for member in data.identity.members],
                 machine=machine,
-                committed=recovered.committed,
                 life=data.boot.counter,
-                is_quarantined=recovered.quarantine is not None,
             ),
             now_ms=clock.monotonic_ms(),
         )
@@ -323,9 +318,33 @@ def check_applied_limits(config: Config, data: DataDir) -> dict[str, int]:
     return limits
 
 
+def open_log_of(
+    config: Config, data: DataDir, disk: Disk, machine: StateMachine, *, random_u64: Callable[[], int] = system_random
+) -> tuple[Wal, Recovered, Salvaged | None]:
+    """The log of this directory, begun at the first start. Raises: Fatal."""
+    limits, identity = check_applied_limits(config, data), data.identity
+    place = LogPlace(
+        disk=disk,
+        directory=data.wal_dir,
+        stamp=Stamp(cluster_id=identity.cluster_id, member=identity.member, incarnation=identity.incarnation),
+        segment_bytes=config.storage.segment_bytes,
+        batch_bytes_max=config.storage.batch_bytes_max,
+        random_u64=random_u64,
+    )
+    found = open_log(
+        place,
+        applied_index=Index(machine.applied_index),
+        create=not identity.has_log,
+        may_salvage=len(identity.members) > 1,
+    )
+    if not identity.has_log or not identity.applied_limits:
+        # Before the node takes part in anything: from here on a missing log is a loss.
+        data.save_identity(msgspec.structs.replace(identity, has_log=True, applied_limits=limits))
+    return found
+
+
 def open_storage(config: Config, data: DataDir, disk: RealDisk) -> tuple[StateMachine, Backend, Wal, Recovered]:
     """Store first, then the log after the store's applied index."""
-    limits = check_applied_limits(config, data)
     backend: Backend
     if config.storage.backend == "lmdb":
         backend = LmdbBackend(data.store_dir, map_bytes=config.storage.map_bytes)
@@ -333,45 +352,33 @@ def open_storage(config: Config, data: DataDir, disk: RealDisk) -> tuple[StateMa
         backend = MemoryBackend()
     try:
         machine = StateMachine(backend, config.limits)
-        identity = data.identity
-        log_store, recovered, salvaged = open_log(
-            disk,
-            data.wal_dir,
-            Stamp(cluster_id=identity.cluster_id, member=identity.member, incarnation=identity.incarnation),
-            applied_index=Index(machine.applied_index),
-            segment_bytes=config.storage.segment_bytes,
-            batch_bytes_max=config.storage.batch_bytes_max,
-            create=not identity.has_log,
-            may_salvage=len(identity.members) > 1,
-        )
+        log_store, recovered, salvaged = open_log_of(config, data, disk, machine)
     except BaseException:
         backend.close()
         raise
+    member = data.identity.member
     if salvaged is not None:
         damage = salvaged.damage
-        log.error("wal.damaged", node=identity.member, what=damage.what, **damage.detail)
+        log.error("wal.damaged", node=member, what=damage.what, **damage.detail)
     if recovered.quarantine is not None:
         log.warning(
             "quarantine.began",
-            node=identity.member,
+            node=member,
             last_index=recovered.last_index,
             applied_index=machine.applied_index,
             set_aside=list(salvaged.set_aside) if salvaged else [],
         )
     report = recovered.report
     if report.torn is not None:
-        log.warning("wal.torn_tail_cut", node=identity.member, **msgspec.structs.asdict(report.torn))
+        log.warning("wal.torn_tail_cut", node=member, **msgspec.structs.asdict(report.torn))
     log.info(
         "wal.recovered",
-        node=identity.member,
+        node=member,
         last_index=recovered.last_index,
         term=recovered.hard_state.term,
         segments=report.segments,
         segments_scanned=report.segments_scanned,
     )
-    if not identity.has_log or not identity.applied_limits:
-        # Before the node takes part in anything: from here on a missing log is a loss.
-        data.save_identity(msgspec.structs.replace(identity, has_log=True, applied_limits=limits))
     return machine, backend, log_store, recovered
 
 

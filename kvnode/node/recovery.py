@@ -8,6 +8,7 @@ what this node had, and starting would lose or invent entries.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol
 
 from kvnode.errors import LogCorrupted
 from kvnode.ids import Index, NodeId, Term
@@ -16,27 +17,51 @@ from kvnode.raft.messages import Configuration, Entry, HardState, LogPosition
 from kvnode.raft.state import Restored
 
 
-def restore(
-    *,
-    hard_state: HardState,
-    base: LogPosition,
-    term_runs: tuple[tuple[Index, Term], ...],
-    last_index: Index,
-    tail: tuple[Entry, ...],
-    last_time: int,
-    voters: Iterable[NodeId],
-    machine: StateMachine,
-    committed: Index,
-    life: int,
-    is_quarantined: bool = False,
-) -> Restored:
-    """The core's starting state. Raises: LogCorrupted when store and log do not meet.
+class RecoveredLog(Protocol):
+    """What a start found in the log; `storage` satisfies it by shape."""
 
-    `committed`: what is known to be committed of the entries in the log: all that the store has applied, but in
-    quarantine, where the store may be ahead of the log. `life`: counts the starts of this member.
+    @property
+    def hard_state(self) -> HardState: ...
+    @property
+    def base(self) -> LogPosition:
+        """The position just before the first entry that is there."""
+        ...
+
+    @property
+    def term_runs(self) -> tuple[tuple[Index, Term], ...]:
+        """(first index, term) of each run of one term, ascending."""
+        ...
+
+    @property
+    def last_index(self) -> Index: ...
+    @property
+    def tail(self) -> tuple[Entry, ...]:
+        """The entries that the store has not applied, contiguous up to `last_index`."""
+        ...
+
+    @property
+    def last_time(self) -> int:
+        """Greatest hybrid timestamp of any entry."""
+        ...
+
+    @property
+    def committed(self) -> Index:
+        """Known to be committed: all that the store has applied, but in quarantine, where the store may be ahead."""
+        ...
+
+    @property
+    def is_quarantined(self) -> bool:
+        """It has lost something that this node acknowledged."""
+        ...
+
+
+def restore(recovered: RecoveredLog, *, voters: Iterable[NodeId], machine: StateMachine, life: int) -> Restored:
+    """The core's starting state; `life` counts the starts of this member.
+
+    Raises: LogCorrupted when store and log do not meet.
     """
-    applied = machine.applied_index
-    if applied > last_index and not is_quarantined:
+    applied, last_index, base = machine.applied_index, recovered.last_index, recovered.base
+    if applied > last_index and not recovered.is_quarantined:
         raise LogCorrupted(
             f"the store has applied entry {applied}, but the log ends at {last_index}: the log is not this store's; "
             "restore both from the same backup, or remove the member and add it again"
@@ -47,14 +72,14 @@ def restore(
             "missing; restore both from the same backup, or remove the member and add it again"
         )
     return Restored(
-        hard_state=hard_state,
+        hard_state=recovered.hard_state,
         configuration=Configuration(voters=tuple(sorted(voters))),
         base=base,
-        term_runs=term_runs,
+        term_runs=recovered.term_runs,
         last_index=last_index,
-        tail=tail,
-        applied_index=committed,
-        last_time=max(last_time, machine.applied_time),
+        tail=recovered.tail,
+        applied_index=recovered.committed,
+        last_time=max(recovered.last_time, machine.applied_time),
         life=life,
-        is_quarantined=is_quarantined,
+        is_quarantined=recovered.is_quarantined,
     )

@@ -26,6 +26,12 @@ class Quarantine(msgspec.Struct, frozen=True):
     is_set_aside: bool = False  # False: found, but the damaged log still stands where it stood
 
 
+def note_of(damage: LogCorrupted, *, commit: int = 0) -> Quarantine:
+    """The note to begin with: nothing has been set aside yet."""
+    detail = damage.detail
+    return Quarantine(commit, damage.what, str(detail.get("file", "")), int(detail.get("offset", 0)))
+
+
 def read_note(disk: Disk, directory: str) -> Quarantine | None:
     """None: this log is whole, as far as anybody knows. Raises: LogCorrupted if the note itself is damaged, OSError."""
     path = f"{directory}/{NAME}"

@@ -7,10 +7,9 @@ is sealed. A sealed segment without a successor therefore always means that a fi
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from kvnode.storage.disk import Disk, DiskFile
+from kvnode.storage.disk import DiskFile
 from kvnode.storage.log_index import SegmentIndex
+from kvnode.storage.log_place import LogPlace
 from kvnode.storage.log_state import LogState
 from kvnode.storage.segment import (
     HEADER_BYTES,
@@ -18,7 +17,6 @@ from kvnode.storage.segment import (
     TEMPORARY,
     SegmentEnd,
     SegmentHeader,
-    Stamp,
     append_record,
     encode_payload,
     pack_header,
@@ -32,36 +30,19 @@ class SegmentWriter:
     """Used by the one thread that writes. Every method may raise OSError, and must not be called again then."""
 
     __slots__ = (
-        "_batch_bytes_max",
-        "_directory",
         "_disk",
         "_file",
         "_header",
+        "_place",
         "_prepared",
-        "_random_u64",
-        "_segment_bytes",
         "_size",
-        "_stamp",
         "crc_start",
         "offset",
     )
 
-    def __init__(
-        self,
-        disk: Disk,
-        directory: str,
-        stamp: Stamp,
-        *,
-        segment_bytes: int,
-        batch_bytes_max: int,
-        random_u64: Callable[[], int],
-    ) -> None:
-        self._disk = disk
-        self._directory = directory
-        self._stamp = stamp
-        self._segment_bytes = segment_bytes
-        self._batch_bytes_max = batch_bytes_max
-        self._random_u64 = random_u64
+    def __init__(self, place: LogPlace) -> None:
+        self._place = place
+        self._disk = place.disk
         self._file: DiskFile | None = None
         self._header: SegmentHeader | None = None
         self._prepared: DiskFile | None = None
@@ -80,11 +61,12 @@ class SegmentWriter:
 
         `need`: room for one write of that many bytes. `previous_end`: where the segment before is sealed, 0 if not.
         """
-        file = self._prepare(max(self._segment_bytes, HEADER_BYTES + need + _SEAL_RESERVE_BYTES))
+        place = self._place
+        file = self._prepare(max(place.segment_bytes, HEADER_BYTES + need + _SEAL_RESERVE_BYTES))
         header = SegmentHeader(
-            stamp=self._stamp,
+            stamp=place.stamp,
             sequence=self._header.sequence + 1 if self._header else 1,
-            salt=self._random_u64(),
+            salt=place.random_u64(),
             first_index=state.index.last_index + 1,
             first_term=state.index.last_term,
             previous_seq=state.seq,
@@ -92,15 +74,15 @@ class SegmentWriter:
             previous_end=previous_end,
             base=state.low_water,
             hard_state=state.hard_state,
-            unsynced_max=max(2 * self._batch_bytes_max, need),  # the caller counts payloads, records are a bit longer
+            unsynced_max=max(2 * place.batch_bytes_max, need),  # the caller counts payloads, records are a bit longer
             last_time=state.last_time,
             size=file.size(),
         )
-        path = f"{self._directory}/{segment_name(header.sequence, header.first_index)}"
+        path = f"{place.directory}/{segment_name(header.sequence, header.first_index)}"
         file.pwrite(0, pack_header(header))
         file.fdatasync()
         self._disk.rename(file.path, path)
-        self._disk.fsync_dir(self._directory)
+        self._disk.fsync_dir(place.directory)
         self._prepared = None
         if self._file is not None and not previous_end:
             self._file.close()
@@ -124,7 +106,7 @@ class SegmentWriter:
     def prepare_ahead(self) -> None:
         """Past the middle of the segment: make the next one's file ready."""
         if self._prepared is None and self.offset * 2 > self._size:
-            self._prepare(self._segment_bytes)
+            self._prepare(self._place.segment_bytes)
 
     def roll(self, state: LogState, need: int) -> SegmentIndex:
         """Begin the next segment, with room for a write of `need` bytes, and seal the one in use."""
@@ -151,7 +133,7 @@ class SegmentWriter:
         """Have a file of `size` zero bytes under the temporary name."""
         file = self._prepared
         if file is None:
-            path = f"{self._directory}/{TEMPORARY}"
+            path = f"{self._place.directory}/{TEMPORARY}"
             if self._disk.exists(path):  # after a crash it may be a segment's second name: never write into it
                 self._disk.unlink(path)
             file = self._prepared = self._disk.open(path, create=True)

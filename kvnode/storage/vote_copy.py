@@ -7,8 +7,8 @@ to date at a start. If the log is damaged the copy tells what the damage may hav
 of the log is damage by itself: the log once held what the copy repeats.
 
 Two slots are written in turns, so that a torn write leaves the other; each is one sector. A slot that the disk cannot
-read is a damaged one. The copy is *certain* if both
-are intact: a lone one may be the older, and then a vote may be missing from it.
+read is a damaged one. The copy is *certain* if both are intact: a lone one may be the older, and then a vote may be
+missing from it.
 
     offset   size  name           (slot 0 at 0, slot 1 at 4096)
          0     8  magic           "KVNVOTE1"

@@ -18,9 +18,8 @@ Source: "Write-Ahead Log" and "Segmented Log", Patterns of Distributed Systems; 
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -28,10 +27,10 @@ from kvnode.errors import LogCorrupted, StorageFailed
 from kvnode.ids import Index, Term
 from kvnode.raft.messages import Entry, HardState, LogPosition
 from kvnode.raft.output import Persist
-from kvnode.storage.disk import Disk
 from kvnode.storage.log_index import SegmentIndex
+from kvnode.storage.log_place import LogPlace
 from kvnode.storage.log_state import LogState
-from kvnode.storage.quarantine import Quarantine, read_note, remove_note, write_note
+from kvnode.storage.quarantine import Quarantine, note_of, read_note, remove_note, write_note
 from kvnode.storage.segment import HEAD_BYTES, MARK, SECTOR_BYTES, SNAPSHOT_MARKER, Stamp, append_record
 from kvnode.storage.segment_writer import SegmentWriter
 from kvnode.storage.vote_copy import VoteCopy
@@ -57,17 +56,34 @@ class Recovered(msgspec.Struct, frozen=True):
     committed: Index  # what is known to be committed of the entries that are there
     quarantine: Quarantine | None = None  # entries that were acknowledged are missing
 
+    @property
+    def is_quarantined(self) -> bool:
+        """See `quarantine`."""
+        return self.quarantine is not None
 
-def _read_note(disk: Disk, directory: str) -> Quarantine | None:
-    """Raises: LogCorrupted if the damage it speaks of has not been set aside yet."""
-    note = read_note(disk, directory)
+
+def _examine(place: LogPlace, applied_index: Index) -> tuple[Found, Quarantine | None, Index]:
+    """The log that must be there, the note of what it has lost, and the last entry known to be committed.
+
+    Raises: LogCorrupted (also for damage that was noted and not set aside yet), IdentityRefused, OSError.
+    """
+    directory = place.directory
+    note = read_note(place.disk, directory)
     if note is not None and not note.is_set_aside:
         raise LogCorrupted(note.what, repairable=True, file=note.file, offset=note.offset)
-    return note
-
-
-def system_random() -> int:
-    return int.from_bytes(os.urandom(8), "little")
+    # Of a log that lost entries only what was committed before the damage is known to stand as it was applied.
+    committed = Index(min(applied_index, note.commit)) if note else applied_index
+    found = find_log(place.disk, directory, place.stamp, committed, is_quarantined=note is not None)
+    if found is None:
+        raise LogCorrupted(
+            f"{directory} holds no log, but this node has been part of a cluster. Remove this member and add "
+            f"it again with an empty data directory",
+            what=f"{directory} holds no log",
+            repairable=True,
+            file=directory,
+            offset=0,
+        )
+    return found, note, committed
 
 
 class _Final:
@@ -92,58 +108,36 @@ class _Final:
 class Wal:
     """The log of one node; satisfies `kvnode.node.ports.LogStore`. `open` is the only way to make one."""
 
-    def __init__(self, disk: Disk, directory: str, state: LogState, writer: SegmentWriter, votes: VoteCopy) -> None:
-        self._disk = disk
-        self._directory = directory
+    def __init__(self, place: LogPlace, state: LogState, writer: SegmentWriter, votes: VoteCopy) -> None:
+        self._disk = place.disk
+        self._directory = place.directory
+        self._stamp = place.stamp
         self._state = state
         self._writer = writer
         self._lock = threading.Lock()  # guards the index of `_state` between `write` and `read`
         self._votes = votes
         self._note_lock = threading.Lock()  # guards the note of a quarantine
-        self._scrubber = Scrubber(disk)
+        self._scrubber = Scrubber(place.disk)
         self._marked_seq = 0  # the last record is a mark if this is its seq
         self._failure = ""
         self._final = _Final(self)
 
     @classmethod
-    def open(
-        cls,
-        disk: Disk,
-        directory: str,
-        stamp: Stamp,
-        *,
-        applied_index: Index,
-        segment_bytes: int,
-        batch_bytes_max: int,
-        create: bool,
-        random_u64: Callable[[], int] = system_random,
-    ) -> tuple[Wal, Recovered]:
+    def open(cls, place: LogPlace, *, applied_index: Index, create: bool) -> tuple[Wal, Recovered]:
         """Open the log, or make it if `create`; everything returned is durable.
 
         `create` says that this node has never answered anybody: a log without terms and entries, as a crash
         during an earlier creation leaves it, is made anew then. Without it a missing log is an error, never an
-        empty voter. `random_u64` supplies the salts of new segments.
+        empty voter.
 
         Raises: LogCorrupted, IdentityRefused, StorageFailed.
         """
         try:
-            disk.fsync_dir(directory)  # the names seen below must not go away again
-            note = None if create else _read_note(disk, directory)
-            # Of a log that lost entries only what was committed before the damage is known to stand as it was applied.
-            committed = Index(min(applied_index, note.commit)) if note else applied_index
-            found = None if create else find_log(disk, directory, stamp, committed, is_quarantined=note is not None)
-            votes = VoteCopy(disk, directory, stamp)
-            if create:
-                clear_unused(disk, directory, stamp)
-            elif found is None:
-                raise LogCorrupted(
-                    f"{directory} holds no log, but this node has been part of a cluster. Remove this member and add "
-                    f"it again with an empty data directory",
-                    what=f"{directory} holds no log",
-                    repairable=True,
-                    file=directory,
-                    offset=0,
-                )
+            place.disk.fsync_dir(place.directory)  # the names seen below must not go away again
+            found, note, committed = (None, None, applied_index) if create else _examine(place, applied_index)
+            votes = VoteCopy(place.disk, place.directory, place.stamp)
+            if found is None:
+                clear_unused(place.disk, place.directory, place.stamp)
             elif votes.is_ahead_of(found.state.hard_state):
                 raise corrupted(
                     found.last_path,
@@ -152,20 +146,11 @@ class Wal:
                     f"the copy of them shows that it once held term {votes.term} and vote {votes.vote}",
                 )
             state = found.state if found else LogState.empty(applied_index)
-            writer = SegmentWriter(
-                disk,
-                directory,
-                stamp,
-                segment_bytes=segment_bytes,
-                batch_bytes_max=batch_bytes_max,
-                random_u64=random_u64,
-            )
-            committed = max(committed, state.index.base.index)
-            wal = cls(disk, directory, state, writer, votes)
-            report = wal._go_on(found, stamp, note is not None) if found else wal._begin_log()
+            wal = cls(place, state, SegmentWriter(place), votes)
+            report = wal._go_on(found, note is not None) if found else wal._begin_log()
             votes.renew(state.hard_state)
         except OSError as error:
-            raise StorageFailed(f"opening the log in {directory} failed: {error}") from error
+            raise StorageFailed(f"opening the log in {place.directory} failed: {error}") from error
         recovered = Recovered(
             hard_state=state.hard_state,
             base=state.index.base,
@@ -174,7 +159,7 @@ class Wal:
             tail=tuple(state.tail),
             last_time=state.last_time,
             report=report,
-            committed=committed,
+            committed=max(committed, state.index.base.index),
             quarantine=note,
         )
         state.tail.clear()
@@ -259,15 +244,9 @@ class Wal:
         Raises: StorageFailed.
         """
         self.die(damage)
-        note = Quarantine(
-            commit=0,
-            what=damage.what,
-            file=str(damage.detail.get("file", "")),
-            offset=int(damage.detail.get("offset", 0)),
-        )
         try:
             with self._note_lock:
-                write_note(self._disk, self._directory, note)
+                write_note(self._disk, self._directory, note_of(damage))
         except OSError as error:
             raise StorageFailed(f"noting the damage in {self._directory} failed: {error}") from error
 
@@ -347,7 +326,7 @@ class Wal:
         self._state.index.begin(self._writer.begin(self._state))
         return RecoveryReport(segments=1, segments_scanned=0)
 
-    def _go_on(self, found: Found, stamp: Stamp, is_quarantined: bool) -> RecoveryReport:
+    def _go_on(self, found: Found, is_quarantined: bool) -> RecoveryReport:
         """Make what was found durable, cut a torn tail, and stand ready to append."""
         disk, state = self._disk, self._state
         make_durable(disk, found)
@@ -360,7 +339,7 @@ class Wal:
         if torn is not None:
             torn = save_copy(disk, self._directory, file, found.last.sequence, torn)
         state.index.begin(self._writer.begin(state))
-        again = find_log(disk, self._directory, stamp, Index(state.applied_index), is_quarantined=is_quarantined)
+        again = find_log(disk, self._directory, self._stamp, Index(state.applied_index), is_quarantined=is_quarantined)
         assert again is not None
         same = (again.state.seq, again.state.crc, again.state.index.last_index, again.torn)
         if same != (state.seq, state.crc, state.index.last_index, None):

@@ -210,14 +210,19 @@ def _list(disk: Disk, directory: str, stamp: Stamp) -> tuple[list[_Segment], tup
     return segments, tuple(temporary), tuple(unknown)
 
 
-def _header(disk: Disk, path: str, place: tuple[int, int], stamp: Stamp) -> SegmentHeader:
+def header_of(disk: Disk, path: str) -> SegmentHeader:
+    """The header of a segment. Raises: LogCorrupted (repairable unless it is another version), OSError."""
     file = disk.open(path)
     try:
-        header = read_header(file)
+        return read_header(file)
     except FormatError as error:
         raise corrupted(path, 0, str(error), repairable=not isinstance(error, UnknownVersion)) from error
     finally:
         file.close()
+
+
+def _header(disk: Disk, path: str, place: tuple[int, int], stamp: Stamp) -> SegmentHeader:
+    header = header_of(disk, path)
     if (header.sequence, header.first_index) != place:
         raise corrupted(path, 0, "the file's name and its header name different segments")
     if header.stamp != stamp:

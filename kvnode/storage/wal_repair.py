@@ -8,9 +8,9 @@ from kvnode.errors import IdentityRefused
 from kvnode.ids import Index, Term
 from kvnode.raft.messages import HardState
 from kvnode.storage.disk import Disk, DiskFile
-from kvnode.storage.segment import HEADER_BYTES, FormatError, Stamp, parse_name
-from kvnode.storage.segment_reader import read_header, read_or_none
-from kvnode.storage.wal_recovery import TORN_PREFIX, Found, TornTail, corrupted, find_log
+from kvnode.storage.segment import HEADER_BYTES, Stamp, parse_name
+from kvnode.storage.segment_reader import read_or_none
+from kvnode.storage.wal_recovery import TORN_PREFIX, Found, TornTail, find_log, header_of
 
 _COPY_BYTES_MAX = 1 << 20
 _COPIES_MAX = 8
@@ -77,13 +77,7 @@ def clear_unused(disk: Disk, directory: str, stamp: Stamp) -> None:
     paths = [f"{directory}/{name}" for name in disk.listdir(directory) if parse_name(name)]
     if not paths:
         return
-    file = disk.open(paths[0])
-    try:
-        written_by = read_header(file).stamp
-    except FormatError as error:
-        raise corrupted(paths[0], 0, str(error)) from error
-    finally:
-        file.close()
+    written_by = header_of(disk, paths[0]).stamp
     found = find_log(disk, directory, written_by, Index(0))
     assert found is not None
     unused = found.state.index.last_index == 0 and found.state.hard_state == HardState(Term(0))

@@ -20,7 +20,6 @@ The renamed files and a copy of the cut bytes stay for whoever wants to look, th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -31,8 +30,9 @@ from kvnode.raft.messages import HardState
 from kvnode.raft.output import Persist
 from kvnode.storage.disk import Disk
 from kvnode.storage.log_index import SegmentIndex
+from kvnode.storage.log_place import LogPlace
 from kvnode.storage.log_state import LogState
-from kvnode.storage.quarantine import Quarantine, write_note
+from kvnode.storage.quarantine import note_of, write_note
 from kvnode.storage.segment import (
     HEADER_BYTES,
     TEMPORARY,
@@ -45,7 +45,7 @@ from kvnode.storage.segment import (
 from kvnode.storage.segment_reader import SegmentReader, read_header
 from kvnode.storage.segment_writer import SegmentWriter
 from kvnode.storage.vote_copy import VoteCopy
-from kvnode.storage.wal import Recovered, Wal, system_random
+from kvnode.storage.wal import Recovered, Wal
 from kvnode.storage.wal_batch import encode_batch
 from kvnode.storage.wal_recovery import DAMAGED_PREFIX, TornTail, contradiction
 from kvnode.storage.wal_repair import save_copy
@@ -61,7 +61,6 @@ class Salvaged(msgspec.Struct, frozen=True):
     """What was done, for the operator."""
 
     damage: LogCorrupted
-    last_index: int  # the last entry that was kept
     set_aside: tuple[str, ...]  # files
 
 
@@ -77,59 +76,28 @@ class _Kept:
 
 
 def open_log(
-    disk: Disk,
-    directory: str,
-    stamp: Stamp,
-    *,
-    applied_index: Index,
-    segment_bytes: int,
-    batch_bytes_max: int,
-    create: bool,
-    may_salvage: bool,
-    random_u64: Callable[[], int] = system_random,
+    place: LogPlace, *, applied_index: Index, create: bool, may_salvage: bool
 ) -> tuple[Wal, Recovered, Salvaged | None]:
     """As `Wal.open`; a damaged log is salvaged first, if `may_salvage` (there are peers to restore it).
 
     Raises: LogCorrupted, IdentityRefused, StorageFailed.
     """
-
-    def open_whole() -> tuple[Wal, Recovered]:
-        return Wal.open(
-            disk,
-            directory,
-            stamp,
-            applied_index=applied_index,
-            segment_bytes=segment_bytes,
-            batch_bytes_max=batch_bytes_max,
-            create=create,
-            random_u64=random_u64,
-        )
-
     try:
-        return *open_whole(), None
+        return *Wal.open(place, applied_index=applied_index, create=create), None
     except LogCorrupted as damage:
         if not (may_salvage and damage.repairable):
             raise
         found = damage
-    writer = SegmentWriter(
-        disk,
-        directory,
-        stamp,
-        segment_bytes=segment_bytes,
-        batch_bytes_max=batch_bytes_max,
-        random_u64=random_u64,
-    )
     try:
-        salvaged = _salvage(disk, directory, stamp, writer, damage=found, applied_index=applied_index)
+        salvaged = _salvage(place, found, applied_index)
     except OSError as error:
-        raise StorageFailed(f"salvaging the log in {directory} failed: {error}") from error
-    return *open_whole(), salvaged
+        raise StorageFailed(f"salvaging the log in {place.directory} failed: {error}") from error
+    return *Wal.open(place, applied_index=applied_index, create=create), salvaged
 
 
-def _salvage(
-    disk: Disk, directory: str, stamp: Stamp, writer: SegmentWriter, *, damage: LogCorrupted, applied_index: Index
-) -> Salvaged:
-    votes = VoteCopy(disk, directory, stamp)
+def _salvage(place: LogPlace, damage: LogCorrupted, applied_index: Index) -> Salvaged:
+    disk, directory = place.disk, place.directory
+    votes = VoteCopy(disk, directory, place.stamp)
     if not votes.is_certain:
         raise LogCorrupted(
             f"{damage.message}. Peers could restore the entries, but term and vote cannot be proven either: their "
@@ -137,33 +105,28 @@ def _salvage(
             what=damage.what,
             **damage.detail,
         ) from damage
-    kept = _keep(disk, directory, stamp, applied_index)
+    kept = _keep(place, applied_index)
     state = kept.state
-    last_index = Index(state.index.last_index)
-    commit = Index(min(max(state.hard_state.commit, state.low_water.index), last_index))
+    commit = Index(min(max(state.hard_state.commit, state.low_water.index), state.index.last_index))
     newest = max((state.hard_state.term, state.hard_state.vote), (votes.term, votes.vote))
     hard_state = HardState(*newest, commit)
-    note = Quarantine(
-        commit=commit,
-        what=damage.what,
-        file=str(damage.detail.get("file", "")),
-        offset=int(damage.detail.get("offset", 0)),
-    )
+    note = note_of(damage, commit=commit)
     write_note(disk, directory, note)
     set_aside = _set_aside(disk, directory, kept.behind)
-    _continue(disk, directory, writer, kept, hard_state)
+    _continue(place, kept, hard_state)
     write_note(disk, directory, msgspec.structs.replace(note, is_set_aside=True))
-    return Salvaged(damage, last_index, set_aside)
+    return Salvaged(damage, set_aside)
 
 
 # ── what is intact ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _keep(disk: Disk, directory: str, stamp: Stamp, applied_index: Index) -> _Kept:
+def _keep(place: LogPlace, applied_index: Index) -> _Kept:
     """Fold records from the oldest segment on for as long as everything is in order. Reads every one of them."""
-    names = sorted(filter(parse_name, disk.listdir(directory)))
-    paths = [f"{directory}/{name}" for name in names]
-    headers = [_header(disk, path, stamp) for path in paths]
+    disk = place.disk
+    names = sorted(filter(parse_name, disk.listdir(place.directory)))
+    paths = [f"{place.directory}/{name}" for name in names]
+    headers = [_header(disk, path, place.stamp) for path in paths]
     kept = _Kept(LogState.empty(applied_index), behind=tuple(paths))
     first = headers[0] if headers else None
     if first is None or first.first_index - 1 > applied_index:
@@ -244,9 +207,9 @@ def _set_aside(disk: Disk, directory: str, paths: tuple[str, ...]) -> tuple[str,
     return tuple(moved)
 
 
-def _continue(disk: Disk, directory: str, writer: SegmentWriter, kept: _Kept, hard_state: HardState) -> None:
+def _continue(place: LogPlace, kept: _Kept, hard_state: HardState) -> None:
     """Begin a new segment behind the last kept record."""
-    state = kept.state
+    disk, directory, state, writer = place.disk, place.directory, kept.state, SegmentWriter(place)
     if disk.exists(f"{directory}/{TEMPORARY}"):  # after a crash it may be a segment's second name
         disk.unlink(f"{directory}/{TEMPORARY}")
         disk.fsync_dir(directory)

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from kvnode.storage.disk import Disk
 from kvnode.storage.log_index import SegmentIndex
-from kvnode.storage.segment import HEADER_BYTES, FormatError, SegmentHeader
-from kvnode.storage.segment_reader import SegmentReader, read_header
-from kvnode.storage.wal_recovery import corrupted
+from kvnode.storage.segment import HEADER_BYTES, SegmentHeader
+from kvnode.storage.segment_reader import SegmentReader
+from kvnode.storage.wal_recovery import corrupted, header_of
 
 
 class Scrubber:
@@ -39,24 +39,15 @@ class Scrubber:
         if at is None:
             self._begin(0)
             return True
-        segment, successor = segments[at], self._header(segments[at + 1].path)
+        segment, successor = segments[at], header_of(self._disk, segments[at + 1].path)
         if segment.sequence != self._sequence:
             self._begin(segment.sequence)
         if not self._offset:
-            header = self._header(segment.path)
+            header = header_of(self._disk, segment.path)
             self._offset, self._seq, self._crc = HEADER_BYTES, header.previous_seq, header.previous_crc
         if self._verify(segment, successor, self._offset + bytes_max):
             self._begin(segment.sequence + 1)
         return False
-
-    def _header(self, path: str) -> SegmentHeader:
-        file = self._disk.open(path)
-        try:
-            return read_header(file)
-        except FormatError as error:
-            raise corrupted(path, 0, str(error)) from error
-        finally:
-            file.close()
 
     def _verify(self, segment: SegmentIndex, successor: SegmentHeader, stop: int) -> bool:
         """Follow the chain up to `stop` or the segment's last record; whether that was it."""

@@ -15,6 +15,7 @@ from kvnode.ids import Index
 from kvnode.sim.disk import FakeDisk, SimulatedCrash
 from kvnode.storage.datadir import UNSAFE_FILESYSTEMS, DataDir, Identity, MemberIdentity, PeerBoot
 from kvnode.storage.disk import Disk
+from kvnode.storage.log_place import LogPlace
 from kvnode.storage.realdisk import RealDisk
 from kvnode.storage.wal import Stamp, Wal
 from tests.storage.wal_world import entry, outcomes, persist
@@ -194,14 +195,9 @@ def first_start(disk: FakeDisk) -> Wal:
     created = data.identity.cluster_id == 0
     stamp = Stamp(7, 1, data.identity.incarnation)
     wal, _ = Wal.open(
-        disk,
-        data.wal_dir,
-        stamp,
+        LogPlace(disk, data.wal_dir, stamp, segment_bytes=8192, batch_bytes_max=4096, random_u64=lambda: 5),
         applied_index=Index(0),
-        segment_bytes=8192,
-        batch_bytes_max=4096,
         create=created,
-        random_u64=lambda: 5,
     )
     if created:
         data.save_identity(msgspec.structs.replace(data.identity, cluster_id=7))

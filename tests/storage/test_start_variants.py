@@ -22,6 +22,7 @@ from kvnode.raft.messages import Entry, EntryKind
 from kvnode.raft.state import Restored
 from kvnode.sim.disk import FakeDisk
 from kvnode.storage.datadir import DataDir, MemberIdentity, PeerBoot
+from kvnode.storage.log_place import LogPlace
 from kvnode.storage.memory_backend import MemoryBackend
 from kvnode.storage.segment import HEADER_BYTES, SegmentHeader
 from kvnode.storage.small_file import write_small
@@ -50,14 +51,16 @@ class Start:
             data.save_identity(msgspec.structs.replace(data.identity, cluster_id=CLUSTER, members=members))
         identity = data.identity
         self.wal, self.recovered = Wal.open(
-            disk,
-            data.wal_dir,
-            Stamp(identity.cluster_id, identity.member, identity.incarnation),
+            LogPlace(
+                disk,
+                data.wal_dir,
+                Stamp(identity.cluster_id, identity.member, identity.incarnation),
+                segment_bytes=8192,
+                batch_bytes_max=2048,
+                random_u64=random_u64,
+            ),
             applied_index=Index(0),
-            segment_bytes=8192,
-            batch_bytes_max=2048,
             create=not identity.has_log,
-            random_u64=random_u64,
         )
         if not identity.has_log:
             data.save_identity(msgspec.structs.replace(identity, has_log=True))
@@ -164,18 +167,7 @@ def log_of(entries: int, dropped: int = 0) -> FakeDisk:
 def start_on(disk: FakeDisk, machine: StateMachine) -> Restored:
     """As a node starts: the store first, then the log from there, then both must meet. Applies the rest."""
     wal, found = open_wal(disk, applied=machine.applied_index, segment_bytes=8192, batch_bytes_max=512)
-    restored = restore(
-        hard_state=found.hard_state,
-        base=found.base,
-        term_runs=found.term_runs,
-        last_index=found.last_index,
-        tail=found.tail,
-        last_time=found.last_time,
-        voters=[NodeId(1)],
-        machine=machine,
-        committed=found.committed,
-        life=1,
-    )
+    restored = restore(found, voters=[NodeId(1)], machine=machine, life=1)
     wal.close()
     for one in found.tail:
         apply(machine, one)

@@ -12,6 +12,7 @@ from kvnode.errors import IdentityRefused, LogCorrupted, StorageFailed
 from kvnode.ids import Index, Term
 from kvnode.node.ports import LogStore
 from kvnode.raft.messages import Entry, HardState, LogPosition, entry_bytes
+from kvnode.storage.log_place import LogPlace
 from kvnode.storage.realdisk import RealDisk
 from kvnode.storage.wal import Wal
 from tests.storage.wal_world import HOME, STAMP, Expected, entry, go_on, new_disk, open_wal, persist, run, view
@@ -352,12 +353,8 @@ def test_salts_are_random_unless_given(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         Wal.open(
-            RealDisk(),
-            str(tmp_path / name),
-            STAMP,
+            LogPlace(RealDisk(), str(tmp_path / name), STAMP, segment_bytes=8192, batch_bytes_max=4096),
             applied_index=Index(0),
-            segment_bytes=8192,
-            batch_bytes_max=4096,
             create=True,
         )[0].close()
     salts = [next(path.glob("*.wal")).read_bytes()[48:56] for path in tmp_path.iterdir()]

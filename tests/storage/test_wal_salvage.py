@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import partial
 from zlib import crc32
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from kvnode.errors import Fatal, LogCorrupted
 from kvnode.ids import Index
 from kvnode.sim.disk import FakeDisk, SimulatedCrash
+from kvnode.storage.log_place import LogPlace
 from kvnode.storage.segment import HEADER_BYTES, SECTOR_BYTES
 from kvnode.storage.wal import Recovered, Wal
 from kvnode.storage.wal_salvage import Salvaged, open_log
@@ -47,18 +49,8 @@ def made(steps: list[Step]) -> tuple[FakeDisk, LogView]:
 
 
 def start(disk: FakeDisk, *, applied: int = 0, may_salvage: bool = True) -> tuple[Wal, Recovered, Salvaged | None]:
-    rng = random.Random(11)
-    return open_log(
-        disk,
-        HOME,
-        STAMP,
-        applied_index=Index(applied),
-        segment_bytes=8192,
-        batch_bytes_max=4096,
-        create=False,
-        may_salvage=may_salvage,
-        random_u64=lambda: rng.getrandbits(64),
-    )
+    place = LogPlace(disk, HOME, STAMP, 8192, 4096, partial(random.Random(11).getrandbits, 64))
+    return open_log(place, applied_index=Index(applied), create=False, may_salvage=may_salvage)
 
 
 def segments(disk: FakeDisk) -> list[str]:
@@ -312,17 +304,29 @@ def test_a_note_that_cannot_be_read_is_no_reason_to_vote() -> None:
         start(image)
 
 
-def test_records_of_a_later_version_are_no_damage() -> None:
-    """Cutting off what this version cannot read would be a downgrade that loses data."""
-    image, _ = made(SHORT)
-    (path,) = segments(image)
+def as_of_a_later_version(image: FakeDisk, path: str) -> None:
     header = bytearray(image.content(path)[:HEADER_BYTES])
     header[8] = 2
     header[-4:] = crc32(bytes(header[:-4])).to_bytes(4, "little")
     image.damage(path, 0, bytes(header))
+
+
+def test_records_of_a_later_version_are_no_damage() -> None:
+    """Cutting off what this version cannot read would be a downgrade that loses data."""
+    image, _ = made(SHORT)
+    as_of_a_later_version(image, segments(image)[0])
     with pytest.raises(Fatal, match="another version"):
         start(image)
     assert not [name for name in image.files() if "damaged-" in name]
+
+
+def test_a_segment_of_a_later_version_is_no_damage_to_the_scrubber_either() -> None:
+    image, _ = made(LONG)
+    wal, _, _ = start(image)
+    as_of_a_later_version(image, segments(image)[1])
+    with pytest.raises(LogCorrupted, match="another version") as refused:
+        scrub(wal)
+    assert not refused.value.repairable
 
 
 def test_damage_noted_while_running_is_set_aside_at_the_next_start() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 
 from kvnode.errors import Fatal
@@ -18,6 +19,7 @@ from kvnode.raft.output import Persist
 from kvnode.sim.choices import Choices, RandomChoices, every_choice
 from kvnode.sim.disk import FakeDisk, SimulatedCrash
 from kvnode.storage.disk import Disk
+from kvnode.storage.log_place import LogPlace
 from kvnode.storage.wal import Recovered, Stamp, Wal
 
 STAMP = Stamp(cluster_id=0xC1, member=2, incarnation=0x1234)
@@ -59,17 +61,8 @@ def open_wal(
     salts: int = 7,
     stamp: Stamp = STAMP,
 ) -> tuple[Wal, Recovered]:
-    rng = random.Random(salts)
-    return Wal.open(
-        disk,
-        home,
-        stamp,
-        applied_index=Index(applied),
-        segment_bytes=segment_bytes,
-        batch_bytes_max=batch_bytes_max,
-        create=create,
-        random_u64=lambda: rng.getrandbits(64),
-    )
+    place = LogPlace(disk, home, stamp, segment_bytes, batch_bytes_max, partial(random.Random(salts).getrandbits, 64))
+    return Wal.open(place, applied_index=Index(applied), create=create)
 
 
 def view(recovered: Recovered) -> LogView:

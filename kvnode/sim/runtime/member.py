@@ -11,18 +11,16 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from kvnode.config import Config
 from kvnode.errors import Fatal, NotReady
-from kvnode.ids import Index, NodeId
+from kvnode.ids import NodeId
 from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options
 from kvnode.kv.requests import Request
 from kvnode.machine.backend import Backend
 from kvnode.node.node import Node, Workers
 from kvnode.node.recovery import restore
 from kvnode.node.status import NodeIdentity
-from kvnode.server import Switchboard, check_applied_limits, make_roster
+from kvnode.server import Switchboard, make_roster, open_log_of
 from kvnode.sim.disk import FakeDisk, SimulatedCrash
 from kvnode.sim.loop import VirtualWorker
 from kvnode.sim.runtime.applied import WatchedMachine
@@ -31,8 +29,7 @@ from kvnode.sim.runtime.node_loop import NodeLoop
 from kvnode.sim.runtime.observer import WatchedRaft, watch
 from kvnode.storage.datadir import DataDir
 from kvnode.storage.memory_backend import MemoryBackend
-from kvnode.storage.wal import Stamp, Wal
-from kvnode.storage.wal_salvage import open_log
+from kvnode.storage.wal import Wal
 
 if TYPE_CHECKING:
     from kvnode.sim.runtime.cluster import Cluster
@@ -128,46 +125,26 @@ class Member:
     def _take_part(self) -> None:
         config, cluster, data = self._config, self._cluster, self.data
         cluster.bootstrapped[self.id] = True
-        limits = check_applied_limits(config, data)
         backend = cluster.open_store(self.id, config)
         machine = WatchedMachine(backend, config.limits, node=self.id, log=cluster.applied)
-        identity = data.identity
-        wal, recovered, salvaged = open_log(
-            self.disk,
-            data.wal_dir,
-            Stamp(cluster_id=identity.cluster_id, member=identity.member, incarnation=identity.incarnation),
-            applied_index=Index(machine.applied_index),
-            segment_bytes=config.storage.segment_bytes,
-            batch_bytes_max=config.storage.batch_bytes_max,
-            create=not identity.has_log,
-            may_salvage=len(identity.members) > 1,
-            random_u64=partial(self._rng.getrandbits, 64),
-        )
+        random_u64 = partial(self._rng.getrandbits, 64)
+        wal, recovered, salvaged = open_log_of(config, data, self.disk, machine, random_u64=random_u64)
         watch(wal, partial(cluster.observer.on_written, self.id))
         cluster.observer.on_recovered(
             self.id, wal, recovered, was_lied_to=self.disk.has_lied, has_rotted=self.disk.has_rotted
         )
         if salvaged is not None:
             cluster.observer.mark("quarantine_entered")
-        if not identity.has_log or not identity.applied_limits:
-            data.save_identity(msgspec.structs.replace(identity, has_log=True, applied_limits=limits))
         self.wal = wal
         self.raft = WatchedRaft(
             node=self.id,
             settings=config.raft,
             rng=cluster.fork(f"raft-{self.id}-{cluster.loop.time()}"),
             restored=restore(
-                hard_state=recovered.hard_state,
-                base=recovered.base,
-                term_runs=recovered.term_runs,
-                last_index=recovered.last_index,
-                tail=recovered.tail,
-                last_time=recovered.last_time,
+                recovered,
                 voters=[NodeId(number) for number in data.identity.members],
                 machine=machine,
-                committed=recovered.committed,
                 life=data.boot.counter,
-                is_quarantined=recovered.quarantine is not None,
             ),
             now_ms=self.clock.monotonic_ms(),
             observer=cluster.observer,
