@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 
 from kvnode.config import Config
-from kvnode.errors import ConfigInvalid, Fatal, LogCorrupted
+from kvnode.errors import ConfigInvalid, Fatal
 from kvnode.observe import log as observe_log
 from kvnode.observe.log import get_logger
 from kvnode.server import RunningNode
@@ -112,8 +112,7 @@ async def _live(config: Config, news: asyncio.Event, told_to_stop: asyncio.Event
 
 async def _ends_in_order(running: RunningNode) -> bool:
     """Whether it failed of damage that peers can make good, and nothing of it runs any more."""
-    error = running.failed.result()
-    if not (isinstance(error, LogCorrupted) and error.repairable and len(running.config.initial_members()) > 1):
+    if not running.node.has_noted_damage:
         return False
     try:
         async with asyncio.timeout(running.config.limits.shutdown_ms / 1e3):

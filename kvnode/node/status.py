@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -47,22 +47,14 @@ def build(
     ready: bool,
     now_ms: int,
     started_ms: int,
-    space_alarm: str,
-    lost: str,
-    rotten: str,
+    alarms: Iterable[str],
 ) -> Status:
-    """Cheap enough to be asked once a second."""
+    """Cheap enough to be asked once a second. `alarms`: what other parts of the node have to say."""
     links = transport.links()
     voters = raft.configuration.voters
     reachable = sum(1 for voter in voters if voter == raft.node or voter in driver.connected)
-    alarms = [*identity.alarms()]
-    alarms += [f"peer {link.peer}: {link.refused}" for link in links.values() if link.refused]
-    alarms += [space_alarm] if space_alarm else []
-    if raft.is_quarantined:
-        alarms.append(f"in quarantine, not voting until peers have restored the log: {lost}")
-    if rotten:
-        alarms.append(f"the log is damaged, and there is no peer to restore it: {rotten}")
-    alarms += ["a write to the log hangs"] if driver.disk_stalled else []
+    refused = [f"peer {link.peer}: {link.refused}" for link in links.values() if link.refused]
+    hangs = ["a write to the log hangs"] if driver.disk_stalled else []
     return Status(
         id=raft.node,
         name=config.name,
@@ -83,7 +75,7 @@ def build(
         wal_bytes=log_bytes,
         store_bytes=backend.bytes_used,
         queue_length=driver.queue.length,
-        alarms=tuple(alarms),
+        alarms=(*identity.alarms(), *refused, *alarms, *hangs),
         ready=ready,
         quarantined=raft.is_quarantined,
         version=__version__,

@@ -128,7 +128,7 @@ def test_many_long_reads_share_each_turn_and_do_not_notice_writes() -> None:
         await fill(cluster)
         leader = await cluster.elect()
         machine = machine_of(cluster, leader.id)
-        pace = leader._range_reads._pace
+        pace = leader._path._range_reads._pace
         revision, stale = leader.revision, Options(timeout_ms=60_000, consistency="stale")
         requests = [
             Range(b"", TO_THE_END, count_only=True, revision=revision, descending=bool(n % 2)) for n in range(8)
@@ -154,7 +154,7 @@ def test_a_read_ends_with_its_caller_and_with_its_node() -> None:
     async def scenario(cluster: Cluster) -> None:
         await fill(cluster)
         leader = await cluster.elect()
-        reads = leader._range_reads
+        reads = leader._path._range_reads
         stale = Options(timeout_ms=60_000, consistency="stale")
         one = asyncio.ensure_future(leader.execute(COUNT, stale))
         await asyncio.sleep(0)

@@ -1,0 +1,201 @@
+"""The way of one request through the node, and how long it is tried on it.
+
+A write goes down once and up once: limits → payload → waiting list → update queue → driver → raft → log and
+peers → applier → waiting list → reply. A read asks for an index it may be served at, then reads the applied
+state. Both wait a while for a leader that is not known yet; what was certainly not logged is proposed again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from kvnode import errors
+from kvnode.clocks.clock import Clock
+from kvnode.config import LimitsSection
+from kvnode.errors import KvnodeError, NoLeader, NotReady, Overloaded, Timeout
+from kvnode.ids import NOBODY
+from kvnode.kv.interface import DEFAULT_OPTIONS, Options
+from kvnode.kv.keys import ONE_KEY
+from kvnode.kv.requests import ApplyResult, Range, RangeReply, Refusal, Request, WriteRequest
+from kvnode.machine.machine import StateMachine
+from kvnode.node import admission
+from kvnode.node.applier import Applier
+from kvnode.node.driver import Driver
+from kvnode.node.facts import FactLog
+from kvnode.node.range_reads import RangeReads
+from kvnode.node.reads import RoundFailed
+from kvnode.node.update_queue import RETRY_AFTER_MS
+from kvnode.node.waiting_list import WaitingList
+from kvnode.raft.core import Raft
+from kvnode.raft.messages import Proposed
+
+NO_LEADER_RETRY_MS = 20
+"""Pause before asking again after a refusal that no change of leader announced."""
+
+
+class RequestPath:
+    """Carries out requests of callers on the node's loop, until it is closed."""
+
+    def __init__(
+        self,
+        *,
+        raft: Raft,
+        machine: StateMachine,
+        driver: Driver,
+        applier: Applier,
+        waiting: WaitingList,
+        facts: FactLog,
+        space: admission.SpaceGuard,
+        limits: LimitsSection,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
+        leader_client_url: Callable[[], str],
+    ) -> None:
+        self._raft = raft
+        self._machine = machine
+        self._driver = driver
+        self._applier = applier
+        self._waiting = waiting
+        self._facts = facts
+        self._space = space
+        self._limits = limits
+        self._clock = clock
+        self._leader_client_url = leader_client_url
+        self._range_reads = RangeReads(machine, loop)
+        self._is_closed = False
+        self.is_caught_up = False
+        self.proposals = self.proposals_failed = 0
+
+    def close(self, error: KvnodeError) -> None:
+        """Nothing is consumed any more: who waits is told `error`, what comes now is refused."""
+        self._is_closed = True
+        self._waiting.fail_all(error)
+        self._driver.reads.fail_all(error)
+        self._range_reads.fail_all(error)
+        self._facts.wake_all()
+
+    async def catch_up(self) -> None:
+        """Ready means: has answered one linearizable read of its own since it started."""
+        while not (self.is_caught_up or self._is_closed):
+            try:
+                await self._reach_read_index(self._deadline(self._limits.timeout_ms), DEFAULT_OPTIONS)
+            except (errors.TryAgain, errors.Unknown):
+                await asyncio.sleep(NO_LEADER_RETRY_MS / 1e3)  # some refusals come at once: the loop must go on
+            else:
+                self.is_caught_up = True
+
+    def execute(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Coroutine[Any, Any, Any]:
+        """Carry out one request; see `KV.execute`."""
+        return self._read(request, options) if isinstance(request, Range) else self._write(request, options)
+
+    async def _write(self, request: WriteRequest, options: Options) -> ApplyResult:
+        admission.check_write(request, self._limits)
+        self._space.check(request)
+        if self._applier.is_held_back:
+            raise Overloaded("the store is behind the log", retry_after_ms=RETRY_AFTER_MS)
+        payload = admission.payload_of(request, self._limits)
+        deadline_ms = self._deadline(options.timeout_ms)
+        self.proposals += 1
+        patience_ms = min(deadline_ms, self._clock.monotonic_ms() + self._limits.no_leader_ms)
+        refusals = 0
+        while True:
+            await self._leader(patience_ms, options)
+            request_id, answer = self._waiting.add(deadline_ms, self._clock.elapsed_ns())
+            try:
+                self._driver.queue.put_proposal(Proposed(request_id, payload))
+                result = await answer
+            except NoLeader:
+                # Refused before any log had it: safe to propose again, as long as our patience lasts.
+                await self._pause(patience_ms, refusals)
+                refusals += 1
+                continue
+            except BaseException:
+                self._waiting.discard(request_id)
+                self.proposals_failed += 1
+                raise
+            if type(result) is Refusal:
+                raise _refused(result)
+            return result
+
+    async def _read(self, request: Range, options: Options) -> RangeReply:
+        admission.check_read(request, self._limits)
+        deadline_ms = self._deadline(options.timeout_ms)
+        if options.consistency == "linearizable":
+            await self._reach_read_index(deadline_ms, options)
+        if self._is_closed:
+            raise NotReady("the node is stopping")
+        if request.end == ONE_KEY:
+            return self._machine.range(request)
+        return await self._read_range(request, deadline_ms)
+
+    async def _read_range(self, request: Range, deadline_ms: int) -> RangeReply:
+        answer = self._range_reads.read(request)
+        if answer.done():
+            return answer.result()
+        try:
+            async with asyncio.timeout(max(0, deadline_ms - self._clock.monotonic_ms()) / 1e3):
+                return await answer
+        except TimeoutError as error:
+            if isinstance(error, KvnodeError):
+                raise
+            raise Timeout("the range was not read within its deadline") from None
+
+    async def _reach_read_index(self, deadline_ms: int, options: Options) -> None:
+        """Wait until the applied state holds everything that was committed when this was called (thesis §6.4)."""
+        patience_ms = min(deadline_ms, self._clock.monotonic_ms() + self._limits.no_leader_ms)
+        refusals = 0
+        while True:
+            await self._leader(patience_ms, options)
+            try:
+                async with asyncio.timeout(max(0, deadline_ms - self._clock.monotonic_ms()) / 1e3):
+                    await self._driver.reads.wait()
+            except RoundFailed:
+                await self._pause(patience_ms, refusals)
+                refusals += 1
+            except TimeoutError as error:
+                if isinstance(error, KvnodeError):
+                    raise
+                raise Timeout("the read was not confirmed within its deadline") from None
+            else:
+                return
+
+    # ── leader ──────────────────────────────────────────────────────────────────────────────────────
+
+    async def _leader(self, patience_ms: int, options: Options) -> None:
+        """Return once a leader is known and reachable; at once in the common case.
+
+        Raises: NoLeader when none is found in time, or when the caller wants no forwarding and we do not lead.
+        """
+        while True:
+            if self._is_closed:
+                raise NotReady("the node is stopping")
+            leader = self._raft.leader
+            if leader == self._raft.node:
+                return
+            if leader != NOBODY and leader in self._driver.connected:
+                if options.forward:
+                    return
+                raise NoLeader(f"node {leader} leads", leader=leader, leader_url=self._leader_client_url())
+            left_ms = patience_ms - self._clock.monotonic_ms()
+            if left_ms <= 0:
+                raise NoLeader("no leader is known to this node")
+            # Not polled: thousands may wait while the election needs the loop.
+            await self._facts.leader_changed(left_ms)
+
+    async def _pause(self, patience_ms: int, refusals: int) -> None:
+        """After a refusal: wait for news of the leader, or a moment that grows with each."""
+        left_ms = patience_ms - self._clock.monotonic_ms()
+        if left_ms <= 0:
+            raise NoLeader("no leader accepted the request")
+        await self._facts.leader_changed(min(left_ms, NO_LEADER_RETRY_MS << min(refusals, 4)))
+
+    def _deadline(self, timeout_ms: int) -> int:
+        return self._clock.monotonic_ms() + min(timeout_ms, self._limits.timeout_ms_max)
+
+
+def _refused(refusal: Refusal) -> KvnodeError:
+    """The state machine's deterministic refusal, as the exception its code names."""
+    detail: dict[str, Any] = {"revision": refusal.found} if refusal.code == errors.CompareFailed.code else {}
+    return errors.by_code()[refusal.code](refusal.message, **detail)
