@@ -86,7 +86,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             self._rng.shuffle(handles)
             self._ready.clear()
             self._ready.extend(handles)
-        super()._run_once()  # type: ignore[misc]
+        super()._run_once()  # type: ignore[misc]  # of asyncio.BaseEventLoop, in no stub
 
     def time(self) -> float:
         return self._clock.now_s
@@ -148,7 +148,7 @@ class VirtualWorker:
             return
         try:
             on_done(result)
-        except BaseException as error:  # noqa: BLE001 - as the thread does
+        except BaseException as error:  # noqa: BLE001 - `on_done` as well: as the thread does
             on_failed(error)
 
     def hang(self) -> None:

@@ -1,13 +1,8 @@
-"""Faults of the runtime around the core: lives that end and begin again, requests nobody could apply, and a soak.
-
-The soak is a seeded random life of a whole cluster. A failure names its seed: `KVNODE_SIM_SEEDS=17 pytest
-tests/node/test_runtime_faults.py -k soak` runs that one again; `KVNODE_SIM_SEEDS=0-500` runs many.
-"""
+"""Faults of the runtime around the core: lives that end and begin again, and requests nobody could apply."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -22,8 +17,7 @@ from kvnode.kv.requests import Compare, Delete, Put, Txn
 from kvnode.raft.messages import AppendEntries, EntryKind, ForwardProposals, PeerMessage, Proposed
 from kvnode.sim.loop import run_virtual
 from kvnode.sim.runtime.cluster import Cluster
-from kvnode.sim.runtime.network import VirtualTransport
-from kvnode.sim.runtime.run import run_seed
+from kvnode.sim.runtime.transport import VirtualTransport
 from kvnode.wire.codec import CodecError, decode_message, encode_message
 
 
@@ -198,17 +192,3 @@ def test_an_answer_to_an_earlier_life_confirms_no_read_of_this_one() -> None:
         assert found.value == b"new"
 
     simulate(scenario)
-
-
-def _seeds() -> list[int]:
-    text = os.environ.get("KVNODE_SIM_SEEDS", "0-5")
-    first, _, last = text.partition("-")
-    return list(range(int(first), int(last or first) + 1))
-
-
-@pytest.mark.parametrize("seed", _seeds())
-def test_soak(seed: int) -> None:
-    """Every answer true, every read linearizable by revision, all states equal: I6, I7, I12, I13, I21, I29."""
-    report = run_seed(seed)
-    replay = f"replay: KVNODE_SIM_SEEDS={seed} pytest tests/node/test_runtime_faults.py -k soak"
-    assert report.verdict == "passed", f"{report.failure}\n{report.detail}\n{replay}"

@@ -18,7 +18,7 @@ from kvnode.raft.messages import PeerMessage
 from kvnode.sim.disk import FsyncFailure
 from kvnode.sim.loop import run_virtual
 from kvnode.sim.runtime.cluster import Cluster
-from kvnode.sim.runtime.network import VirtualTransport
+from kvnode.sim.runtime.transport import VirtualTransport
 from kvnode.storage.lmdb_backend import LmdbBackend
 
 SEGMENT = 16 << 10

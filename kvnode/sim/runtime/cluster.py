@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -237,7 +238,7 @@ class Cluster:
                 DATA_DIR,
                 member=member,
                 cluster_name=self.configs[member].cluster.name,
-                random_u64=lambda member=member: 1000 + member,  # type: ignore[misc]
+                random_u64=partial(int, 1000 + member),
                 allow_unsafe_filesystem=False,
             )
             for member in self.ids

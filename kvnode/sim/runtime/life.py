@@ -12,7 +12,8 @@ from kvnode.kv.interface import Options
 from kvnode.sim.runtime import liveness
 from kvnode.sim.runtime.clock import NodeClock
 from kvnode.sim.runtime.cluster import Cluster
-from kvnode.sim.runtime.faults import FAULTS, Faults
+from kvnode.sim.runtime.faults import FAULTS
+from kvnode.sim.runtime.nemesis import Nemesis
 from kvnode.sim.runtime.swarm import World, draw
 from kvnode.sim.runtime.witness import Witness, judge
 from kvnode.sim.runtime.workload import Workload
@@ -30,7 +31,7 @@ class Life:
         self.trace = trace or Trace()
         self.world: World = draw(self.fork, list(FAULTS))
         self.cluster: Cluster
-        self.faults: Faults
+        self.nemesis: Nemesis
         self.workload: Workload
         self._rng = self.fork("life")
         self._states = ""
@@ -46,7 +47,7 @@ class Life:
         cluster.draw_clock = self._draw_clock
         cluster.network.delay_s = world.delay_s
         cluster.disk_delay_s = world.disk_delay_s
-        self.faults = Faults(cluster, self.fork("faults"), world)
+        self.nemesis = Nemesis(cluster, self.fork("faults"), world)
         self.workload = Workload(self._ask, cluster.ids, world.mix, self.fork)
         try:
             await cluster.start_all()
@@ -75,31 +76,31 @@ class Life:
         while loop.time() < until_s:
             await asyncio.sleep(rng.uniform(*world.calm_s))
             self._check()
-            self.faults.bury_the_failed()
+            self.nemesis.bury_the_failed()
             if not self.cluster.members:
-                self.faults.restart(self.cluster.ids)
-            self.faults.strike()
+                self.nemesis.restart(self.cluster.ids)
+            self.nemesis.strike()
             if rng.random() < world.heals:
                 await asyncio.sleep(rng.uniform(0.0, world.calm_s[1]))
                 self._check()
-                self.faults.heal()
+                self.nemesis.heal()
 
     def _check(self) -> None:
         assert not self.cluster.errors, self.cluster.errors
 
     async def _recover(self) -> None:
         """Liveness mode."""
-        cluster, faults = self.cluster, self.faults
+        cluster, nemesis = self.cluster, self.nemesis
         rng = self.fork("liveness")
-        for member in [m for m in faults.may_fail if m in cluster.members and m not in cluster.failures]:
-            faults.end(member)  # a fault may still be waiting in its disk
-        core = liveness.draw_core(cluster, faults, rng)
-        faults.is_peace = True
+        for member in [m for m in nemesis.may_fail if m in cluster.members and m not in cluster.failures]:
+            nemesis.end(member)  # a fault may still be waiting in its disk
+        core = liveness.draw_core(cluster, nemesis, rng)
+        nemesis.is_peace = True
         await cluster.finish_spawned()
-        faults.heal(core)
-        liveness.break_for_good(cluster, faults, core, rng)
+        nemesis.heal(core)
+        liveness.break_for_good(cluster, nemesis, core, rng)
         self._check()
-        await liveness.settle(cluster, faults, self.workload, core)
+        await liveness.settle(cluster, nemesis, self.workload, core)
 
     def _note_the_end(self) -> None:
         """The trace ends with what everybody agrees on, so that another order of a set shows in it."""
@@ -128,7 +129,7 @@ class Life:
         found["truncations"] = cluster.observer.truncations
         found["messages"] = cluster.network.delivered
         found |= {f"network_{what}": count for what, count in sorted(cluster.network.counts.items())}
-        return found | {f"fault_{kind}": count for kind, count in sorted(self.faults.struck.items())}
+        return found | {f"fault_{kind}": count for kind, count in sorted(self.nemesis.struck.items())}
 
     def marks(self) -> dict[str, int]:
         """Situations that tests must have met, how often each came about."""

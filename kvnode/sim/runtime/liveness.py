@@ -19,7 +19,7 @@ from kvnode.kv.requests import Put
 
 if TYPE_CHECKING:
     from kvnode.sim.runtime.cluster import Cluster
-    from kvnode.sim.runtime.faults import Faults
+    from kvnode.sim.runtime.nemesis import Nemesis
     from kvnode.sim.runtime.workload import Workload
 
 BOUND_S = 30.0
@@ -28,22 +28,22 @@ BOUND_S = 30.0
 TRIES = 40
 
 
-def draw_core(cluster: Cluster, faults: Faults, rng: random.Random) -> list[NodeId]:
+def draw_core(cluster: Cluster, nemesis: Nemesis, rng: random.Random) -> list[NodeId]:
     """A quorum of members that can come back."""
-    can = [member for member in cluster.ids if member not in faults.lost_for_good]
+    can = [member for member in cluster.ids if member not in nemesis.lost_for_good]
     quorum = len(cluster.ids) // 2 + 1
-    assert len(can) >= quorum, ("the atlas let too many go", faults.lost_for_good)
+    assert len(can) >= quorum, ("the atlas let too many go", nemesis.lost_for_good)
     met = [member for member in can if member in cluster.bootstrapped]
     if len(met) < quorum:
         return can  # a first start waits for all members: none can be missing
-    voters = [member for member in met if member != faults.rotten]  # in quarantine it waits for a quorum of the others
+    voters = [member for member in met if member != nemesis.rotten]  # in quarantine it waits for a quorum of the others
     core = rng.sample(voters, rng.randint(quorum, len(voters)))
-    if faults.rotten in met and rng.random() < 0.7:
-        core.append(faults.rotten)
+    if nemesis.rotten in met and rng.random() < 0.7:
+        core.append(nemesis.rotten)
     return sorted(core)
 
 
-def break_for_good(cluster: Cluster, faults: Faults, core: list[NodeId], rng: random.Random) -> None:
+def break_for_good(cluster: Cluster, nemesis: Nemesis, core: list[NodeId], rng: random.Random) -> None:
     """What is left of everybody else."""
     for member in cluster.ids:
         if member in core:
@@ -52,7 +52,7 @@ def break_for_good(cluster: Cluster, faults: Faults, core: list[NodeId], rng: ra
         how = rng.choice(("down", "cut", "paused", "deaf"))
         if found is None or how == "down":
             if found is not None:
-                faults.end(member)
+                nemesis.end(member)
         elif how == "paused" and found.own_loop is not None:
             found.own_loop.pause()
         else:
@@ -63,15 +63,15 @@ def break_for_good(cluster: Cluster, faults: Faults, core: list[NodeId], rng: ra
                     cluster.network.silence(other, member)
 
 
-async def settle(cluster: Cluster, faults: Faults, workload: Workload, core: list[NodeId]) -> None:
+async def settle(cluster: Cluster, nemesis: Nemesis, workload: Workload, core: list[NodeId]) -> None:
     """Raises: AssertionError, TimeoutError when the core does not come right within the bound."""
     async with asyncio.timeout(BOUND_S):
         await workload.finish()
     async with asyncio.timeout(BOUND_S):
         for member in core:
-            await _write(cluster, faults, member, core)
-        await _agree(cluster, faults, core)
-    core = [member for member in core if member not in faults.lost_for_good]
+            await _write(cluster, nemesis, member, core)
+        await _agree(cluster, nemesis, core)
+    core = [member for member in core if member not in nemesis.lost_for_good]
     for member in core:
         found = cluster.members[member].own_loop
         assert found is not None
@@ -84,11 +84,11 @@ async def settle(cluster: Cluster, faults: Faults, workload: Workload, core: lis
     assert not leftovers, ("leaked", leftovers)
 
 
-async def _write(cluster: Cluster, faults: Faults, member: NodeId, core: list[NodeId]) -> None:
+async def _write(cluster: Cluster, nemesis: Nemesis, member: NodeId, core: list[NodeId]) -> None:
     """A write through this member; refusals and lost leaders are tried again, as a client would."""
     for number in range(TRIES):
-        _restart_the_fallen(faults, core)
-        if member in faults.lost_for_good:
+        _restart_the_fallen(nemesis, core)
+        if member in nemesis.lost_for_good:
             return
         try:
             await cluster.members[member].ask(Put(b"settled", b"%d.%d" % (member, number)), Options(timeout_ms=5_000))
@@ -99,10 +99,10 @@ async def _write(cluster: Cluster, faults: Faults, member: NodeId, core: list[No
     raise AssertionError(("I30: no write goes through this member", member))
 
 
-async def _agree(cluster: Cluster, faults: Faults, core: list[NodeId]) -> None:
+async def _agree(cluster: Cluster, nemesis: Nemesis, core: list[NodeId]) -> None:
     def is_equal() -> bool:
-        _restart_the_fallen(faults, core)
-        members = [cluster.members[member] for member in core if member not in faults.lost_for_good]
+        _restart_the_fallen(nemesis, core)
+        members = [cluster.members[member] for member in core if member not in nemesis.lost_for_good]
         if not all(member.takes_part for member in members):
             return False
         states = [member.node.status() for member in members]
@@ -111,8 +111,8 @@ async def _agree(cluster: Cluster, faults: Faults, core: list[NodeId]) -> None:
     await cluster.until(is_equal, within_s=BOUND_S)
 
 
-def _restart_the_fallen(faults: Faults, core: list[NodeId]) -> None:
+def _restart_the_fallen(nemesis: Nemesis, core: list[NodeId]) -> None:
     """A process may still end in peace: old damage is found only now, or a start was to be interrupted just before."""
-    if faults.rotten in faults.cluster.failures:
-        faults.bury_the_failed()
-    faults.restart(core)
+    if nemesis.rotten in nemesis.cluster.failures:
+        nemesis.bury_the_failed()
+    nemesis.restart(core)

@@ -19,14 +19,15 @@ from kvnode.kv.requests import Request
 from kvnode.machine.backend import Backend
 from kvnode.node.node import Node, Workers
 from kvnode.node.recovery import restore
+from kvnode.node.roster import Roster
 from kvnode.node.status import NodeIdentity
 from kvnode.server import Switchboard, make_roster, open_log_of
 from kvnode.sim.disk import FakeDisk, SimulatedCrash
 from kvnode.sim.loop import VirtualWorker
 from kvnode.sim.runtime.applied import WatchedMachine
-from kvnode.sim.runtime.network import VirtualTransport
 from kvnode.sim.runtime.node_loop import NodeLoop
 from kvnode.sim.runtime.observer import WatchedRaft, watch
+from kvnode.sim.runtime.transport import VirtualTransport
 from kvnode.storage.datadir import DataDir
 from kvnode.storage.memory_backend import MemoryBackend
 from kvnode.storage.wal import Wal
@@ -58,6 +59,7 @@ class Member:
         self.raft: WatchedRaft
         self.wal: Wal
         self.data: DataDir
+        self._roster: Roster
         self._transport: VirtualTransport | None = None
         self._node: Node | None = None
         self._cluster = cluster
@@ -90,14 +92,14 @@ class Member:
         """Begin; on a loop of its own this goes on by itself."""
         if self.own_loop is None:
             self._open()
-            assert self.transport.roster.is_bootstrapped, "without processes the cluster has met before"
+            assert self._roster.is_bootstrapped, "without processes the cluster has met before"
             self._take_part()
         else:
             self.own_loop.submit(self._live()).add_done_callback(self._on_started)
 
     async def _live(self) -> None:
         self._open()
-        while not self.transport.roster.is_bootstrapped:  # noqa: ASYNC110 - as `kvnode.server` waits
+        while not self._roster.is_bootstrapped:  # noqa: ASYNC110 - as `kvnode.server` waits
             await asyncio.sleep(BOOTSTRAP_LOOK_S)
         self._take_part()
 
@@ -116,9 +118,9 @@ class Member:
             random_u64=partial(self._rng.getrandbits, 64),
             allow_unsafe_filesystem=False,
         )
-        roster = make_roster(config, self.data, f"http://node-{self.id}")
+        self._roster = make_roster(config, self.data, f"http://node-{self.id}")
         self._transport = VirtualTransport(
-            cluster.network, self.id, roster=roster, loop=self.own_loop, on_failed=self.failed
+            cluster.network, self.id, roster=self._roster, loop=self.own_loop, on_failed=self.failed
         )
         self.transport.open(self._switchboard)
 
@@ -164,7 +166,7 @@ class Member:
                 peer_addresses={NodeId(number): found.address for number, found in data.identity.members.items()},
                 client_url=f"http://node-{self.id}",
                 free_bytes=lambda: self.disk.free_bytes(DATA_DIR),
-                alarms=lambda: tuple(self.transport.roster.alarms),  # type: ignore[attr-defined]
+                alarms=lambda: tuple(self._roster.alarms),
                 boot=data.boot.counter,
             ),
             on_failed=self.failed,

@@ -267,7 +267,7 @@ def watch(wal: Wal, written: Callable[[Sequence[Persist]], None]) -> None:
         write(batch)
         written(batch)
 
-    wal.write = watched  # type: ignore[method-assign]
+    wal.write = watched  # type: ignore[method-assign]  # `open_log` makes it, so no subclass can
 
 
 def _of(node: NodeId, number: int) -> RequestId:

@@ -1,0 +1,116 @@
+"""One simulated process's end of the network, behind the node's `Transport` port.
+
+It carries real frames, so that what a flipped bit does is decided by production code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from kvnode.ids import NodeId
+from kvnode.node.ports import LinkInfo, Receiver
+from kvnode.raft.messages import PeerMessage
+from kvnode.transport.handshake import Roster
+from kvnode.wire.codec import decode_message
+from kvnode.wire.frames import FrameKind, split_frames
+from kvnode.wire.limits import CodecError
+
+if TYPE_CHECKING:
+    from kvnode.sim.runtime.network import Network
+
+SECRET = b"simulated secret of 32 bytes ..."
+MESSAGE_BYTES_MAX = 8 << 20
+
+
+class VirtualTransport:
+    """One process's end of the network; satisfies `kvnode.node.ports.Transport`."""
+
+    def __init__(
+        self,
+        network: Network,
+        node: NodeId,
+        *,
+        roster: Roster,
+        loop: asyncio.AbstractEventLoop | None = None,
+        on_failed: Callable[[BaseException], None],
+        secret: bytes = SECRET,
+    ) -> None:
+        self.node = node
+        self.roster = roster
+        self.secret = secret
+        self.loop = loop  # None: everything is told at once
+        self.on_failed = on_failed
+        self.receiver: Receiver | None = None
+        self.connected: dict[NodeId, int] = {}
+        self.refusals: dict[NodeId, str] = {}  # peer → code of the newest refusal, either side's
+        self.closed = False
+        self.counters: dict[str, int] = {}
+        self._network = network
+        self._epochs: dict[NodeId, int] = {}
+
+    async def start(self, receiver: Receiver) -> None:
+        self.open(receiver)
+
+    def open(self, receiver: Receiver) -> None:
+        self.receiver = receiver
+        self.roster.begin()
+        self._network.join(self)
+
+    def tell(self, callback: Callable[..., Any], *args: Any) -> None:
+        """Something happens to this process: on its own loop, when that runs."""
+        if self.closed:
+            return
+        if self.loop is None:
+            callback(*args)
+        else:
+            self.loop.call_soon(callback, *args)
+
+    def come_up(self, peer: NodeId) -> None:
+        self._epochs[peer] = self._epochs.get(peer, 0) + 1
+        self.connected[peer] = self._epochs[peer]
+        self.refusals.pop(peer, None)
+        assert self.receiver is not None
+        self.tell(self.receiver.on_connected, peer)
+
+    def go_down(self, peer: NodeId) -> None:
+        self.connected.pop(peer, None)
+        assert self.receiver is not None
+        self.tell(self.receiver.on_disconnected, peer)
+
+    def receive(self, sender: NodeId, data: bytes) -> bool:
+        """Take one message off the wire. False: it cannot be believed, the connection must go."""
+        try:
+            messages = [_message(kind, payload, sender) for kind, payload in split_frames(data, MESSAGE_BYTES_MAX)]
+        except CodecError:
+            return False
+        assert self.receiver is not None
+        for message in messages:
+            self.receiver.on_message(message, len(data))
+        return True
+
+    def send(self, to: NodeId, message: PeerMessage) -> None:
+        if not self.closed:
+            self._network.observer.on_left(self.node, to, message)
+            self._network.carry(self, to, message)
+
+    def links(self) -> Mapping[NodeId, LinkInfo]:
+        return {
+            peer: LinkInfo(peer=peer, connected=True, epoch=epoch, client_url=f"http://node-{peer}")
+            for peer, epoch in self.connected.items()
+        }
+
+    async def close(self) -> None:
+        if not self.closed:
+            self._network.leave(self)
+            self.closed = True
+
+
+def _message(kind: int, payload: memoryview, sender: NodeId) -> PeerMessage:
+    if kind != FrameKind.MESSAGE:
+        raise CodecError(f"a frame of kind {kind} where messages are")
+    message = decode_message(payload, MESSAGE_BYTES_MAX)
+    if message.sender != sender:
+        raise CodecError(f"a message signed {message.sender} from member {sender}")
+    return message
