@@ -1,4 +1,4 @@
-"""Canaries of the runtime, the handshake and the state machine."""
+"""Canaries of the runtime, the peer connections and the state machine."""
 
 from __future__ import annotations
 
@@ -104,6 +104,14 @@ CANARIES = (
         "            if theirs != ours:",
         "            if False:",
         ("tests/node/test_roster.py",),
+    ),
+    Canary(
+        "frames-unnumbered",
+        "the checksum of a frame does not begin with its number: one that comes twice counts twice",
+        "kvnode/wire/frames.py",
+        "_NUMBER_MASK = 0xFFFF_FFFF",
+        "_NUMBER_MASK = 0",
+        ("tests/wire/test_frames.py", "tests/transport/test_handshake.py"),
     ),
     Canary(
         "hash-order-in-apply",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = str(ROOT / "scripts")
+ROW = re.compile(r"^\| (\d+|–) \| `([a-z-]+)` \| (.+?) \| .+ \|$", re.MULTILINE)
 
 
 @pytest.fixture
@@ -37,3 +39,8 @@ def test_every_canary_can_be_applied(canaries) -> None:
         assert canary.tests, canary.name
         assert [test for test in canary.tests if not (ROOT / test).exists()] == [], canary.name
         compile(text.replace(canary.old, canary.new), canary.file, "exec")
+
+
+def test_the_page_has_a_row_for_each_in_their_order(canaries) -> None:
+    rows = ROW.findall((ROOT / "docs" / "testing.md").read_text(encoding="utf-8"))
+    assert rows == [(str(canary.number or "–"), canary.name, canary.rule) for canary in canaries.CANARIES]
