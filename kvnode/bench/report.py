@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-import subprocess
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from kvnode.bench.rounds import Plan, Results, Series, System
 from kvnode.bench.workloads import KEYS, VALUE_BYTES, WORKLOADS
+from kvnode.checkout import revision
 
 _TITLES = {
     **{workload.name: workload.title for workload in WORKLOADS},
@@ -35,7 +35,7 @@ _IDLE_AIM_PERCENT = 3.0
 def environment() -> dict[str, str]:
     """Where this was measured."""
     return {
-        "commit": _commit(),
+        "commit": revision(),
         "python": platform.python_version(),
         "kernel": f"{platform.system()} {platform.release()}",
         "processor": f"{_processor()} × {os.cpu_count()}",
@@ -108,15 +108,6 @@ def _verdicts(row: str, ours: Series, others: list[Series]) -> list[str]:
 def _figure(number: float, unit: str) -> str:
     digits = 1 if abs(number) < 100 and unit != "/s" else 0
     return f"{number:,.{digits}f}{'' if unit == '/s' else ' ' if unit else ''}{unit}"
-
-
-def _commit() -> str:
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()  # noqa: S603
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
 
 
 def _processor() -> str:

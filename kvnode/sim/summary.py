@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from kvnode.checkout import revision
 from kvnode.sim.report import SeedReport, Tier
 
 USELESS_SHARE_MAX = 0.10
@@ -144,13 +143,3 @@ def _columns(cells: Mapping[str, str], across: int = 3) -> list[str]:
 
 def _some(seeds: list[int], shown: int = 10) -> str:
     return ", ".join(map(str, seeds[:shown])) + (" …" if len(seeds) > shown else "")
-
-
-def revision() -> str:
-    """The checkout's commit; "-dirty" if files differ from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)  # noqa: S603
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return found.stdout.strip() or "unknown"
