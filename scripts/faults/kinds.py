@@ -26,9 +26,12 @@ LOG_CALLS = ("fdatasync", "pwrite64", "fdatasync", "pwrite64", "rename", "ftrunc
 _PRESSURE_BYTES = 512 * 1024
 _PRESSURE_REQUESTS = 12
 _READY_TO_DIE_S = 2.5
-
+_UNDER_LOAD = (4, 5, 1, 1)  # victims of what happens at the N-th call
 
 Strike = Callable[[Field, random.Random], Awaitable[str]]
+
+NodeStrike = Callable[[Field, random.Random, list[int]], Awaitable[str | None]]
+"""A strike at nodes that have been chosen → what there is to say beyond their names."""
 
 
 @dataclass(frozen=True)
@@ -49,29 +52,40 @@ def kind(name: str, needs: str, weight: int) -> Callable[[Strike], Strike]:
     return declare
 
 
+def node_kind(
+    name: str, needs: str, weight: int, victims: tuple[int, int, int, int]
+) -> Callable[[NodeStrike], NodeStrike]:
+    """A kind that strikes at nodes without another fault. `victims`: the weights of `Field.choose`."""
+
+    def declare(strike: NodeStrike) -> NodeStrike:
+        @kind(name, needs, weight)
+        async def at_chosen(where: Field, rng: random.Random) -> str:
+            nodes = where.choose(rng, victims)
+            return _told(nodes, await strike(where, rng, nodes)) if nodes else ""
+
+        return strike
+
+    return declare
+
+
 # ── processes ───────────────────────────────────────────────────────────────────────────────────────
 
 
-@kind("kill", "processes", 10)
-async def kill(where: Field, rng: random.Random) -> str:
-    nodes = where.choose(rng, (4, 4, 2, 2))
+@node_kind("kill", "processes", 10, (4, 4, 2, 2))
+async def kill(where: Field, rng: random.Random, nodes: list[int]) -> None:
     for node in nodes:
         where.cluster.kill(node)
-    return _names(nodes)
 
 
-@kind("pause", "processes", 8)
-async def pause(where: Field, rng: random.Random) -> str:
-    nodes = where.choose(rng, (3, 5, 2, 1))
+@node_kind("pause", "processes", 8, (3, 5, 2, 1))
+async def pause(where: Field, rng: random.Random, nodes: list[int]) -> None:
     for node in nodes:
         where.cluster.signal(node, signal.SIGSTOP)
-    return _names(nodes)
 
 
-@kind("terminate", "processes", 4)
-async def terminate(where: Field, rng: random.Random) -> str:
+@node_kind("terminate", "processes", 4, (3, 4, 1, 1))
+async def terminate(where: Field, rng: random.Random, nodes: list[int]) -> None:
     """SIGTERM; half of the time SIGKILL while it says good-bye."""
-    nodes = where.choose(rng, (3, 4, 1, 1))
     for node in nodes:
         where.cluster.excuse(node, "terminate")
         where.cluster.signal(node, signal.SIGTERM)
@@ -79,13 +93,11 @@ async def terminate(where: Field, rng: random.Random) -> str:
         await asyncio.sleep(rng.uniform(0.0, 0.2))
         for node in nodes:
             where.cluster.kill(node)
-    return _names(nodes)
 
 
-@kind("crash loop", "processes", 3)
-async def crash_loop(where: Field, rng: random.Random) -> str:
+@node_kind("crash loop", "processes", 3, (4, 2, 1, 1))
+async def crash_loop(where: Field, rng: random.Random, nodes: list[int]) -> None:
     """Killed again and again while it starts."""
-    nodes = where.choose(rng, (4, 2, 1, 1))
     for _ in range(3):
         for node in nodes:
             where.cluster.kill(node)
@@ -94,18 +106,15 @@ async def crash_loop(where: Field, rng: random.Random) -> str:
         await asyncio.sleep(rng.uniform(0.1, 1.0))
     for node in nodes:
         where.cluster.kill(node)
-    return _names(nodes)
 
 
-@kind("no memory", "processes", 2)
-async def no_memory(where: Field, rng: random.Random) -> str:
+@node_kind("no memory", "processes", 2, (3, 3, 0, 0))
+async def no_memory(where: Field, rng: random.Random, nodes: list[int]) -> None:
     """The address space may grow by a little only, and large requests want more: allocations fail."""
-    nodes = where.choose(rng, (3, 3, 0, 0))
     for node in nodes:
         where.cluster.excuse(node, "no memory")
         where.limit_memory(node, rng.choice((0, 65_536, 1_048_576)))
         await press(where.cluster.clients[node])
-    return _names(nodes)
 
 
 async def press(address: Address) -> None:
@@ -125,44 +134,42 @@ async def bit_rot(where: Field, rng: random.Random) -> str:
     if where.rotten or len(where.cluster.ids) < 3:
         return ""
     nodes = where.choose(rng, (4, 3, 0, 0))
-    for node in nodes:
-        where.cluster.kill(node)
-        place = await asyncio.to_thread(where.rot, node, rng)
-        return f"{_names(nodes)}, {place}" if place else ""
-    return ""
+    if not nodes:
+        return ""
+    where.cluster.kill(nodes[0])
+    place = await asyncio.to_thread(where.rot, nodes[0], rng)
+    return _told(nodes, place) if place else ""
 
 
 # ── system calls ────────────────────────────────────────────────────────────────────────────────────
 
 
-@kind("kill at call", "strace", 8)
-async def kill_at_call(where: Field, rng: random.Random) -> str:
-    return await _inject(where, rng, "signal=KILL")
+@node_kind("kill at call", "strace", 8, _UNDER_LOAD)
+async def kill_at_call(where: Field, rng: random.Random, nodes: list[int]) -> str:
+    return await _inject(where, rng, nodes, "signal=KILL")
 
 
-@kind("io error", "strace", 5)
-async def io_error(where: Field, rng: random.Random) -> str:
-    return await _inject(where, rng, "error=EIO")
+@node_kind("io error", "strace", 5, _UNDER_LOAD)
+async def io_error(where: Field, rng: random.Random, nodes: list[int]) -> str:
+    return await _inject(where, rng, nodes, "error=EIO")
 
 
-@kind("no space at call", "strace", 3)
-async def no_space_at_call(where: Field, rng: random.Random) -> str:
-    return await _inject(where, rng, "error=ENOSPC", calls=("pwrite64", "ftruncate", "fallocate"), onwards=True)
+@node_kind("no space at call", "strace", 3, _UNDER_LOAD)
+async def no_space_at_call(where: Field, rng: random.Random, nodes: list[int]) -> str:
+    return await _inject(where, rng, nodes, "error=ENOSPC", calls=("pwrite64", "ftruncate", "fallocate"), onwards=True)
 
 
-@kind("slow calls", "strace", 4)
-async def slow_calls(where: Field, rng: random.Random) -> str:
-    nodes = where.choose(rng, (2, 4, 1, 2))
+@node_kind("slow calls", "strace", 4, (2, 4, 1, 2))
+async def slow_calls(where: Field, rng: random.Random, nodes: list[int]) -> str:
     delay_us = rng.choice((5_000, 20_000, 100_000))
     for node in nodes:
         await asyncio.to_thread(where.injector.attach, where.pid(node), [f"fdatasync:delay_enter={delay_us}"])
-    return f"{_names(nodes)}, {delay_us // 1000} ms"
+    return f"{delay_us // 1000} ms"
 
 
-@kind("kill at start", "strace", 4)
-async def kill_at_start(where: Field, rng: random.Random) -> str:
+@node_kind("kill at start", "strace", 4, (4, 2, 0, 0))
+async def kill_at_start(where: Field, rng: random.Random, nodes: list[int]) -> str:
     """Killed, and killed again at the N-th call of its start; tried a few times in a row."""
-    nodes = where.choose(rng, (4, 2, 0, 0))
     done = []
     for node in nodes:
         where.cluster.kill(node)
@@ -174,17 +181,17 @@ async def kill_at_start(where: Field, rng: random.Random) -> str:
             await until_dead(where.cluster, node)
             where.cluster.kill(node)
             done.append(f"{call} {count}")
-    return f"{_names(nodes)} ({', '.join(done)})" if nodes else ""
+    return ", ".join(done)
 
 
 async def _inject(
     where: Field,
     rng: random.Random,
+    nodes: list[int],
     what: str,
     calls: tuple[str, ...] = LOG_CALLS,
     onwards: bool = False,
 ) -> str:
-    nodes = where.choose(rng, (4, 5, 1, 1))
     done = []
     for node in nodes:
         call, count = rng.choice(calls), rng.choice((1, 1, 2, 3, 5, 8, 13, 30))
@@ -192,7 +199,7 @@ async def _inject(
         injection = f"{call}:{what}:when={count}{'+' if onwards else ''}"
         await asyncio.to_thread(where.injector.attach, where.pid(node), [injection])
         done.append(f"{call} {count}")
-    return f"{_names(nodes)} ({', '.join(done)})" if nodes else ""
+    return ", ".join(done)
 
 
 async def until_dead(cluster: ChaosCluster, node: int) -> None:
@@ -204,39 +211,32 @@ async def until_dead(cluster: ChaosCluster, node: int) -> None:
 # ── disks ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-@kind("power cut", "images", 8)
-async def power_cut(where: Field, rng: random.Random) -> str:
-    nodes = where.choose(rng, (3, 3, 2, 4))
+@node_kind("power cut", "images", 8, (3, 3, 2, 4))
+async def power_cut(where: Field, rng: random.Random, nodes: list[int]) -> None:
     await where.power_off(nodes)
-    return _names(nodes)
 
 
-@kind("hung disk", "images", 5)
-async def hung_disk(where: Field, rng: random.Random) -> str:
-    nodes = where.choose(rng, (2, 6, 0, 0))
+@node_kind("hung disk", "images", 5, (2, 6, 0, 0))
+async def hung_disk(where: Field, rng: random.Random, nodes: list[int]) -> None:
     for node in nodes:
         where.cluster.excuse(node, "hung disk")  # after storage.abort_ms it gives up
         await asyncio.to_thread(where.images[node].freeze)
-    return _names(nodes)
 
 
-@kind("full disk", "images", 4)
-async def full_disk(where: Field, rng: random.Random) -> str:
-    nodes = where.choose(rng, (3, 3, 1, 1))
+@node_kind("full disk", "images", 4, (3, 3, 1, 1))
+async def full_disk(where: Field, rng: random.Random, nodes: list[int]) -> None:
     for node in nodes:
         where.cluster.excuse(node, "full disk")
         await asyncio.to_thread(where.images[node].fill)
-    return _names(nodes)
 
 
-@kind("slow disk", "throttle", 4)
-async def slow_disk(where: Field, rng: random.Random) -> str:
+@node_kind("slow disk", "throttle", 4, (2, 4, 0, 2))
+async def slow_disk(where: Field, rng: random.Random, nodes: list[int]) -> str:
     assert where.throttle is not None
-    nodes = where.choose(rng, (2, 4, 0, 2))
     rate = rng.choice((20, 60, 150))
     for node in nodes:
         where.throttle.slow(where.pid(node), where.images[node].device, rate)
-    return f"{_names(nodes)}, {rate} writes/s"
+    return f"{rate} writes/s"
 
 
 # ── network ─────────────────────────────────────────────────────────────────────────────────────────
@@ -280,7 +280,7 @@ async def resets(where: Field, rng: random.Random) -> str:
         for node in nodes:
             killed += await asyncio.to_thread(where.hub.reset, node)
         await asyncio.sleep(rng.uniform(0.0, 0.3))
-    return f"{_names(nodes)}, {killed} connections" if killed else ""
+    return _told(nodes, f"{killed} connections") if killed else ""
 
 
 @kind("proxy resets", "proxies", 4)
@@ -346,8 +346,9 @@ def _treat_some(where: Field, rng: random.Random, treatment: Treatment, words: s
     return f"{words} on {len(links)} links"
 
 
-def _names(nodes: list[int]) -> str:
-    return "node " + ",".join(map(str, nodes)) if nodes else ""
+def _told(nodes: list[int], more: str | None) -> str:
+    names = "node " + ",".join(map(str, nodes))
+    return f"{names} ({more})" if more else names
 
 
 NETWORK = frozenset(

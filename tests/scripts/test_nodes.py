@@ -4,20 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
-from scripts.faults.nodes import ChaosCluster
-
-
-class Scripted(ChaosCluster):
-    """Its nodes are shell commands."""
-
-    scripts: ClassVar[dict[int, str]] = {}
-
-    def command(self, node: int) -> list[str]:
-        return [*self.prefixes.get(node, []), "sh", "-c", self.scripts.get(node, "exec sleep 60")]
+from tests.scripts.scripted import Scripted
 
 
 @pytest.fixture
