@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import resource
 import signal
+import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from scripts.faults.pulse import Pulse
 from scripts.faults.syscalls import Injector
 from scripts.faults.throttle import Throttle
 from scripts.faults.undo import Undo
+
+_READY_TO_DIE_S = 2.5
 
 
 @dataclass
@@ -87,6 +91,24 @@ class Field:
 
     def pid(self, node: int) -> int:
         return self.cluster.processes[node].pid
+
+    async def inject(self, node: int, injection: str) -> None:
+        """`call:what:when=N` on the running node, by strace."""
+        await asyncio.to_thread(self.injector.attach, self.pid(node), [injection])
+
+    async def dies(self, node: int) -> bool:
+        """Whether it is dead within a moment: if not, the call at which it was to be killed has not been reached."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(self.cluster.processes[node].wait, _READY_TO_DIE_S)
+        return node not in self.cluster.running()
+
+    async def dies_starting(self, node: int, injection: str) -> bool:
+        """Killed, and started anew under strace → whether it died of the injection; if not, it has started whole."""
+        self.cluster.kill(node)
+        self.cluster.bury()
+        self.cluster.start(node, under=syscalls.under([injection]))
+        self.cluster.excuse(node, "kill at start")
+        return await self.dies(node)
 
     async def power_off(self, nodes: list[int]) -> None:
         """Stop all of them first: the instant is one for all."""

@@ -10,14 +10,11 @@ import asyncio
 import contextlib
 import random
 import signal
-import subprocess
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from kvnode.bench.load import Address
-from scripts.faults import syscalls
 from scripts.faults.field import Field
-from scripts.faults.nodes import ChaosCluster
 from scripts.faults.proxy import Treatment
 from scripts.faults.recorders import NotSent, ask
 from scripts.faults.shapes import SHAPES, cut_links
@@ -25,7 +22,6 @@ from scripts.faults.shapes import SHAPES, cut_links
 LOG_CALLS = ("fdatasync", "pwrite64", "fdatasync", "pwrite64", "rename", "ftruncate", "fsync")
 _PRESSURE_BYTES = 512 * 1024
 _PRESSURE_REQUESTS = 12
-_READY_TO_DIE_S = 2.5
 _UNDER_LOAD = (4, 5, 1, 1)  # victims of what happens at the N-th call
 
 Strike = Callable[[Field, random.Random], Awaitable[str]]
@@ -163,7 +159,7 @@ async def no_space_at_call(where: Field, rng: random.Random, nodes: list[int]) -
 async def slow_calls(where: Field, rng: random.Random, nodes: list[int]) -> str:
     delay_us = rng.choice((5_000, 20_000, 100_000))
     for node in nodes:
-        await asyncio.to_thread(where.injector.attach, where.pid(node), [f"fdatasync:delay_enter={delay_us}"])
+        await where.inject(node, f"fdatasync:delay_enter={delay_us}")
     return f"{delay_us // 1000} ms"
 
 
@@ -172,15 +168,11 @@ async def kill_at_start(where: Field, rng: random.Random, nodes: list[int]) -> s
     """Killed, and killed again at the N-th call of its start; tried a few times in a row."""
     done = []
     for node in nodes:
-        where.cluster.kill(node)
         for _ in range(2):
             call, count = rng.choice(LOG_CALLS), rng.randrange(1, 8)
-            where.cluster.bury()
-            where.cluster.start(node, under=syscalls.under([f"{call}:signal=KILL:when={count}"]))
-            where.cluster.excuse(node, "kill at start")
-            await until_dead(where.cluster, node)
-            where.cluster.kill(node)
+            await where.dies_starting(node, f"{call}:signal=KILL:when={count}")
             done.append(f"{call} {count}")
+        where.cluster.kill(node)
     return ", ".join(done)
 
 
@@ -196,16 +188,9 @@ async def _inject(
     for node in nodes:
         call, count = rng.choice(calls), rng.choice((1, 1, 2, 3, 5, 8, 13, 30))
         where.cluster.excuse(node, what)
-        injection = f"{call}:{what}:when={count}{'+' if onwards else ''}"
-        await asyncio.to_thread(where.injector.attach, where.pid(node), [injection])
+        await where.inject(node, f"{call}:{what}:when={count}{'+' if onwards else ''}")
         done.append(f"{call} {count}")
     return ", ".join(done)
-
-
-async def until_dead(cluster: ChaosCluster, node: int) -> None:
-    """Or until it has started whole: then the call was not reached."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        await asyncio.to_thread(cluster.processes[node].wait, _READY_TO_DIE_S)
 
 
 # ── disks ───────────────────────────────────────────────────────────────────────────────────────────
