@@ -2,6 +2,7 @@
 
 sandbox      namespaces of our own, so that no mount, address or process outlives the run
 undo         what must be undone, registered before it is done
+command      a tool of the system, run to its end
 capability   what this machine lets us do; what is missing is skipped with its reason
 nodes        the processes of a cluster         pulse      who leads, how often that changed
 syscalls     strace as an injector              images     disks that freeze, fill and lose power

@@ -11,6 +11,7 @@ from pathlib import Path
 from time import sleep
 
 from scripts.faults import hub, throttle
+from scripts.faults.command import run
 from scripts.faults.images import Image
 from scripts.faults.sandbox import Level
 from scripts.faults.syscalls import Injector, under
@@ -71,8 +72,7 @@ def _tried(trial: Callable[[Path, Undo], str], home: Path) -> str:
         try:
             return trial(Path(directory), undo)
         except (OSError, subprocess.SubprocessError) as error:
-            detail = getattr(error, "stderr", "") or error
-            return " ".join(str(detail).split())[:200]
+            return " ".join(str(error).split())[:200]
         finally:
             undo.all()
 
@@ -132,9 +132,7 @@ def _try_resets(home: Path, undo: Undo) -> str:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port), timeout=2) as near, listener.accept()[0]:
-            subprocess.run(
-                ["ss", "-K", "-t", "-H", "dport", "=", f":{port}"], capture_output=True, timeout=20, check=True
-            )
+            run("ss", "-K", "-t", "-H", "dport", "=", f":{port}")
             try:
                 near.recv(1)
             except ConnectionError:
@@ -151,7 +149,7 @@ def _try_images(home: Path, undo: Undo) -> str:
     image.thaw()
     with kept.open("wb") as file:
         file.write(b"kept")
-    subprocess.run(["sync", "-f", str(image.path)], check=True, timeout=20)
+    run("sync", "-f", str(image.path))
     lost.write_bytes(b"lost")
     image.power_off()
     image.power_on()

@@ -8,25 +8,16 @@ Random loss needs nftables, slow links `tc tbf`, resets `ss -K`. Nothing of this
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import sleep
 
+from scripts.faults.command import run
+from scripts.faults.shapes import Link
 from scripts.faults.undo import Undo
-
-Link = tuple[int, int]
-"""(from node, to node): the direction in which packets travel."""
 
 PEER_PORT = 7501
 CLIENT_PORT = 7401
-
-
-def run(*command: str) -> str:
-    """Raises: CalledProcessError with what the command said."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    if done.returncode:
-        raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr + done.stdout)
-    return done.stdout
 
 
 class Hub:
@@ -45,10 +36,10 @@ class Hub:
         for node in self._nodes:
             host = subprocess.Popen(["unshare", "--net", "sleep", "infinity"], start_new_session=True)
             self._hosts[node] = host
-            self._undo.register(f"host {node}", _end_of_host(host))
+            self._undo.register(f"host {node}", partial(_end_host, host))
             _wait_for_namespace(host.pid)
             run("ip", "link", "add", f"veth{node}", "type", "veth", "peer", "name", "eth0", "netns", str(host.pid))
-            self._undo.register(f"cable {node}", _end_of_cable(node))
+            self._undo.register(f"cable {node}", partial(_end_cable, node))
             run("ip", "addr", "add", f"{gateway(node)}/30", "dev", f"veth{node}")
             run("ip", "link", "set", f"veth{node}", "up")
             inside = self.prefix(node)
@@ -78,21 +69,7 @@ class Hub:
 
     def slow(self, node: int, kbit: int) -> None:
         """What goes to `node` passes through a narrow pipe."""
-        run(
-            "tc",
-            "qdisc",
-            "add",
-            "dev",
-            f"veth{node}",
-            "root",
-            "tbf",
-            "rate",
-            f"{kbit}kbit",
-            "burst",
-            "8kb",
-            "latency",
-            "300ms",
-        )
+        run(*f"tc qdisc add dev veth{node} root tbf rate {kbit}kbit burst 8kb latency 300ms".split())
         self._slow.add(node)
 
     def reset(self, node: int) -> int:
@@ -136,16 +113,10 @@ def _wait_for_namespace(pid: int) -> None:
     raise TimeoutError("unshare --net made no namespace")
 
 
-def _end_of_host(host: subprocess.Popen[bytes]) -> Callable[[], None]:
-    def end() -> None:
-        host.kill()
-        host.wait()
-
-    return end
+def _end_host(host: subprocess.Popen[bytes]) -> None:
+    host.kill()
+    host.wait()
 
 
-def _end_of_cable(node: int) -> Callable[[], None]:
-    def end() -> None:
-        subprocess.run(["ip", "link", "del", f"veth{node}"], capture_output=True, timeout=30, check=False)
-
-    return end
+def _end_cable(node: int) -> None:
+    subprocess.run(["ip", "link", "del", f"veth{node}"], capture_output=True, timeout=30, check=False)

@@ -18,6 +18,7 @@ import subprocess
 from pathlib import Path
 from time import monotonic, sleep
 
+from scripts.faults.command import run
 from scripts.faults.undo import Undo
 
 _SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
@@ -37,12 +38,12 @@ class Image:
         self.path.mkdir()
         with self._file.open("wb") as file:
             file.truncate(bytes_)
-        _run("mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=1", str(self._file))
+        run("mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=1", str(self._file))
         undo.register(f"image {self.path}", self._release)
         self.mount()
 
     def mount(self) -> None:
-        _run("mount", "-o", "loop", str(self._file), str(self.path))
+        run("mount", "-o", "loop", str(self._file), str(self.path))
 
     def power_off(self) -> None:
         """Everything that is not durable is gone from here on. The node must be stopped, and killed afterwards."""
@@ -105,9 +106,3 @@ class Image:
         if os.path.ismount(self.path):
             self.thaw()
             self._unmount()
-
-
-def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    if done.returncode:
-        raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")

@@ -20,9 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvnode.bench.load import Address
-
-Link = tuple[int, int]
-"""(from node, to node): the direction in which bytes travel."""
+from scripts.faults.shapes import Link
 
 _CHUNK = 65_536
 
@@ -45,7 +43,7 @@ class Treatment:
 
 @dataclass
 class _Connection:
-    """One dialled connection: `low` dialled `high`."""
+    """One dialled connection. `writers`: to the dialler, to the acceptor."""
 
     dialler: int
     acceptor: int

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable, Sequence
 
 Link = tuple[int, int]
-"""(from node, to node)"""
+"""(from node, to node): the direction in which packets, or bytes, travel."""
 
 SHAPES = ("isolate", "deaf", "mute", "one way", "split", "bridge", "ring", "chain", "star", "two pairs")
 

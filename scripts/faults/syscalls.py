@@ -16,15 +16,17 @@ from pathlib import Path
 
 from scripts.faults.undo import Undo
 
-CALLS = ("fdatasync", "pwrite64", "rename", "ftruncate", "fsync", "unlink", "fallocate")
-
 
 def under(injections: Sequence[str], trace_file: Path | None = None) -> list[str]:
     """A command line that runs the rest of it traced: `fdatasync:signal=KILL:when=3` and the like."""
     output = str(trace_file) if trace_file is not None else "/dev/null"
+    return ["strace", "-D", "-f", "-qq", "-o", output, *_expressions(injections), "--"]
+
+
+def _expressions(injections: Sequence[str]) -> list[str]:
+    """Only the calls that matter are traced: the others cost nothing then."""
     calls = ",".join(sorted({injection.split(":")[0] for injection in injections}))
-    flags = [part for injection in injections for part in ("-e", f"inject={injection}")]
-    return ["strace", "-D", "-f", "-qq", "-o", output, "-e", f"trace={calls}", *flags, "--"]
+    return ["-e", f"trace={calls}", *(part for injection in injections for part in ("-e", f"inject={injection}"))]
 
 
 class Injector:
@@ -35,13 +37,15 @@ class Injector:
         self._attached: dict[int, subprocess.Popen[bytes]] = {}
 
     def attach(self, pid: int, injections: Sequence[str]) -> None:
-        """Raises: OSError if strace ends at once."""
+        """Returns before strace holds the process; if that is gone by then, nothing is injected."""
         assert pid not in self._attached, pid
-        calls = ",".join(sorted({injection.split(":")[0] for injection in injections}))
-        flags = [part for injection in injections for part in ("-e", f"inject={injection}")]
-        command = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", *flags, "-p", str(pid)]
+        command = ["strace", "-f", "-qq", "-o", "/dev/null", *_expressions(injections), "-p", str(pid)]
         strace = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         self._attached[pid] = strace
         self._undo.register(f"strace of {pid}", lambda: _end(strace))
@@ -60,8 +64,6 @@ def _end(strace: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         strace.kill()
         strace.wait()
-    if strace.stderr is not None:
-        strace.stderr.close()
 
 
 def reap_strays() -> None:
