@@ -71,7 +71,7 @@ class Cluster(ABC):
         try:
             async with asyncio.timeout(limit_s):
                 while True:
-                    leaders = {node: await self._ask_leader(node) for node in self.running()}
+                    leaders = {node: await self.ask_leader(node) for node in self.running()}
                     [leader, *others] = set(leaders.values()) or {0}
                     if leader in leaders and not others:
                         return leader
@@ -80,7 +80,8 @@ class Cluster(ABC):
         except TimeoutError:
             raise ClusterFailed(f"not ready after {limit_s} s; leaders seen: {leaders}\n{self._outputs()}") from None
 
-    async def _ask_leader(self, node: int) -> int:
+    async def ask_leader(self, node: int) -> int:
+        """As `leader_seen_by`; 0 also if it does not answer."""
         try:
             async with asyncio.timeout(1.0):
                 return await self.leader_seen_by(node)

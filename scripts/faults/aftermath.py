@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
@@ -90,6 +91,7 @@ def complaints(cluster: ChaosCluster) -> Counter[str]:
     for node in cluster.ids:
         for line in cluster.output(node).read_text(encoding="utf-8", errors="replace").splitlines():
             if '"event":"node.failed"' in line:
-                event = json.loads(line)
-                found[f"{event['code']}: {event['message']}"[:120]] += 1
+                with contextlib.suppress(ValueError):  # a killed process leaves half a line before the next one's first
+                    event = json.loads(line)
+                    found[f"{event['code']}: {event['message']}"[:120]] += 1
     return found

@@ -10,6 +10,7 @@ import signal
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 
 from kvnode.storage.segment import HEADER_BYTES
 from kvnode.storage.wal_verify import verify
@@ -102,12 +103,20 @@ class Field:
             await asyncio.to_thread(self.cluster.processes[node].wait, _READY_TO_DIE_S)
         return node not in self.cluster.running()
 
-    async def dies_starting(self, node: int, injection: str) -> bool:
-        """Killed, and started anew under strace → whether it died of the injection; if not, it has started whole."""
+    async def dies_starting(self, node: int, injection: str, up_s: float = 0.0) -> bool:
+        """Killed, and started anew under strace → whether it died of the injection.
+
+        It has a moment to do so, which begins once it serves, or after `up_s`.
+        """
         self.cluster.kill(node)
         self.cluster.bury()
         self.cluster.start(node, under=syscalls.under([injection]))
         self.cluster.excuse(node, "kill at start")
+        began = monotonic()
+        while monotonic() - began < up_s:
+            if node not in self.cluster.running() or await self.cluster.ask_leader(node):
+                break
+            await asyncio.sleep(0.02)
         return await self.dies(node)
 
     async def power_off(self, nodes: list[int]) -> None:

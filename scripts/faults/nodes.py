@@ -116,7 +116,7 @@ class ChaosCluster(KvnodeCluster):
                 self.revive()
                 found: dict[int, dict[str, Any]] = {}
                 for node in self.ids:
-                    if await self._ask_leader(node):
+                    if await self.ask_leader(node):
                         try:
                             found[node] = await self.status(node)
                         except (OSError, ValueError):

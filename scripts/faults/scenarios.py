@@ -17,7 +17,7 @@ from typing import Any
 
 from scripts.faults import aftermath, kinds
 from scripts.faults.capability import Reasons
-from scripts.faults.scene import Failed, Scene
+from scripts.faults.scene import LEADER_S, Failed, Scene
 from scripts.faults.shapes import SHAPES, cut_links
 from scripts.faults.stage import Network, Setting, Stage
 from scripts.faults.undo import Undo
@@ -248,7 +248,7 @@ async def killed_at_each_call_of_a_start(scene: Scene) -> None:
     tried = 0
     for call in ("fdatasync", "fsync", "pwrite64", "rename", "ftruncate"):
         for count in range(1, 13):
-            if not await scene.where.dies_starting(3, f"{call}:signal=KILL:when={count}"):
+            if not await scene.where.dies_starting(3, f"{call}:signal=KILL:when={count}", up_s=LEADER_S):
                 break  # it has come up: there are no more calls of this kind
             tried += 1
         scene.cluster.kill(3)
