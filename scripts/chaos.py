@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from scripts.faults import capability, report, sandbox  # noqa: E402 - the path comes first
 from scripts.faults.kinds import KINDS  # noqa: E402
+from scripts.faults.leftovers import leftovers  # noqa: E402
 from scripts.faults.run import Leg, Run  # noqa: E402
 from scripts.faults.scenarios import SCENARIOS, Outcome, play  # noqa: E402
 from scripts.faults.stage import Network, Setting  # noqa: E402
@@ -54,10 +55,10 @@ def main() -> int:
     show = Show(chosen, reasons)
     asyncio.run(show.run())
     print(report.text(show.legs, show.outcomes, show.command()))
-    leftovers = report.leftovers()
-    if leftovers:
-        print("left over:", *leftovers, sep="\n  ")
-    return 0 if show.passed and not leftovers else 1
+    left = leftovers(show.home)
+    if left:
+        print("left over:", *left, sep="\n  ")
+    return 0 if show.passed and not left else 1
 
 
 class Show:
@@ -67,7 +68,7 @@ class Show:
         self._chosen = chosen
         self._reasons = reasons
         self._stop = asyncio.Event()
-        self._home = chosen.home / f"{strftime('%Y%m%d-%H%M%S')}-{chosen.seed}"
+        self.home = chosen.home / f"{strftime('%Y%m%d-%H%M%S')}-{chosen.seed}"
         self.legs: list[Leg] = []
         self.outcomes: list[Outcome] = []
 
@@ -91,13 +92,13 @@ class Show:
         names = list(SCENARIOS) if "all" in self._chosen.scenario else self._chosen.scenario
         for name in names:
             if not self._stop.is_set():
-                outcome = await play(name, self._chosen.seed, Path(f"{self._home}-{name}"), self._reasons)
+                outcome = await play(name, self._chosen.seed, Path(f"{self.home}-{name}"), self._reasons)
                 self.outcomes.append(outcome)
                 print(report.outcome(outcome), flush=True)
 
     async def _leg(self, network: Network, seconds: float) -> None:
         chosen, undo = self._chosen, Undo()
-        home = Path(f"{self._home}-{network}")
+        home = Path(f"{self.home}-{network}")
         home.mkdir(parents=True)
         setting = Setting(seed=chosen.seed, nodes=chosen.nodes, network=network, home=home, rate=chosen.rate)
         run = Run(setting, seconds, frozenset(chosen.faults), self._reasons, undo, _print, self._stop)

@@ -72,7 +72,7 @@ class Process:
 
     def cpu_seconds(self) -> float:
         """Processor time used so far, user and system."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        fields = stat_fields(self.pid)
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def resident_bytes(self) -> int:
@@ -80,6 +80,11 @@ class Process:
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) * 1024
         return 0
+
+
+def stat_fields(pid: int) -> list[str]:
+    """/proc/PID/stat from its third field on: state, parent, … Raises: OSError if there is no such process."""
+    return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
 
 
 def free_ports(count: int) -> list[int]:

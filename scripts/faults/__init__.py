@@ -12,5 +12,6 @@ recorders    clients that write a history       kinds      the faults by name
 shapes       of partitions                      schedule   a seed → episodes
 stage        a cluster from start to verdict    aftermath  level, read everything, judge
 run          one leg: faults, calm, again       scenarios  courses of events with a name
-scene        what those are written with        report     the summary, and what is left over
+scene        what those are written with        report     the summary
+leftovers    the proof that there are none
 """

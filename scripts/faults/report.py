@@ -1,14 +1,10 @@
-"""The summary of a run, and the proof that nothing of it is left."""
+"""The summary of a run, for people."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from scripts.faults import throttle
 from scripts.faults.run import Leg
 from scripts.faults.scenarios import Outcome
 
@@ -60,20 +56,3 @@ def _leg(leg: Leg) -> str:
 
 def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {number}" for name, number in Counter(counts).most_common()) or "none"
-
-
-def leftovers() -> list[str]:
-    """Processes we started, mounts, addresses and control groups that are still there; none after a proper end."""
-    found = []
-    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text(encoding="ascii").split()
-    for child in children:
-        stat = Path(f"/proc/{child}/stat")
-        if stat.exists() and stat.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0] != "Z":
-            found.append(f"process {child}")
-    mounts = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
-    found += [f"mount {line}" for line in mounts if line.startswith("/dev/loop")]
-    cables = subprocess.run(["ip", "-br", "link"], capture_output=True, text=True, check=False).stdout
-    found += [f"link {line.split()[0]}" for line in cables.splitlines() if line.startswith("veth")]
-    if throttle.ROOT.exists():
-        found += [f"control group {path}" for path in throttle.ROOT.glob(f"{throttle.PREFIX}*{os.getpid()}*")]
-    return found

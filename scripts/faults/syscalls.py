@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from kvnode.bench.process import stat_fields
 from scripts.faults.undo import Undo
 
 
@@ -74,7 +75,7 @@ def reap_strays() -> None:
         if not entry.name.isdigit():
             continue
         with contextlib.suppress(OSError):
-            fields = (entry / "stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+            state, parent, *_ = stat_fields(int(entry.name))
             name = (entry / "comm").read_text(encoding="ascii", errors="replace").strip()
-            if fields[0] == "Z" and fields[1] == "1" and name == "strace":
+            if state == "Z" and parent == "1" and name == "strace":
                 os.waitpid(int(entry.name), os.WNOHANG)
