@@ -30,14 +30,17 @@ def _changes(operation: Operation) -> bool:
 
 def stale_read(random: Random, history: History) -> History | None:
     """A linearizable read is answered with the value and revision before one that had been acknowledged."""
-    puts = [operation for operation in history.operations if operation.op == "put" and _changes(operation)]
+    puts: dict[str, list[Operation]] = {}
+    for operation in history.operations:
+        if operation.op == "put" and _changes(operation):
+            puts.setdefault(operation.key, []).append(operation)
     pairs = [
         (read, older)
         for read in history.operations
         if read.op == "get" and read.status == "ok" and read.consistency == "linearizable" and read.out is not None
-        for older in puts
-        for newer in puts
-        if older.key == newer.key == read.key and older.rev < newer.rev and (newer.ret or 0) < read.call
+        for older in puts.get(read.key, ())
+        for newer in puts[read.key]
+        if older.rev < newer.rev and (newer.ret or 0) < read.call
     ]
     if not pairs:
         return None
