@@ -27,7 +27,7 @@ pre { font: 12.5px/1.5 ui-monospace, monospace; background: #f5f7f9; padding: 12
 .legend span { display: inline-block; padding: 1px 8px; margin-right: 8px; border-radius: 3px; font-size: 12.5px }
 .scroll { overflow-x: auto; border: 1px solid #cfd8e0; margin-top: 12px; display: flex }
 .names { flex: none; position: sticky; left: 0; background: #fff; border-right: 1px solid #cfd8e0; z-index: 2 }
-.names div { height: 26px; line-height: 26px; padding: 0 8px; font-size: 12px; white-space: nowrap; color: #52616f }
+.names div { height: 26px; line-height: 20px; padding: 0 8px; font-size: 12px; white-space: nowrap; color: #52616f }
 .names div:first-child { height: 28px }
 .field { position: relative; flex: none }
 .tick { position: absolute; top: 0; bottom: 0; border-left: 1px solid #e3e9ee; padding-left: 4px; font-size: 11px;
