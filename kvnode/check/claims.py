@@ -66,15 +66,13 @@ def conditions(operation: Operation) -> list[Claim]:
     """What must be true for the operation to take effect."""
     return [
         Claim(part.key, None, PRESENT if part.exp == MUST_EXIST else part.exp)
-        for part in operation.parts or (operation,)
+        for part in operation.steps
         if part.exp != ANY
     ]
 
 
 def _intended(operation: Operation) -> list[Effect]:
-    effects = {
-        part.key: Effect(part.key, part.arg) for part in operation.parts or (operation,) if part.op in {"put", "delete"}
-    }
+    effects = {part.key: Effect(part.key, part.arg) for part in operation.steps if part.op in {"put", "delete"}}
     return list(effects.values())
 
 
@@ -94,7 +92,7 @@ def _applied(operation: Operation) -> Account:
     claims = conditions(operation)
     effects: dict[str, Effect] = {}
     contradiction = ""
-    for part in operation.parts or (operation,):
+    for part in operation.steps:
         own = effects.get(part.key)
         if part.op == "put":
             effects[part.key] = Effect(part.key, part.arg)
@@ -134,8 +132,6 @@ def _listed(operation: Operation, keys: Sequence[str]) -> list[Claim]:
 
 def keys_of(operations: Sequence[Operation]) -> list[str]:
     """Every key that the history names, sorted."""
-    found = dict.fromkeys(
-        part.key for operation in operations if operation.op != "range" for part in operation.parts or (operation,)
-    )
+    found = dict.fromkeys(part.key for operation in operations if operation.op != "range" for part in operation.steps)
     found.update(dict.fromkeys(item.key for operation in operations for item in operation.items))
     return sorted(found)

@@ -69,6 +69,21 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     consistency: Literal["linearizable", "stale"] = "linearizable"
     note: str = ""  # for people: the error's code, the request id
 
+    @property
+    def steps(self) -> tuple[Operation, ...]:
+        """The parts of a transaction; of anything else, itself."""
+        return self.parts or (self,)
+
+    @property
+    def last_known(self) -> int:
+        """When it was heard of last: `ret`, or `call` if there was no answer."""
+        return self.call if self.ret is None else self.ret
+
+
+def first_call(operations: Iterable[Operation]) -> int:
+    """When a history begins: what the times told to people count from."""
+    return min((operation.call for operation in operations), default=0)
+
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Operation).decode

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from kvnode.check import outcomes, well_formed, witness
 from kvnode.check.claims import account, keys_of
 from kvnode.check.describe import describe
-from kvnode.check.history import Operation, Seen
+from kvnode.check.history import Operation, Seen, first_call
 from kvnode.check.linearizability import Search, search
 from kvnode.check.partitions import Partition, partition
 from kvnode.check.verdict import Problem, Result, Verdict
@@ -68,7 +68,7 @@ def judge(
 
 
 def _no_order(part: Partition, found: Search, operations: Sequence[Operation]) -> Problem:
-    start = min(operation.call for operation in operations)
+    start = first_call(operations)
     there = {id(operation) for operation in operations}
     by_return = sorted(found.stuck, key=lambda operation: (operation.ret is None, operation.ret))
     stuck = [f"  {describe(operation, start=start)}" for operation in by_return]

@@ -16,13 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from kvnode.check.claims import Account, Claim
 from kvnode.check.describe import describe
-from kvnode.check.history import Operation, Seen
+from kvnode.check.history import Operation, Seen, first_call
 from kvnode.check.verdict import Problem
 
 
 def check(accounts: Sequence[Account], final: Mapping[str, Seen] | None) -> list[Problem]:
     """`accounts` of the whole history; `final`: what the store held in the end, if that was read."""
-    start = min((account.operation.call for account in accounts), default=0)
+    start = first_call(account.operation for account in accounts)
     writers: dict[tuple[str, str | None], Operation] = {
         (effect.key, effect.value): account.operation
         for account in accounts
@@ -105,4 +105,4 @@ def _lost(accounts: Sequence[Account], final: Mapping[str, Seen], start: int) ->
 
 
 def _can_delete(operation: Operation, key: str) -> bool:
-    return any(part.op == "delete" and part.key == key for part in operation.parts or (operation,))
+    return any(part.op == "delete" and part.key == key for part in operation.steps)

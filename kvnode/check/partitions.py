@@ -101,8 +101,7 @@ def _by_call(move: Move) -> tuple[float, float]:
 
 def _final_reads(accounts: Sequence[Account], keys: Sequence[str], final: Mapping[str, Seen]) -> list[Account]:
     """The final state as a read of each key, after everything."""
-    operations = [account.operation for account in accounts]
-    end = 1 + max((max(operation.call, operation.ret or 0) for operation in operations), default=0)
+    end = 1 + max((account.operation.last_known for account in accounts), default=0)
     reads = []
     for key in keys:
         seen = final.get(key)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from math import inf
 
 from kvnode.check.describe import describe
-from kvnode.check.history import Operation
+from kvnode.check.history import Operation, first_call
 from kvnode.check.timeline import page
 from kvnode.check.verdict import Problem, Verdict
 
@@ -30,7 +30,7 @@ def text(operations: Sequence[Operation], verdict: Verdict) -> str:
         return "\n".join(lines) + "\n"
     problems = sorted(verdict.problems, key=moment)
     first = problems[0]
-    start = min((operation.call for operation in operations), default=0)
+    start = first_call(operations)
     lines += ["", f"First impossible point{_at(first, start)} [{first.rule}]", first.message]
     around = nearby(operations, first)
     if around:
@@ -73,7 +73,7 @@ def headline(verdict: Verdict) -> str:
 
 def moment(problem: Problem) -> float:
     """When the impossible was told: the return of the most telling operation. The final state comes last."""
-    return _end(problem.operations[0]) if problem.operations else inf
+    return problem.operations[0].last_known if problem.operations else inf
 
 
 def nearby(operations: Sequence[Operation], problem: Problem) -> list[Operation]:
@@ -92,7 +92,7 @@ def nearby(operations: Sequence[Operation], problem: Problem) -> list[Operation]
 
 
 def _keys(operation: Operation) -> list[str]:
-    return [part.key for part in operation.parts] if operation.parts else [operation.key]
+    return [part.key for part in operation.steps]
 
 
 def _concerns(operation: Operation, keys: set[str]) -> bool:
@@ -104,10 +104,6 @@ def _concerns(operation: Operation, keys: set[str]) -> bool:
 def _at(problem: Problem, start: int) -> str:
     when = moment(problem)
     return "" if when == inf else f" at {(when - start) / 1e6:.3f} ms"
-
-
-def _end(operation: Operation) -> int:
-    return operation.call if operation.ret is None else operation.ret
 
 
 def _many(count: int, noun: str) -> str:

@@ -10,7 +10,7 @@ from html import escape
 from typing import NamedTuple
 
 from kvnode.check.describe import action, describe
-from kvnode.check.history import Operation
+from kvnode.check.history import Operation, first_call
 
 OPERATIONS_MAX = 2000
 """Bars on a page; of a longer history those nearest to the problem."""
@@ -66,11 +66,10 @@ def page(
     operations: Sequence[Operation], report: str, result: str, marked: Mapping[int, str], centre: Operation | None
 ) -> str:
     """`marked`: the rule that an operation breaks, by its identity. `centre`: what to show if not all can be."""
-    start = min((operation.call for operation in operations), default=0)
     shown = _shown(operations, marked, centre)
     lanes = _lanes(shown)
-    end = max((operation.call if operation.ret is None else operation.ret for operation in shown), default=0)
-    axis = _Axis(start, min((operation.call for operation in shown), default=0), end, _scale(shown))
+    origin, end = first_call(shown), max((operation.last_known for operation in shown), default=0)
+    axis = _Axis(first_call(operations), origin, end, _scale(shown, end - origin))
     width = axis.pixels(end) + 2 * _TYPICAL
     bars = [
         _bar(operation, lane, following, axis, marked.get(id(operation)))
@@ -122,13 +121,10 @@ def _lanes(shown: Sequence[Operation]) -> list[list[Operation]]:
     return lanes
 
 
-def _scale(shown: Sequence[Operation]) -> float:
-    """Pixels for a nanosecond."""
+def _scale(shown: Sequence[Operation], spread: int) -> float:
+    """Pixels for a nanosecond; `spread`: nanoseconds across the page."""
     lengths = sorted(operation.ret - operation.call for operation in shown if operation.ret is not None)
     median = max(1, lengths[len(lengths) // 2]) if lengths else 1
-    spread = max((operation.ret or operation.call for operation in shown), default=1) - min(
-        (operation.call for operation in shown), default=0
-    )
     return min(_TYPICAL / median, _WIDTH_MAX / max(1, spread))
 
 

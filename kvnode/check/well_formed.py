@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from kvnode.check.describe import describe
-from kvnode.check.history import ANY, MUST_EXIST, Operation
+from kvnode.check.history import ANY, MUST_EXIST, Operation, first_call
 
 
 class MalformedHistory(ValueError):
@@ -22,7 +22,7 @@ class MalformedHistory(ValueError):
 
 def check(operations: Sequence[Operation]) -> None:
     """Raises: MalformedHistory at the first operation that no correct recorder writes."""
-    start = min((operation.call for operation in operations), default=0)
+    start = first_call(operations)
 
     def refuse(operation: Operation, why: str) -> MalformedHistory:
         return MalformedHistory(f"operation {place[id(operation)]}: {why}: {describe(operation, start=start)}")
@@ -34,7 +34,7 @@ def check(operations: Sequence[Operation]) -> None:
             raise refuse(operation, why)
     values: dict[str, Operation] = {}
     for operation in operations:
-        for put in operation.parts or (operation,):
+        for put in operation.steps:
             if put.op != "put":
                 continue
             assert put.arg is not None

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from kvnode.check.claims import ABSENT, PRESENT, Account, Claim
 from kvnode.check.describe import describe
-from kvnode.check.history import Operation, Seen
+from kvnode.check.history import Operation, Seen, first_call
 from kvnode.check.models import EMPTY_REVISION, Store, Version
 from kvnode.check.unanswered import Unanswered, agrees
 from kvnode.check.verdict import Problem
@@ -67,7 +67,7 @@ class _Witness:
         self.keys = keys
         self.final = final
         self.sole_writer = sole_writer
-        self.start = min((account.operation.call for account in accounts), default=0)
+        self.start = first_call(account.operation for account in accounts)
         self.problems: list[Problem] = []
         self.placed: list[Placed] = []
         self.makers: dict[int, Account] = {}  # revision → the write that made it
@@ -188,7 +188,7 @@ class _Witness:
             returned = inf if account.operation.ret is None else account.operation.ret
             unanswered.reconcile(store, account.claims, place.revision, returned)
             operation = account.operation
-            touched = {part.key: store.items.get(part.key) for part in operation.parts or (operation,)}
+            touched = {part.key: store.items.get(part.key) for part in operation.steps}
             difference = account.contradiction or _difference(operation, store.answer(operation), unanswered)
             if difference and not unanswered.explains_refusal(account.refuted, place.revision, returned):
                 self._problem("wrong-answer", f"{difference}:", account)

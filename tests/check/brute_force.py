@@ -43,13 +43,13 @@ def is_linearizable(operations: Sequence[Operation]) -> bool:
     answered = [operation for operation in operations if operation.status == "ok" and operation.held]
     for operation in answered:
         written = {part.key for part in operation.parts if part.op == "put"}
-        for part in operation.parts or (operation,):
+        for part in operation.steps:
             if part.op == "get" and part.out is not None and part.key not in written:
                 names[part.key, part.mod] = part.out
         for item in operation.items:
             names[item.key, item.mod] = item.value
     for operation in answered:
-        for part in operation.parts or (operation,):
+        for part in operation.steps:
             if part.op == "put":
                 names[part.key, operation.rev] = part.arg
     told = set(names.values())

@@ -114,7 +114,7 @@ class _Generator:
             done = self.store.answer(operation)
             self._remember()
         self.operations.append(replace(done, ret=ret))
-        for part in done.parts or (done,):
+        for part in done.steps:
             if part.op == "put" and done.held:
                 client.known[part.key] = done.rev
             elif part.op != "range":

@@ -121,7 +121,7 @@ def _deletable(history: History, key: str) -> bool:
         part.op == "delete" and part.key == key
         for operation in history.operations
         if operation.status == "info"
-        for part in operation.parts or (operation,)
+        for part in operation.steps
     )
 
 
@@ -169,7 +169,7 @@ def noise(random: Random, history: History) -> History:
     """Change an answer or a time at random. What comes out may be legal by chance."""
     place = random.randrange(len(history.operations))
     old = history.operations[place]
-    values = [None, *(part.arg for one in history.operations for part in one.parts or (one,) if part.op == "put")]
+    values = [None, *(part.arg for one in history.operations for part in one.steps if part.op == "put")]
     match random.choice(["answer", "answer", "time", "status", "rev"]):
         case "answer" if old.op == "get" and old.status == "ok":
             value = random.choice(values)
