@@ -94,7 +94,7 @@ def _judge_ok(operation: Operation, witness: Witness, least: int) -> None:
     if operation.op == "range":
         _judge_range(operation, witness)
         return
-    for part in operation.parts or (operation,):
+    for part in operation.steps:
         _judge_part(part, operation, witness)
 
 
@@ -138,7 +138,7 @@ def _judge_unanswered(operation: Operation, witness: Witness, least: int) -> Non
     if operation.status == "fail":
         _judge_no_effect(operation, witness)
         return
-    for part in operation.parts or (operation,):
+    for part in operation.steps:
         if part.op == "put" and part.arg in witness.places:
             revision, key = witness.places[part.arg]
             assert key == part.key, operation
@@ -148,7 +148,7 @@ def _judge_unanswered(operation: Operation, witness: Witness, least: int) -> Non
 
 
 def _judge_no_effect(operation: Operation, witness: Witness) -> None:
-    for part in operation.parts or (operation,):
+    for part in operation.steps:
         assert part.op != "put" or part.arg not in witness.places, ("I29: said to have no effect", operation)
 
 
@@ -157,7 +157,7 @@ def _judge_deletions(operations: Sequence[Operation], witness: Witness) -> None:
     claimed: dict[str, list[int]] = {}
     open_: dict[str, int] = {}
     for operation in operations:
-        for part in operation.parts or (operation,):
+        for part in operation.steps:
             if part.op != "delete":
                 continue
             if operation.status == "info":
