@@ -16,7 +16,7 @@ from kvnode.check.describe import describe
 from kvnode.check.history import Operation, Seen, first_call
 from kvnode.check.linearizability import Search, search
 from kvnode.check.partitions import Partition, partition
-from kvnode.check.verdict import Problem, Result, Verdict
+from kvnode.check.verdict import Counts, Problem, Result, Verdict
 
 BUDGET_STATES = 100_000
 """States that the searches of one history may visit together: seconds, at ten to seventy microseconds each."""
@@ -46,24 +46,27 @@ def judge(
     problems = [*outcomes.check(accounts, final), *testimony.problems]
     groups = [part for part in partition(accounts, keys, final) if len(part.keys) > 1]
     states = 0
-    gave_up = 0
+    gave_up = False
     # Each key first, by what is said of it alone: a violation that shows there is found sooner, and is easier to read.
     for part in [*partition(accounts, keys, final, group_keys_max=1), *groups]:
         if len(part.keys) > 1 and any(problem.rule == NOT_LINEARIZABLE for problem in problems):
             break
         found = search(part, budget - states)
         states += found.states
-        gave_up += found.result == "unknown"
+        gave_up |= found.result == "unknown"
         if found.result == "failed":
             problems.append(_no_order(part, found, operations))
     result: Result = "failed" if problems else "unknown" if gave_up else "ok"
-    counts = _counts(operations) | {
-        "keys": len(keys),
-        "groups": len(groups),
-        "states": states,
-        "unknown": gave_up,
-        "placed_by_revision": testimony.placed,
-    }
+    statuses = Counter(operation.status for operation in operations)
+    counts = Counts(
+        operations=len(operations),
+        ok=statuses["ok"],
+        fail=statuses["fail"],
+        info=statuses["info"],
+        keys=len(keys),
+        groups=len(groups),
+        states=states,
+    )
     return Verdict(result, tuple(problems), counts, testimony.gaps)
 
 
@@ -84,17 +87,3 @@ def _no_order(part: Partition, found: Search, operations: Sequence[Operation]) -
         found.prefix,
         found.state,
     )
-
-
-def _counts(operations: Sequence[Operation]) -> dict[str, int]:
-    statuses = Counter(operation.status for operation in operations)
-    reads = sum(operation.op in {"get", "range"} for operation in operations)
-    return {
-        "operations": len(operations),
-        "ok": statuses["ok"],
-        "fail": statuses["fail"],
-        "info": statuses["info"],
-        "reads": reads,
-        "writes": len(operations) - reads,
-        "conditions_failed": sum(not operation.held for operation in operations),
-    }

@@ -63,11 +63,10 @@ def html(operations: Sequence[Operation], verdict: Verdict) -> str:
 def headline(verdict: Verdict) -> str:
     counts = verdict.counts
     said = {"ok": "ok", "failed": f"FAILED, {_many(len(verdict.problems), 'problem')}", "unknown": "UNKNOWN"}
-    operations = _many(counts.get("operations", 0), "operation")
     return (
-        f"history: {said[verdict.result]} ({operations}: {counts.get('ok', 0)} ok, "
-        f"{counts.get('fail', 0)} not applied, {counts.get('info', 0)} without an answer; "
-        f"{_many(counts.get('keys', 0), 'key')}; {_many(counts.get('states', 0), 'state')} searched)"
+        f"history: {said[verdict.result]} ({_many(counts.operations, 'operation')}: {counts.ok} ok, "
+        f"{counts.fail} not applied, {counts.info} without an answer; "
+        f"{_many(counts.keys, 'key')}; {_many(counts.states, 'state')} searched)"
     )
 
 

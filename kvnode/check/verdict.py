@@ -21,6 +21,18 @@ class Problem(msgspec.Struct, frozen=True):
     state: dict[str, str] = {}  # of a failed search: what each key would hold after `prefix`
 
 
+class Counts(msgspec.Struct, frozen=True):
+    """What was judged, and what it took."""
+
+    operations: int
+    ok: int
+    fail: int
+    info: int
+    keys: int
+    groups: int  # of several keys, judged together
+    states: int  # that the searches visited
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """The judgement of one history.
 
@@ -30,6 +42,6 @@ class Verdict(msgspec.Struct, frozen=True):
     """
 
     result: Result
-    problems: tuple[Problem, ...] = ()
-    counts: dict[str, int] = {}  # operations, ok, fail, info, writes, reads, keys, groups, states, …
-    gaps: tuple[str, ...] = ()  # where the evidence by revisions is incomplete, in words
+    problems: tuple[Problem, ...]
+    counts: Counts
+    gaps: tuple[str, ...]  # where the evidence by revisions is incomplete, in words

@@ -50,15 +50,17 @@ async def everything(cluster: ChaosCluster) -> tuple[dict[str, Seen], list[str]]
     return first, [f"node {node} shows other data than node 1" for node in found if found[node] != first]
 
 
-def judge(operations: Sequence[Operation], final: Mapping[str, Seen], home: Path) -> list[str]:
+def judge(
+    operations: Sequence[Operation], final: Mapping[str, Seen], home: Path, *, budget: int = BUDGET_STATES
+) -> list[str]:
     """Contradictions in the clients' history, which began with an empty store and ended with `final`.
 
     If there are any, `home` gets a report of them: verdict.txt to read, verdict.html with every client's line of time.
     """
-    verdict = judge_history(operations, final=final, budget=BUDGET_STATES)
+    verdict = judge_history(operations, final=final, budget=budget)
     found = [f"{problem.rule}: {problem.message}" for problem in verdict.problems]
     if verdict.result == "unknown":
-        found.append(f"the checker gave up on {verdict.counts['groups_unknown']} of {verdict.counts['groups']} groups")
+        found.append(f"the checker gave up: {report.headline(verdict)}")
     if verdict.result != "ok":
         (home / "verdict.txt").write_text(report.text(operations, verdict), encoding="utf-8")
         (home / "verdict.html").write_text(report.html(operations, verdict), encoding="utf-8")

@@ -79,8 +79,8 @@ def test_a_long_legal_history_is_judged_by_few_states():
     history = legal(1, Shape(operations=4000, keys=10, clients=8, unanswered=0.02))
     verdict = judge(history.operations, final=history.final)
     assert (verdict.result, verdict.problems) == ("ok", ())
-    assert verdict.counts["groups"] == 1
-    assert verdict.counts["states"] < verdict.counts["operations"], verdict.counts
+    assert verdict.counts.groups == 1
+    assert verdict.counts.states < verdict.counts.operations, verdict.counts
 
 
 def test_each_checker_alone_would_not_do():

@@ -20,3 +20,9 @@ def test_a_lost_write_is_told_and_reported(tmp_path: Path):
     assert problems
     assert "c/0/1" in (tmp_path / "verdict.txt").read_text(encoding="utf-8")
     assert "<" in (tmp_path / "verdict.html").read_text(encoding="utf-8")
+
+
+def test_giving_up_is_a_problem_and_reported(tmp_path: Path):
+    (problem,) = judge([PUT], {"c/0/1": Seen("c/0/1", "v1", 2, 1)}, tmp_path, budget=0)
+    assert problem.startswith("the checker gave up: history: UNKNOWN (1 operation: ")
+    assert "This is not a pass" in (tmp_path / "verdict.txt").read_text(encoding="utf-8")
