@@ -1,9 +1,9 @@
 """Mutants: kvnode broken on purpose, one rule at a time; the tests, and the simulator, must notice.
 
 Each canary replaces one exact text in one file of a copy of the tree. Then the tests that guard the rule run there,
-and, where the canary names a tier and the simulator is there, fresh simulated runs until one fails. A canary that
-survives is a rule nobody guards; a text that is not found once is a canary that has gone stale. Both are failures
-of this script, as are tests or runs that fail without any mutation.
+and, where the canary names a tier, fresh simulated runs until one fails. A canary that survives is a rule nobody
+guards; a text that is not found once is a canary that has gone stale. Both are failures of this script, as are tests
+or runs that fail without any mutation.
 
     python scripts/mutants.py                 all, as a table
     python scripts/mutants.py own-term        only those whose name contains the word
@@ -83,9 +83,9 @@ def main(arguments: list[str]) -> int:
     chosen = [canary for canary in CANARIES if not words or any(word in canary.name for word in words)]
     with_tests, with_sim = "--sim-only" not in arguments, "--no-sim" not in arguments
     if not with_tests:
-        chosen = [canary for canary in chosen if canary.sim and _has_simulator(ROOT, canary.sim[0])]
+        chosen = [canary for canary in chosen if canary.sim]
     if not chosen:
-        print("no such mutant, or no simulator for it; known:", ", ".join(canary.name for canary in CANARIES))
+        print("no such mutant, or none for the simulator; known:", ", ".join(canary.name for canary in CANARIES))
         return 2
     with tempfile.TemporaryDirectory(prefix="kvnode-mutants-") as temporary:
         trees: SimpleQueue[Path] = SimpleQueue()
@@ -120,7 +120,7 @@ def _unhealthy(tree: Path, chosen: Sequence[Canary], *, with_tests: bool, with_s
         if run.code != 0:
             return f"{run.output}\nthe tests fail without any mutation"
     for tier in dict.fromkeys(canary.sim[0] for canary in chosen if canary.sim):
-        if with_sim and _has_simulator(tree, tier):
+        if with_sim:
             found = _run_sim(tree, tier, HEALTHY_SEEDS)
             if found.caught:
                 return f"the simulator ({tier}) fails without any mutation: {found.text}"
@@ -146,7 +146,7 @@ def _try(tree: Path, canary: Canary, *, with_tests: bool, with_sim: bool) -> lis
     try:
         if with_tests:
             found.append(_judge_tests(_run_tests(tree, canary.tests)))
-        if with_sim and canary.sim and _has_simulator(tree, canary.sim[0]):
+        if with_sim and canary.sim:
             found.append(_run_sim(tree, *canary.sim))
     finally:
         file.write_text(original, encoding="utf-8")
@@ -160,10 +160,6 @@ def _judge_tests(run: Run) -> Verdict:
     if run.code == 0:
         return Verdict(False, f"SURVIVED the tests ({run.seconds:.0f} s)")
     return Verdict(False, f"BROKEN: the tests ended with {run.code}: {' '.join(run.output.split())[-300:]}")
-
-
-def _has_simulator(tree: Path, tier: str) -> bool:
-    return (tree / "kvnode" / "sim" / tier / "run.py").is_file()
 
 
 def _run_sim(tree: Path, tier: str, seeds: int) -> Verdict:
