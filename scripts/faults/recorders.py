@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from kvnode.bench import http1
 from kvnode.bench.load import Address
 from kvnode.check.history import ANY, Operation, Seen, encode_lines
 
@@ -65,10 +66,7 @@ async def ask(address: Address, method: str, path: str, body: bytes = b"", *, li
         except OSError as error:
             raise NotSent(str(error)) from error
         try:
-            host, port = address
-            lines = [f"{method} {path} HTTP/1.1", f"Host: {host}:{port}", "Connection: close"]
-            lines += [f"Content-Length: {len(body)}", "", ""]
-            writer.write("\r\n".join(lines).encode() + body)
+            writer.write(http1.request(method, path, address, body, headers="Connection: close\r\n"))
             raw = await reader.read()
         finally:
             writer.close()
