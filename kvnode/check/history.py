@@ -15,12 +15,13 @@ Source: the history format of Knossos and Porcupine; Herlihy & Wing, "Linearizab
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
 Kind = Literal["put", "get", "delete", "range", "txn"]
 Status = Literal["ok", "fail", "info"]
+_Line = TypeVar("_Line")
 
 ANY = -1
 """`exp` of a write without a condition."""
@@ -86,7 +87,6 @@ def first_call(operations: Iterable[Operation]) -> int:
 
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Operation).decode
 
 
 def encode_lines(operations: Iterable[Operation]) -> Iterator[bytes]:
@@ -96,10 +96,17 @@ def encode_lines(operations: Iterable[Operation]) -> Iterator[bytes]:
 
 def decode_lines(lines: Iterable[bytes]) -> list[Operation]:
     """Raises: ValueError naming the line."""
-    found = []
+    return list(_decoded(lines, msgspec.json.Decoder(Operation), "operation"))
+
+
+def decode_final(lines: Iterable[bytes]) -> dict[str, Seen]:
+    """What the store held in the end, by key. Raises: ValueError naming the line."""
+    return {item.key: item for item in _decoded(lines, msgspec.json.Decoder(Seen), "item of a final state")}
+
+
+def _decoded(lines: Iterable[bytes], decoder: msgspec.json.Decoder[_Line], what: str) -> Iterator[_Line]:
     for number, line in enumerate(lines, start=1):
         try:
-            found.append(_decode(line))
+            yield decoder.decode(line)
         except msgspec.MsgspecError as error:
-            raise ValueError(f"line {number} is no operation: {error}") from error
-    return found
+            raise ValueError(f"line {number} is no {what}: {error}") from error

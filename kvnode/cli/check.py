@@ -6,12 +6,10 @@ import sys
 from pathlib import Path
 
 import click
-import msgspec
 
 from kvnode.check import report
-from kvnode.check.history import Seen, decode_lines
+from kvnode.check.history import decode_final, decode_lines
 from kvnode.check.judge import BUDGET_STATES, judge
-from kvnode.check.well_formed import MalformedHistory
 from kvnode.cli.main import REFUSED, UNKNOWN_OUTCOME, USAGE
 
 
@@ -46,28 +44,17 @@ def check(history: Path, html: Path | None, budget: int, final: Path | None, oth
     try:
         with history.open("rb") as lines:
             operations = decode_lines(lines)
-        items = None if final is None else _final(final)
+        items = None
+        if final is not None:
+            with final.open("rb") as lines:
+                items = decode_final(lines)
         verdict = judge(operations, final=items, budget=budget, sole_writer=not others_write)
         if html is not None:
             html.write_text(report.html(operations, verdict), encoding="utf-8")
-    except (MalformedHistory, ValueError) as error:
+    except ValueError as error:  # a line that is none; MalformedHistory is one, too
         click.echo(f"kvnode: {error}", err=True)
         sys.exit(USAGE)
     except OSError as error:
         raise click.ClickException(str(error)) from error
     click.echo(report.text(operations, verdict), nl=False)
     sys.exit({"ok": 0, "failed": REFUSED, "unknown": UNKNOWN_OUTCOME}[verdict.result])
-
-
-def _final(path: Path) -> dict[str, Seen]:
-    """Raises: ValueError naming the line."""
-    decode = msgspec.json.Decoder(Seen).decode
-    items = {}
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                item = decode(line)
-            except msgspec.MsgspecError as error:
-                raise ValueError(f"{path}: line {number} is no item: {error}") from error
-            items[item.key] = item
-    return items

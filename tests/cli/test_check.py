@@ -79,3 +79,11 @@ def test_a_file_that_holds_no_history_exits_2(tmp_path: Path):
     result = run(str(path))
     assert result.exit_code == 2
     assert "operation 1: returned before it was called" in result.stderr
+
+
+def test_a_file_that_holds_no_final_state_exits_2(tmp_path: Path):
+    final = tmp_path / "final"
+    final.write_text('{"key": "k", "value": "v", "mod": 2}\n{"key": "m"}\n')
+    result = run(save(tmp_path / "history", legal(1, Shape())), "--final", str(final))
+    assert result.exit_code == 2
+    assert "line 2 is no item of a final state" in result.stderr
