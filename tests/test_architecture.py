@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "kvnode"
 
 ROWS: tuple[frozenset[str], ...] = (
-    frozenset({"ids", "kv", "clocks", "config", "errors", "observe", "tls", "version", "checkout"}),
+    frozenset({"ids", "kv", "clocks", "config", "errors", "observe", "tls", "version", "checkout", "perturb"}),
     frozenset({"raft", "machine", "gossip", "check", "wire"}),
     frozenset({"node", "storage", "transport", "api", "client", "recipes"}),
     frozenset({"server"}),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+from kvnode import perturb
 from kvnode.clocks.clock import Clock
 from kvnode.config import StorageSection
 from kvnode.ids import Index
@@ -107,9 +108,11 @@ class Applier:
         while machine.applied_index < self._target and not self.is_held_back:
             first = Index(machine.applied_index + 1)
             entries = self._raft.entries(first, self._target, SLICE_BYTES)
-            if entries is None:
+            if entries is None or perturb.at("entries-forgotten"):
                 self._read_log(first)
                 break
+            if perturb.at("apply-one"):
+                entries, stop_ns = entries[:1], 0
             self._apply(entries, stop_ns)
             if self._unfinished is not None or (
                 self._clock.elapsed_ns() >= stop_ns and machine.applied_index < self._target
@@ -193,7 +196,8 @@ class Applier:
         machine, settings = self._machine, self._settings
         if self._cut is not None or self._halted:
             return
-        if machine.recent_versions >= settings.flush_versions or machine.recent_bytes >= settings.flush_bytes:
+        is_due = machine.recent_versions >= settings.flush_versions or machine.recent_bytes >= settings.flush_bytes
+        if is_due or perturb.at("flush-early"):
             self.flush()
         elif self._flush_timer is None:
             self._flush_timer = self._loop.call_later(settings.flush_ms / 1e3, self._flush_due)

@@ -16,6 +16,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from kvnode import perturb
 from kvnode.clocks.clock import Clock
 from kvnode.ids import NO_WRITE, WriteNumber
 from kvnode.node.ports import LogStore
@@ -106,6 +107,8 @@ class LogWriter:
             size += sum(map(entry_bytes, write.entries))
             entries += len(write.entries)
             batch.append(write)
+            if perturb.at("batch-of-one"):
+                break
         self._busy = True
         self._busy_since_ms = self._clock.monotonic_ms()
         number, log, elapsed_ns = batch[-1].number, self._log, self._clock.elapsed_ns

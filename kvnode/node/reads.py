@@ -15,6 +15,7 @@ import asyncio
 import heapq
 from collections.abc import Callable
 
+from kvnode import perturb
 from kvnode.errors import Overloaded
 from kvnode.ids import Index
 from kvnode.observe.metrics import Histogram
@@ -71,7 +72,8 @@ class Reads:
         self._number += 1
         self._asked_number = self._number
         self._asked_ns = self._elapsed_ns()
-        self._asked, self._gathering = self._gathering, []
+        many = 1 if perturb.at("round-of-one") else len(self._gathering)
+        self._asked, self._gathering = self._gathering[:many], self._gathering[many:]
         return self._number
 
     def ready(self, number: int, index: Index) -> None:

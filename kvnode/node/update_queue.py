@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from kvnode import perturb
 from kvnode.errors import Overloaded
 from kvnode.raft.messages import ENTRY_OVERHEAD_BYTES, AppendEntries, ForwardProposals, Input, Proposed
 
@@ -68,7 +69,7 @@ class UpdateQueue:
 
     def put_append(self, message: AppendEntries, size: int) -> None:
         """An append of a peer: control, but counted; dropped beyond `PEER_BYTES_MAX` (the leader sends it again)."""
-        if self._append_bytes + size > PEER_BYTES_MAX:
+        if self._append_bytes + size > PEER_BYTES_MAX or perturb.at("append-dropped"):
             self.appends_dropped += 1
             return
         self._append_bytes += size
@@ -78,7 +79,7 @@ class UpdateQueue:
     def put_proposal(self, proposal: Proposed) -> None:
         """Raises: Overloaded (certainly not applied) when the count or the byte bound is reached."""
         size = len(proposal.payload) + ENTRY_OVERHEAD_BYTES
-        if self.length >= self._items_max or self._bytes + size > self._bytes_max:
+        if self.length >= self._items_max or self._bytes + size > self._bytes_max or perturb.at("queue-full"):
             raise Overloaded("the update queue is full", retry_after_ms=RETRY_AFTER_MS)
         self._bytes += size
         self._proposals.append(proposal)
@@ -86,7 +87,8 @@ class UpdateQueue:
 
     def put_forwarded(self, message: ForwardProposals, size: int) -> bool:
         """A follower's proposals; False when a bound is reached (the caller answers `overloaded`)."""
-        if self.length + len(message.batch) > self._items_max or self._bytes + size > self._bytes_max:
+        is_full = self.length + len(message.batch) > self._items_max or self._bytes + size > self._bytes_max
+        if is_full or perturb.at("queue-full"):
             return False
         self._bytes += _forwarded_bytes(message)
         self._forwarded_items += len(message.batch)
@@ -97,7 +99,11 @@ class UpdateQueue:
     def drain(self) -> Batch:
         """All of control, then at most `BATCH_PROPOSALS_MAX` proposals. Wakes again if some remain."""
         control, self._control = self._control, []
-        self._append_bytes = 0
+        if len(control) > 1 and perturb.at("drain-one"):
+            control, self._control = control[:1], control[1:]
+            self._wake()
+        else:
+            self._append_bytes = 0
         forwarded: list[ForwardProposals] = []
         taken = 0
         while self._forwarded and taken < BATCH_PROPOSALS_MAX:

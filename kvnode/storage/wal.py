@@ -23,6 +23,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from kvnode import perturb
 from kvnode.errors import LogCorrupted, StorageFailed
 from kvnode.ids import Index, Term
 from kvnode.raft.messages import Entry, HardState, LogPosition
@@ -178,7 +179,7 @@ class Wal:
             length = len(encoded.buffer)
             if not length:
                 return
-            if not writer.fits(length):
+            if not writer.fits(length) or perturb.at("segment-full"):
                 self._roll(length)
                 encoded = encode_batch(batch, self._state, writer.crc_start, writer.offset)
             writer.put(encoded.buffer)

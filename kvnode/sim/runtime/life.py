@@ -34,10 +34,20 @@ class Life:
         self.nemesis: Nemesis
         self.workload: Workload
         self._rng = self.fork("life")
+        self._perturb_rng = self.fork("perturbations")
+        self._perturbed: dict[str, int] = {}
         self._states = ""
 
     def fork(self, label: str) -> random.Random:
         return random.Random(f"{self.seed}/{label}")
+
+    def perturbs(self, point: str) -> bool:
+        """Whether a node acts in its unusual way at this point now: see `kvnode.perturb`."""
+        chance = self.world.perturbed.get(point, 0.0)
+        if not chance or self._perturb_rng.random() >= chance:
+            return False
+        self._perturbed[point] = self._perturbed.get(point, 0) + 1
+        return True
 
     async def run(self) -> None:
         world = self.world
@@ -135,6 +145,7 @@ class Life:
         """Situations that tests must have met, how often each came about."""
         unknown = sum(operation.note == LeadershipLost.code for operation in self.workload.operations)
         found = self.cluster.observer.marks | ({"forwarded_unknown": unknown} if unknown else {})
+        found |= {f"perturbed_{point}": count for point, count in self._perturbed.items()}
         return dict(sorted(found.items()))
 
     def describe(self) -> str:

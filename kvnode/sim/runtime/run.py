@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 
+from kvnode import perturb
 from kvnode.sim.guard import nothing_real
 from kvnode.sim.loop import run_virtual
 from kvnode.sim.report import SeedReport
@@ -26,6 +27,7 @@ MARKS = {
     "exited_after_fsync_late": "… that was told one fsync too late",
     "quarantine_entered": "a start found a damaged log and set it aside",
     "quarantine_left": "peers had restored everything, and the member voted again",
+    **{f"perturbed_{point}": what for point, what in perturb.POINTS.items()},
 }
 """Situations that runs must bring about, with their meaning."""
 
@@ -60,5 +62,5 @@ def run_seed(seed: int, trace: Trace | None = None) -> SeedReport:
 
 async def _guarded(life: Life) -> None:
     """Not around the loop, whose making needs a pair of sockets to wake it up."""
-    with nothing_real():
+    with nothing_real(), perturb.listening(life.perturbs):
         await life.run()

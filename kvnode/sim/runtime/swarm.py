@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from kvnode import perturb
 from kvnode.sim.disk import FsyncFailure
 from kvnode.sim.runtime.workload import Mix
 
@@ -34,6 +35,7 @@ class World:
     drift: float  # clocks run at 1 ± this
     skew_s: float
     shuffles: bool
+    perturbed: dict[str, float]  # points of `kvnode.perturb` that are on, and how often each strikes
 
 
 def draw(fork: Callable[[str], random.Random], faults: Sequence[str]) -> World:
@@ -56,7 +58,15 @@ def draw(fork: Callable[[str], random.Random], faults: Sequence[str]) -> World:
         drift=rng.choice((0.0, 0.0, 0.02, 0.1, 0.3)),
         skew_s=rng.choice((0.0, 1.0, 1e6)),
         shuffles=rng.random() < 0.8,
+        perturbed=_perturbed(fork("perturb")),
     )
+
+
+def _perturbed(rng: random.Random) -> dict[str, float]:
+    """Which points are on, each with even odds in half of the worlds, and how often they strike."""
+    if rng.random() < 0.5:
+        return {}
+    return {point: rng.choice((0.01, 0.1, 0.5)) for point in perturb.POINTS if rng.random() < 0.5}
 
 
 def _settings(rng: random.Random) -> dict[str, object]:
