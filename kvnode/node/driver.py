@@ -41,7 +41,7 @@ from kvnode.raft.messages import (
     Entry,
     Fetched,
     ForwardProposals,
-    ForwardReply,
+    Overflowed,
     PeerConnected,
     PeerDisconnected,
     PeerMessage,
@@ -138,9 +138,8 @@ class Driver:
             self.queue.put_append(message, size)
         elif isinstance(message, ForwardProposals):
             if not self.queue.put_forwarded(message, size):
-                refused = tuple((proposal.id, Overloaded.code) for proposal in message.batch)
-                reply = ForwardReply(self._raft.term, self._raft.node, refused=refused)
-                self._transport.send(message.sender, reply)
+                ids = tuple(proposal.id for proposal in message.batch)
+                self.queue.put_control(Overflowed(message.sender, ids))
         else:
             self.queue.put_control(message)
 

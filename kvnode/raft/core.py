@@ -28,6 +28,7 @@ from kvnode.raft.messages import (
     ForwardProposals,
     ForwardReply,
     Input,
+    Overflowed,
     PeerConnected,
     PeerDisconnected,
     PeerMessage,
@@ -79,11 +80,7 @@ class Raft:
     def step(self, now_ms: int, wall_ms: int, cause: Input) -> None:
         """Take in one message or local cause. Its effects wait for `take_output`."""
         state = self.state
-        gap_ms = now_ms - state.now_ms
-        state.now_ms = max(now_ms, state.now_ms)
-        state.wall_ms = wall_ms
-        if gap_ms > state.settings.election_timeout_ms and state.leadership is not None:
-            election.check_quorum(state, state.leadership)  # after a pause, before anything is done as a leader
+        self._tell_time(now_ms, wall_ms)
         if isinstance(cause, _PEER_MESSAGES) and not self._admit(cause):
             return
         match cause:
@@ -99,6 +96,8 @@ class Raft:
                 read_index.on_read_request(state, cause.number)
             case ForwardProposals():
                 forwarding.on_forward_proposals(state, cause)
+            case Overflowed():
+                forwarding.on_overflowed(state, cause)
             case ForwardReply():
                 forwarding.on_forward_reply(state, cause)
             case ReadIndexRequest():
@@ -127,6 +126,14 @@ class Raft:
                 quarantine.on_lifted(state)
             case _:
                 assert_never(cause)
+
+    def _tell_time(self, now_ms: int, wall_ms: int) -> None:
+        state = self.state
+        gap_ms = now_ms - state.now_ms
+        state.now_ms = max(now_ms, state.now_ms)
+        state.wall_ms = wall_ms
+        if gap_ms > state.settings.election_timeout_ms and state.leadership is not None:
+            election.check_quorum(state, state.leadership)  # after a pause, before anything is done as a leader
 
     def _admit(self, message: PeerMessage) -> bool:
         """Members only, then the rule of terms."""

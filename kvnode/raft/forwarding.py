@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from kvnode.ids import NOBODY, Index, RequestId
 from kvnode.raft import replication
-from kvnode.raft.messages import ForwardProposals, ForwardReply, Proposed
+from kvnode.raft.messages import ForwardProposals, ForwardReply, Overflowed, Proposed
 from kvnode.raft.output import Forwarded, Placed, Refused
 from kvnode.raft.state import RaftState
 
@@ -83,6 +83,11 @@ def on_forward_proposals(state: RaftState, message: ForwardProposals) -> None:
     if taken and state.leadership is not None:
         state.leadership.progress[message.sender].commit_wanted = state.log.last_index
     state.send(message.sender, ForwardReply(state.term, state.node, placed, refused))
+
+
+def on_overflowed(state: RaftState, cause: Overflowed) -> None:
+    """Answer for the queue, as one who leads or not; the answer names our term and waits for it like any other."""
+    state.send(cause.peer, ForwardReply(state.term, state.node, refused=tuple((id_, _OVERLOADED) for id_ in cause.ids)))
 
 
 def on_forward_reply(state: RaftState, message: ForwardReply) -> None:

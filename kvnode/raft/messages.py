@@ -222,6 +222,13 @@ class Proposals(msgspec.Struct, frozen=True, gc=False):
     batch: tuple[Proposed, ...]
 
 
+class Overflowed(msgspec.Struct, frozen=True, gc=False):
+    """Proposals that `peer` forwarded found no room in the update queue: they are refused unseen."""
+
+    peer: NodeId
+    ids: tuple[RequestId, ...]
+
+
 class ReadRequest(msgspec.Struct, frozen=True, gc=False):
     """Reads that arrived since the last request, under one fresh number; answered by `ReadReady` or `ReadFailed`."""
 
@@ -280,6 +287,7 @@ class Fetched(msgspec.Struct, frozen=True, gc=False):
 LocalInput = (
     Tick
     | Proposals
+    | Overflowed
     | ReadRequest
     | Persisted
     | PeerConnected

@@ -84,6 +84,10 @@ class FaultPlan:
         error = error if error is not None else OSError(errno.EIO, os.strerror(errno.EIO))
         self._failures.append(PlannedFailure(number, kind, error, short_write, lasting))
 
+    def is_to_fail(self, kind: str, *, after: int) -> bool:
+        """Whether a call of `kind` behind the first `after` ones is planned to fail."""
+        return any(failure.kind == kind and (failure.lasting or failure.at > after) for failure in self._failures)
+
     def count(self, kind: str) -> int:
         """Calls of one kind so far, failed ones included."""
         return self._counts.get(kind, 0)

@@ -8,6 +8,7 @@ from kvnode.raft.messages import (
     AppendReply,
     ForwardProposals,
     ForwardReply,
+    Overflowed,
     PeerDisconnected,
     Proposals,
     Proposed,
@@ -122,6 +123,21 @@ def test_the_uncommitted_budget_refuses_and_recovers() -> None:
     assert cluster.step(1, Proposals(batch(60))).placed
     cluster.settle()
     cluster.assert_level()
+
+
+def test_what_found_no_room_in_the_queue_is_refused_once_the_term_is_durable() -> None:
+    """I9: the refusal names a term, and a term is on disk before anybody hears of it."""
+    cluster = Cluster(3)
+    cluster.elect(1)
+    refused = Overflowed(NodeId(2), (RequestId(7), RequestId(8)))
+    (send,) = cluster.step(1, refused).sends
+    assert send.message == ForwardReply(Term(1), NodeId(1), refused=((7, "overloaded"), (8, "overloaded")))
+    assert send.after == 0
+    output = cluster.feed(1, AppendReply(Term(6), NodeId(3), accepted=False, index=Index(0)), refused)
+    (send,) = [send for send in output.sends if isinstance(send.message, ForwardReply)]
+    assert send.message.term == 6
+    assert output.persist is not None
+    assert send.after == output.persist.number
 
 
 def test_proposals_of_a_node_that_lost_office_in_the_same_batch_are_not_lost() -> None:

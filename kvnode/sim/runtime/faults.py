@@ -282,9 +282,12 @@ def _write_error(nemesis: Nemesis, victim: NodeId) -> bool:
 
 
 def _read_error(nemesis: Nemesis, victim: NodeId) -> bool:
-    nemesis.may_fail.setdefault(victim, "read_error")
     disk = nemesis.member(victim).disk
-    disk.fail_at(disk.count("pread") + nemesis.rng.randint(1, 3), kind="pread")
+    at = disk.count("pread") + nemesis.rng.randint(1, 3)
+    if disk.is_to_fail("pread", after=disk.count("pread")):
+        return False  # a read that fails, and fails again at once, is taken for damage
+    nemesis.may_fail.setdefault(victim, "read_error")
+    disk.fail_at(at, kind="pread")
     return True
 
 
