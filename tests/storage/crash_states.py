@@ -66,7 +66,7 @@ def _all(disk: FakeDisk, cuts: int, runs_max: int) -> list[Found]:
 
 
 def stop_everywhere(
-    make_disk: Callable[[], FakeDisk], work: Callable[[FakeDisk], None]
+    make_disk: Callable[[], FakeDisk], work: Callable[[FakeDisk], object]
 ) -> Iterator[tuple[FakeDisk, int]]:
     """Run `work` once for each changing call it makes, and end the process before that call; once to its end."""
     change = 0

@@ -19,6 +19,7 @@ from tests.storage.crash_states import crash_states, stop_everywhere
 from tests.storage.second_opinion import SecondOpinion
 from tests.storage.wal_world import (
     HOME,
+    ROOM,
     Expected,
     Step,
     entry,
@@ -27,6 +28,7 @@ from tests.storage.wal_world import (
     open_wal,
     persist,
     recover,
+    segments,
     view,
 )
 
@@ -47,8 +49,6 @@ ACROSS: list[Step] = [
 DROPPING: list[Step] = [*ACROSS[:3], [persist(4, entry(4, text=b"d" * 1900), commit=3)], "drop 3", "close"]
 
 OLD = 12  # entries of the log that a conflict cuts
-
-ROOM = {"segment_bytes": 8192, "batch_bytes_max": 2048}
 
 
 def durable_start(steps: list[Step]) -> tuple[FakeDisk, Expected]:
@@ -108,10 +108,6 @@ def test_s64_crash_while_a_prefix_is_dropped(tmp_path: Path) -> None:
             came_back += len(found.report.stale)
     print(f"S64 while dropping: {states} states at {change} places, {came_back} segments came back beyond a gap")
     assert came_back
-
-
-def segments(disk: FakeDisk) -> list[str]:
-    return [path for path in disk.files() if path.endswith(".wal")]
 
 
 def test_f12_every_subset_of_dropped_segments_may_come_back(tmp_path: Path) -> None:

@@ -14,10 +14,24 @@ import pytest
 from kvnode.errors import LogCorrupted
 from kvnode.ids import Index
 from kvnode.sim.disk import FakeDisk
-from kvnode.storage.segment import HEADER_BYTES
+from kvnode.storage.segment import HEADER_BYTES, SECTOR_BYTES
 from kvnode.storage.wal import Recovered
 from tests.storage.second_opinion import SecondOpinion
-from tests.storage.wal_world import HOME, Expected, LogView, Step, entry, new_disk, open_wal, persist, run, view
+from tests.storage.wal_world import (
+    HOME,
+    ROOM,
+    Expected,
+    LogView,
+    Step,
+    entry,
+    made,
+    new_disk,
+    open_wal,
+    persist,
+    run,
+    segments,
+    view,
+)
 
 ONE: list[Step] = [
     [persist(1, state=(1, 2))],
@@ -31,18 +45,6 @@ MANY: list[Step] = [
     *[[persist(i + 1, entry(i, text=bytes([60 + i]) * 600), commit=i - 1)] for i in range(1, 15)],
     "close",
 ]
-ROOM = {"segment_bytes": 8192, "batch_bytes_max": 2048}
-SECTOR = 512
-
-
-def make(steps: list[Step]) -> tuple[FakeDisk, LogView]:
-    disk, expected = new_disk(), Expected()
-    run(disk, steps, expected, **ROOM)
-    return disk.kill(), expected.view
-
-
-def segments(disk: FakeDisk) -> list[str]:
-    return [path for path in disk.files() if path.endswith(".wal")]
 
 
 def written_end(disk: FakeDisk, path: str) -> int:
@@ -71,7 +73,7 @@ class Sweep:
 @pytest.mark.parametrize("steps", [ONE, MANY], ids=["one", "many"])
 def test_s65_single_byte_flip_sweep(steps: list[Step], tmp_path: Path) -> None:
     """Every byte of every record, one bit of it or all; the zeros of headers and of free space by sample."""
-    sweep = Sweep(*make(steps), tmp_path)
+    sweep = Sweep(*made(steps, **ROOM), tmp_path)
     fine = 1 if steps is ONE else 17
     for path in segments(sweep.image):
         content, end = sweep.image.content(path), written_end(sweep.image, path)
@@ -81,14 +83,14 @@ def test_s65_single_byte_flip_sweep(steps: list[Step], tmp_path: Path) -> None:
             disk = sweep.image.kill()
             disk.damage(path, offset, bytes([content[offset] ^ pattern]))
             outcome = sweep.hold(disk, f"{path} {offset} ^ {pattern}")
-            assert outcome == "refused" or offset > end - 2 * SECTOR, (path, offset)
+            assert outcome == "refused" or offset > end - 2 * SECTOR_BYTES, (path, offset)
     print(f"S65: {sweep.opinion.counts}")
     assert sweep.opinion.refused > 500
 
 
 def test_s65_flips_below_the_applied_index_are_found_at_the_latest_when_read(tmp_path: Path) -> None:
     """A start does not scan sealed segments that are applied. Damage there is refused then, or by whoever reads it."""
-    image, (entries, _, _) = make(MANY)
+    image, (entries, _, _) = made(MANY, **ROOM)
     unseen = 0
     for path in segments(image):
         for offset in range(0, written_end(image, path), 37):
@@ -113,19 +115,19 @@ def test_s66_zero_sector_sweep(steps: list[Step], tmp_path: Path) -> None:
 
     Left out: runs of several that reach the end of the last segment. They take the last writes and every proof of them.
     """
-    sweep = Sweep(*make(steps), tmp_path)
+    sweep = Sweep(*made(steps, **ROOM), tmp_path)
     for path in segments(sweep.image):
-        used = -(-written_end(sweep.image, path) // SECTOR)
+        used = -(-written_end(sweep.image, path) // SECTOR_BYTES)
         for first in range(used):
             for count in range(1, 5):
                 reaches_end = path == segments(sweep.image)[-1] and first + count == used
                 if first + count > used or (reaches_end and count > 1):
                     continue
-                zeros = bytes(SECTOR * count)
+                zeros = bytes(SECTOR_BYTES * count)
                 disk = sweep.image.kill()
-                disk.damage(path, first * SECTOR, zeros)
+                disk.damage(path, first * SECTOR_BYTES, zeros)
                 outcome = sweep.hold(disk, f"{path} {first}+{count}")
-                held = any(sweep.image.content(path)[first * SECTOR : (first + count) * SECTOR])
+                held = any(sweep.image.content(path)[first * SECTOR_BYTES : (first + count) * SECTOR_BYTES])
                 assert outcome == "refused" or reaches_end or not held, (path, first, count)
     print(f"S66 zeroed: {sweep.opinion.counts}")
     assert sweep.opinion.refused > 10
@@ -134,9 +136,9 @@ def test_s66_zero_sector_sweep(steps: list[Step], tmp_path: Path) -> None:
 @pytest.mark.parametrize("steps", [ONE, MANY], ids=["one", "many"])
 def test_s66_stale_sector_sweep(steps: list[Step], tmp_path: Path) -> None:
     """F20: each sector as it was before its last synced change, and all pairs of them."""
-    sweep = Sweep(*make(steps), tmp_path)
+    sweep = Sweep(*made(steps, **ROOM), tmp_path)
     for path in segments(sweep.image):
-        used = range(-(-written_end(sweep.image, path) // SECTOR))
+        used = range(-(-written_end(sweep.image, path) // SECTOR_BYTES))
         places = [sector for sector in used if sweep.image.kill().stale_sector(path, sector)]
         assert places
         for chosen in [*combinations(places, 1), *combinations(places, 2)]:
@@ -151,12 +153,12 @@ def test_s66_stale_sector_sweep(steps: list[Step], tmp_path: Path) -> None:
 @pytest.mark.parametrize("steps", [ONE, MANY], ids=["one", "many"])
 def test_s66_swap_sectors(steps: list[Step], tmp_path: Path) -> None:
     """F20: every two sectors of a file exchanged, and every sector overwritten with the same one of another file."""
-    sweep = Sweep(*make(steps), tmp_path)
+    sweep = Sweep(*made(steps, **ROOM), tmp_path)
     paths = segments(sweep.image)
     for path in paths:
         content = sweep.image.content(path)
-        used = -(-written_end(sweep.image, path) // SECTOR)
-        pieces = [content[at * SECTOR : (at + 1) * SECTOR] for at in range(used + 1)]
+        used = -(-written_end(sweep.image, path) // SECTOR_BYTES)
+        pieces = [content[at * SECTOR_BYTES : (at + 1) * SECTOR_BYTES] for at in range(used + 1)]
         for one, other in combinations(range(used + 1), 2):
             if pieces[one] != pieces[other] and (steps is ONE or other - one < 4):
                 disk = sweep.image.kill()
@@ -164,11 +166,11 @@ def test_s66_swap_sectors(steps: list[Step], tmp_path: Path) -> None:
                 sweep.hold(disk, f"{path} {one}<>{other}")
         for other_path in paths:
             for at in range(used):
-                piece = sweep.image.content(other_path)[at * SECTOR : (at + 1) * SECTOR]
+                piece = sweep.image.content(other_path)[at * SECTOR_BYTES : (at + 1) * SECTOR_BYTES]
                 if piece != pieces[at]:
                     where = f"{path} {at} from {other_path}"
                     disk = sweep.image.kill()
-                    disk.damage(path, at * SECTOR, piece)
+                    disk.damage(path, at * SECTOR_BYTES, piece)
                     sweep.hold(disk, where)
     print(f"S66 swapped: {sweep.opinion.counts}")
     assert sweep.opinion.refused > 30
@@ -176,18 +178,20 @@ def test_s66_swap_sectors(steps: list[Step], tmp_path: Path) -> None:
 
 def test_s66_unreadable_sector_sweep() -> None:
     """F24: each sector answers EIO. Alone, a start refuses by name and cuts nothing: readable again, all is there."""
-    image, before = make(ONE)
+    image, before = made(ONE, **ROOM)
     (path,) = segments(image)
     failed = 0
-    for sector in range(len(image.content(path)) // SECTOR):
+    for sector in range(len(image.content(path)) // SECTOR_BYTES):
         disk = image.kill()
         disk.unreadable_sector(path, sector)
         with pytest.raises(LogCorrupted, match=r"cannot (read|be read).*input/output error") as refusal:
             open_wal(disk, **ROOM)
         assert refusal.value.repairable
         assert refusal.value.detail["file"] == path
-        is_header = sector < HEADER_BYTES // SECTOR
-        records = range(sector * SECTOR - 200, (sector + 1) * SECTOR)  # the first one may begin in the sector before
+        is_header = sector < HEADER_BYTES // SECTOR_BYTES
+        records = range(
+            sector * SECTOR_BYTES - 200, (sector + 1) * SECTOR_BYTES
+        )  # the first one may begin in the sector before
         assert refusal.value.detail["offset"] in (range(1) if is_header else records)
         failed += 1
         assert disk.content(path) == image.content(path)
@@ -234,7 +238,7 @@ def test_f18_the_last_write_is_torn_unless_anything_proves_that_it_was_durable(
     places = {
         "first byte": (start, 1),
         "head zeroed": (start, 48),
-        "first sector": (start // SECTOR * SECTOR + SECTOR, SECTOR),
+        "first sector": (start // SECTOR_BYTES * SECTOR_BYTES + SECTOR_BYTES, SECTOR_BYTES),
         "middle": (start + 300, 20),
         "last record": (end - 60, 8),
     }
@@ -267,7 +271,7 @@ def test_f18_the_last_write_is_torn_unless_anything_proves_that_it_was_durable(
 @pytest.mark.parametrize("applied", [0, 14], ids=["store empty", "store level"])
 def test_f21_every_segment_missing_or_cut_is_refused_by_name(how: str, applied: int, tmp_path: Path) -> None:
     """Also those whose entries the store has: a log with a gap, or without its beginning, is not this node's log."""
-    image, before = make(MANY)
+    image, before = made(MANY, **ROOM)
     paths = segments(image)
     assert len(paths) >= 4
     for number, path in enumerate(paths):
@@ -291,7 +295,7 @@ def test_f21_every_segment_missing_or_cut_is_refused_by_name(how: str, applied: 
 
 def test_f21_extra_files_are_left_alone_or_swept_and_change_nothing(tmp_path: Path) -> None:
     """Strangers stay and are reported; a leftover of the next segment goes; copies of torn ends stay."""
-    image, before = make(MANY)
+    image, before = made(MANY, **ROOM)
     names = ["notes.txt", "next.tmp", "torn-0000000001-0000004096.bin", "0000000001.wal", "1-2.wal", ".hidden"]
     for name in names:
         if image.exists(f"{HOME}/{name}"):

@@ -18,35 +18,28 @@ from kvnode.errors import LogCorrupted, StorageFailed
 from kvnode.ids import Index
 from kvnode.sim.choices import RandomChoices
 from kvnode.sim.disk import FakeDisk, FsyncFailure
+from kvnode.sim.fault_plan import CHANGING
 from kvnode.storage.datadir import DataDir, PeerBoot
 from kvnode.storage.realdisk import RealDisk
 from kvnode.storage.wal import Wal
 from tests.storage.crash_states import crash_states
 from tests.storage.second_opinion import SecondOpinion
-from tests.storage.wal_world import Expected, Step, entry, go_on, new_disk, open_wal, persist, recover, view
-
-CALLS = (
-    "create",
-    "open",
-    "exists",
-    "listdir",
-    "size",
-    "pread",
-    "pwrite",
-    "preallocate",
-    "truncate",
-    "fdatasync",
-    "fsync",
-    "rename",
-    "unlink",
-    "fsync_dir",
-    "close",
-    "mkdir",
-    "lock",
-    "filesystem",
+from tests.storage.wal_world import (
+    ROOM,
+    Expected,
+    Step,
+    entry,
+    go_on,
+    new_disk,
+    open_wal,
+    persist,
+    recover,
+    segments,
+    view,
 )
+
+CALLS = (*CHANGING, "open", "exists", "listdir", "size", "pread", "close", "filesystem")
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EMFILE, errno.EDQUOT)
-ROOM = {"segment_bytes": 8192, "batch_bytes_max": 2048}
 
 # One step for each kind of change that an fsync covers.
 LIFE: dict[str, Step] = {
@@ -73,7 +66,7 @@ def torn_start() -> tuple[FakeDisk, Expected]:
     offset = wal._writer.offset
     wal.write([persist(5, entry(5))])
     disk = disk.kill()
-    disk.flip_bit([path for path in disk.files() if path.endswith(".wal")][-1], offset + 20)
+    disk.flip_bit(segments(disk)[-1], offset + 20)
     return disk, expected
 
 

@@ -29,7 +29,7 @@ from kvnode.storage.small_file import write_small
 from kvnode.storage.wal import Stamp, Wal
 from kvnode.wire.codec import decode_request, encode_request
 from tests.storage.crash_states import crash_states, stop_everywhere
-from tests.storage.wal_world import entry, new_disk, open_wal, persist, reopened
+from tests.storage.wal_world import entry, new_disk, open_wal, persist, reopened, segments
 
 HOME = "/data/n1"
 CLUSTER = 7
@@ -117,7 +117,7 @@ def test_s72_first_boot_crash_sweep() -> None:
             again = after.kill()
             assert Start(again, seed=10).data.identity == start.data.identity, where
             if said.term:
-                for path in [path for path in image.files() if path.endswith(".wal")]:
+                for path in segments(image):
                     image.unlink(path)
                 with pytest.raises(LogCorrupted, match="holds no log, but this node has been part"):
                     Start(image)
@@ -347,7 +347,7 @@ def test_f22_no_field_of_a_segment_header_is_ever_made_up() -> None:
     """Zeroed, all ones or one more: refused with the file named, never term 0 and no vote."""
     assert len(SegmentHeader.__struct_fields__) == 13
     image = log_of(LAST)
-    paths = [path for path in image.files() if path.endswith(".wal")]
+    paths = segments(image)
     assert len(paths) >= 3
     for path in paths:
         for field, (offset, length) in HEADER_FIELDS.items():

@@ -7,7 +7,8 @@ import pytest
 from kvnode.errors import LogCorrupted
 from kvnode.storage.segment import HEADER_BYTES, SECTOR_BYTES
 from kvnode.storage.wal import Wal
-from tests.storage.test_wal_salvage import LONG, SHORT, VOTES, judge, made, scrub, segments, start
+from tests.storage.salvage_world import LONG, SHORT, VOTES, judge, scrub, start
+from tests.storage.wal_world import made, segments
 
 
 def scrubbed(wal: Wal) -> LogCorrupted | None:

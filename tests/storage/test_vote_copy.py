@@ -7,8 +7,9 @@ from zlib import crc32
 from kvnode.ids import Index, NodeId, Term
 from kvnode.raft.messages import HardState
 from kvnode.sim.choices import every_choice
-from kvnode.sim.disk import SimulatedCrash
+from kvnode.sim.disk import FakeDisk
 from kvnode.storage.vote_copy import VoteCopy
+from tests.storage.crash_states import stop_everywhere
 from tests.storage.wal_world import HOME, STAMP, new_disk
 
 GOLDEN = (
@@ -68,16 +69,13 @@ def test_anothers_copy_is_none() -> None:
 
 def test_a_torn_write_leaves_the_vote_before_or_the_new_one() -> None:
     states = 0
-    for change in range(1, 40):
+
+    def renewed() -> FakeDisk:
         disk = new_disk()
-        copy = VoteCopy(disk, HOME, STAMP)
-        copy.renew(state(1, 2))
-        disk.crash_at(disk.changes + change)
-        try:
-            copy.keep(state(2, 3))
-            break
-        except SimulatedCrash:
-            pass
+        VoteCopy(disk, HOME, STAMP).renew(state(1, 2))
+        return disk
+
+    for disk, _ in stop_everywhere(renewed, lambda disk: VoteCopy(disk, HOME, STAMP).keep(state(2, 3))):
         for choices in every_choice():
             states += 1
             found = VoteCopy(disk.crash(choices), HOME, STAMP)

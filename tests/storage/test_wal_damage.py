@@ -21,7 +21,20 @@ from kvnode.storage.segment import (
     unpack_header,
 )
 from kvnode.storage.wal import Stamp
-from tests.storage.wal_world import HOME, Expected, LogView, Step, entry, new_disk, open_wal, persist, reopened, run
+from tests.storage.wal_world import (
+    HOME,
+    Expected,
+    LogView,
+    Step,
+    entry,
+    made,
+    new_disk,
+    open_wal,
+    persist,
+    reopened,
+    run,
+    segments,
+)
 
 LOG: list[Step] = [
     [persist(1, state=(1, 2))],
@@ -36,16 +49,6 @@ LONG: list[Step] = [
     *[[persist(i + 1, entry(i, text=bytes([60 + i]) * 900), commit=i - 1)] for i in range(1, 13)],
     "close",
 ]
-
-
-def make(steps: list[Step]) -> tuple[FakeDisk, LogView]:
-    disk, expected = new_disk(), Expected()
-    run(disk, steps, expected)
-    return disk.kill(), expected.view
-
-
-def segments(disk: FakeDisk) -> list[str]:
-    return [path for path in disk.files() if path.endswith(".wal")]
 
 
 def same_or_refused(disk: FakeDisk, before: LogView, path: str, what: str) -> str:
@@ -71,7 +74,7 @@ def written_end(disk: FakeDisk, path: str) -> int:
 
 @pytest.mark.slow
 def test_a_flip_of_any_byte_is_harmless_or_refused() -> None:
-    image, before = make(LOG)
+    image, before = made(LOG)
     (path,) = segments(image)
     end = written_end(image, path)
     refused = 0
@@ -84,7 +87,7 @@ def test_a_flip_of_any_byte_is_harmless_or_refused() -> None:
 
 
 def test_a_flip_in_a_sealed_segment_is_refused() -> None:
-    image, before = make(LONG)
+    image, before = made(LONG)
     first, *_ = paths = segments(image)
     assert len(paths) >= 3
     for offset in range(HEADER_BYTES, written_end(image, first), 13):
@@ -95,7 +98,7 @@ def test_a_flip_in_a_sealed_segment_is_refused() -> None:
 
 @pytest.mark.parametrize("steps", [LOG, LONG], ids=["log", "long"])
 def test_a_zeroed_stale_or_swapped_sector_is_harmless_or_refused(steps: list[Step]) -> None:
-    image, before = make(steps)
+    image, before = made(steps)
     for path in segments(image):
         used = written_end(image, path) // 512 + 2
         for sector in range(min(used, len(image.content(path)) // 512)):
@@ -121,8 +124,8 @@ def cut(image: FakeDisk, path: str, size: int) -> FakeDisk:
 
 
 def test_the_last_segment_cut_at_any_byte_is_the_same_log_or_refused() -> None:
-    unmarked, _ = make(LOG[:-1])
-    image, before = make(LOG)
+    unmarked, _ = made(LOG[:-1])
+    image, before = made(LOG)
     (path,) = segments(image)
     entries_end, end = written_end(unmarked, path), written_end(image, path)
     for size in [*range(0, HEADER_BYTES, 128), *range(HEADER_BYTES, end + 200)]:
@@ -132,7 +135,7 @@ def test_the_last_segment_cut_at_any_byte_is_the_same_log_or_refused() -> None:
 
 
 def test_a_sealed_segment_cut_short_is_refused() -> None:
-    image, before = make(LONG)
+    image, before = made(LONG)
     first = segments(image)[0]
     for size in range(0, written_end(image, first), 501):
         assert same_or_refused(cut(image, first, size), before, first, f"cut at {size}") == "refused"
@@ -160,7 +163,7 @@ def test_a_last_write_lost_whole_or_torn_anywhere_keeps_everything_before_it() -
 
 
 def test_a_missing_or_empty_file_is_refused_by_name() -> None:
-    image, _ = make(LONG)
+    image, _ = made(LONG)
     for path in segments(image):
         disk = image.kill()
         disk.unlink(path)
@@ -176,7 +179,7 @@ def test_an_empty_directory_is_never_an_empty_voter() -> None:
 
 
 def test_two_segments_of_one_number_are_refused() -> None:
-    image, _ = make(LOG)
+    image, _ = made(LOG)
     (path,) = segments(image)
     twin = image.open(path.replace("-00000000000000000001", "-00000000000000000009"), create=True)
     twin.pwrite(0, image.content(path))
@@ -185,7 +188,7 @@ def test_two_segments_of_one_number_are_refused() -> None:
 
 @pytest.mark.parametrize("stamp", [Stamp(1, 2, 0x1234), Stamp(0xC1, 3, 0x1234), Stamp(0xC1, 2, 9)])
 def test_the_log_of_another_node_is_refused(stamp: Stamp) -> None:
-    image, _ = make(LOG)
+    image, _ = made(LOG)
     with pytest.raises(IdentityRefused, match="written by member 2"):
         open_wal(image, stamp=stamp)
 

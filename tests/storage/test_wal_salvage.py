@@ -8,60 +8,30 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from functools import partial
 from zlib import crc32
 
 import pytest
 
 from kvnode.errors import Fatal, LogCorrupted
 from kvnode.ids import Index
-from kvnode.sim.disk import FakeDisk, SimulatedCrash
-from kvnode.storage.log_place import LogPlace
+from kvnode.sim.disk import FakeDisk
 from kvnode.storage.segment import HEADER_BYTES, SECTOR_BYTES
-from kvnode.storage.wal import Recovered, Wal
-from kvnode.storage.wal_salvage import Salvaged, open_log
-from tests.storage.wal_world import HOME, STAMP, Expected, LogView, Step, entry, new_disk, outcomes, persist, run
-
-SHORT: list[Step] = [
-    [persist(1, state=(1, 2))],
-    [persist(2, entry(1), entry(2))],
-    [persist(3, entry(3), commit=2)],
-    [persist(4, entry(3, 2), entry(4, 2), cut=3, state=(2, 1), commit=2)],
-    [persist(5, entry(5, 2), commit=4)],
-    "close",
-]
-
-LONG: list[Step] = [
-    [persist(1, state=(1, 2))],
-    *[[persist(i + 1, entry(i, text=bytes([60 + i]) * 900), commit=i - 1)] for i in range(1, 13)],
-    [persist(14, entry(13, 3), state=(3, 2), commit=12)],
-    "close",
-]
-
-TRUE_COMMIT = {id(SHORT): 4, id(LONG): 12}
-VOTES = f"{HOME}/votes"
-
-
-def made(steps: list[Step]) -> tuple[FakeDisk, LogView]:
-    disk, expected = new_disk(), Expected()
-    run(disk, steps, expected)
-    return disk.kill(), expected.view
-
-
-def start(disk: FakeDisk, *, applied: int = 0, may_salvage: bool = True) -> tuple[Wal, Recovered, Salvaged | None]:
-    place = LogPlace(disk, HOME, STAMP, 8192, 4096, partial(random.Random(11).getrandbits, 64))
-    return open_log(place, applied_index=Index(applied), create=False, may_salvage=may_salvage)
-
-
-def segments(disk: FakeDisk) -> list[str]:
-    return [path for path in disk.files() if path.endswith(".wal") and "damaged-" not in path]
-
-
-def written(steps: list[Step]) -> set[tuple[int, int]]:
-    """(index, term) of everything that was ever in the log."""
-    return {
-        (one.index, one.term) for step in steps if not isinstance(step, str) for each in step for one in each.entries
-    }
+from kvnode.storage.wal import Wal
+from tests.storage.crash_states import stop_everywhere
+from tests.storage.salvage_world import LONG, SHORT, VOTES, judge, scrub, start
+from tests.storage.wal_world import (
+    HOME,
+    Expected,
+    LogView,
+    Step,
+    entry,
+    made,
+    new_disk,
+    outcomes,
+    persist,
+    run,
+    segments,
+)
 
 
 def unreadable(wal: Wal) -> LogCorrupted | None:
@@ -70,28 +40,6 @@ def unreadable(wal: Wal) -> LogCorrupted | None:
     except LogCorrupted as damage:
         return damage
     return None
-
-
-def scrub(wal: Wal) -> None:
-    """One whole pass."""
-    for _ in range(1_000):
-        if wal.scrub(1_000):
-            return
-    raise AssertionError("the pass never ends")
-
-
-def judge(steps: list[Step], before: LogView, wal: Wal, found: Recovered, what: object) -> str:
-    """ "same" or "quarantine"; anything else fails."""
-    entries = wal.read(Index(1), Index(1 << 40), 1 << 40)
-    assert (found.hard_state.term, found.hard_state.vote) == before[1:], what
-    if found.quarantine is None:
-        assert tuple(entries) == before[0], what
-        return "same"
-    assert [one.index for one in entries] == list(range(1, len(entries) + 1)), what
-    assert all((one.index, one.term) in written(steps) for one in entries), what
-    assert found.committed <= TRUE_COMMIT[id(steps)], what
-    assert tuple(entries[: found.committed]) == before[0][: found.committed], what
-    return "quarantine"
 
 
 def damages(steps: list[Step], seed: int) -> Iterator[tuple[str, FakeDisk, LogView]]:
@@ -155,18 +103,13 @@ def test_a_crash_at_any_step_of_salvage_leaves_the_quarantine() -> None:
     image, before = made(LONG)
     damaged = segments(image)[1]
     states = 0
-    change = 0
-    while True:
-        change += 1
+
+    def damaged_disk() -> FakeDisk:
         disk = image.kill()
         disk.flip_bit(damaged, HEADER_BYTES + 300, 4)
-        disk.crash_at(disk.changes + change)
-        done = False
-        try:
-            start(disk)
-            done = True
-        except SimulatedCrash:
-            pass
+        return disk
+
+    for disk, change in stop_everywhere(damaged_disk, start):
         for after, taken in outcomes(disk, exhaustive_max=30, sampled=6, seed=change):
             wal, found, _ = start(after)
             states += 1
@@ -175,8 +118,6 @@ def test_a_crash_at_any_step_of_salvage_leaves_the_quarantine() -> None:
             _, again, salvaged = start(after.kill())
             assert salvaged is None, (change, taken)
             assert again.last_index == found.last_index, (change, taken)
-        if done:
-            break
     print(f"{change} crash points, {states} states")
     assert change > 15
 

@@ -17,13 +17,15 @@ from kvnode.ids import Index, NodeId, Term, WriteNumber
 from kvnode.raft.messages import Entry, EntryKind, HardState
 from kvnode.raft.output import Persist
 from kvnode.sim.choices import Choices, RandomChoices, every_choice
-from kvnode.sim.disk import FakeDisk, SimulatedCrash
+from kvnode.sim.disk import FakeDisk
 from kvnode.storage.disk import Disk
 from kvnode.storage.log_place import LogPlace
 from kvnode.storage.wal import Recovered, Stamp, Wal
+from tests.storage.crash_states import stop_everywhere
 
 STAMP = Stamp(cluster_id=0xC1, member=2, incarnation=0x1234)
 HOME = "/wal"
+ROOM = {"segment_bytes": 8192, "batch_bytes_max": 2048}  # little of it: a few entries fill a segment
 
 LogView = tuple[tuple[Entry, ...], int, int]  # entries, term, vote
 
@@ -126,6 +128,18 @@ def run(disk: FakeDisk, steps: Sequence[Step], expected: Expected, **options: in
     go_on(wal, steps, expected)
 
 
+def made(steps: Sequence[Step], **options: int) -> tuple[FakeDisk, LogView]:
+    """A new log with `steps` done and the process gone, and what it must hold."""
+    disk, expected = new_disk(), Expected()
+    run(disk, steps, expected, **options)
+    return disk.kill(), expected.view
+
+
+def segments(disk: FakeDisk) -> list[str]:
+    """The segments of a log, oldest first; none that was set aside."""
+    return [path for path in disk.files() if path.endswith(".wal") and "damaged-" not in path]
+
+
 def go_on(wal: Wal, steps: Sequence[Step], expected: Expected) -> None:
     for step in steps:
         if step == "mark":
@@ -159,20 +173,15 @@ def crash_everywhere(
     sampled: int = 12,
 ) -> Iterator[tuple[FakeDisk, Expected, str]]:
     """Run `work` once for each changing operation, crash there, and yield every disk that may be found."""
-    change = 0
-    while True:
-        change += 1
-        disk, expected = make_disk(), Expected()
-        disk.crash_at(disk.changes + change)
-        try:
-            work(disk, expected)
-            done = True
-        except SimulatedCrash:
-            done = False
+    told: list[Expected] = []
+
+    def begin(disk: FakeDisk) -> None:
+        told.append(Expected())
+        work(disk, told[-1])
+
+    for disk, change in stop_everywhere(make_disk, begin):
         for after, taken in outcomes(disk, exhaustive_max=exhaustive_max, sampled=sampled, seed=change):
-            yield after, expected.copy(), f"crash before change {change}, choices {taken}"
-        if done:
-            return
+            yield after, told[-1].copy(), f"crash before change {change}, choices {taken}"
 
 
 def recover(disk: FakeDisk, expected: Expected, **options: int) -> tuple[Wal, Recovered]:
