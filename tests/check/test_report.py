@@ -5,10 +5,13 @@ from __future__ import annotations
 from html.parser import HTMLParser
 from random import Random
 
+from msgspec.structs import replace
+
 from kvnode.check import report
 from kvnode.check.history import Operation
 from kvnode.check.judge import judge
 from kvnode.check.timeline import OPERATIONS_MAX
+from kvnode.check.verdict import Problem
 from tests.check.histories import History, Shape, legal
 from tests.check.mutations import stale_read
 
@@ -116,6 +119,17 @@ def test_a_long_history_is_shown_around_its_problem():
     page = parsed(wrong.operations, budget=100)  # the witness finds it; the search has its own tests
     assert len(page.bars) == OPERATIONS_MAX
     assert any("wrong" in (bar["class"] or "") for bar in page.bars)
+
+
+def test_what_is_wrong_is_shown_however_far_it_is():
+    count = OPERATIONS_MAX + 500
+    operations = [Operation(client=1, op="get", key="k", call=2 * at, ret=2 * at + 1) for at in range(count)]
+    problem = Problem("wrong-answer", "far apart", (operations[0], operations[-1]))
+    verdict = replace(judge(operations), result="failed", problems=(problem,))
+    page = Page()
+    page.feed(report.html(operations, verdict))
+    assert len(page.bars) == OPERATIONS_MAX
+    assert sum("wrong" in (bar["class"] or "") for bar in page.bars) == 2
 
 
 def test_an_empty_history_has_a_page():

@@ -154,7 +154,14 @@ def test_what_an_unanswered_write_may_have_done_unseen():
     assert rules([delete(4, 5, 3, 1)]) == ["wrong-answer", "orphan"]
     assert rules([unanswered, put("c", 4, 5, 2, exp=0, held=False, mod=2)]) == []
     assert rules([put("c", 4, 5, 2, exp=0, held=False, mod=2)]) == ["wrong-answer", "orphan"]
-    assert rules([put("a", 1, 2, 2), unanswered, txn(4, 5, 3, put("c", 4, None, exp=2), held=False)]) == []
+    refused = txn(4, 5, 3, put("c", 4, None, exp=2), held=False)
+    assert rules([put("a", 1, 2, 2), unanswered, refused]) == []
+    assert rules([put("a", 1, 2, 2), put("b", 6, None), refused]) == ["wrong-answer", "orphan"]  # called too late
+
+
+def test_who_is_called_at_the_moment_of_a_return_may_come_before_it():
+    assert rules([put("b", 1, 2, 3), put("a", 2, 3, 2)]) == []
+    assert rules([put("b", 1, 2, 3), put("a", 3, 4, 2)]) == ["real-time"]
 
 
 def test_every_revision_has_a_maker():
