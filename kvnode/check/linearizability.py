@@ -110,7 +110,7 @@ class _Searcher:
             if not window >> (number - base) & 1:
                 found.append((move, number))
                 first_return = min(first_return, move.ret)
-        return [(move, number) for move, number in found if move.call <= first_return]
+        return found  # none was called after the first return: who was called later, returned later still
 
     def _writes(self, config: Config, open_moves: list[tuple[Move, int]]) -> list[tuple[Move, int]]:
         """What may be tried from here, best last."""
