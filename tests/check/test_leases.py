@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from kvnode.check.leases import LeaseEvent, check
@@ -9,9 +11,9 @@ from kvnode.check.leases import LeaseEvent, check
 SECOND = 1_000_000_000
 
 
-def event(kind: str, call: float, ret: float | None = None, **more: object) -> LeaseEvent:
+def event(kind: str, call: float, ret: float | None = None, **more: Any) -> LeaseEvent:
     end = None if more.get("status") == "info" else int((call + 0.1 if ret is None else ret) * SECOND)
-    return LeaseEvent(kind=kind, lease=7, call=int(call * SECOND), ret=end, **more)  # type: ignore[arg-type]
+    return LeaseEvent(kind=kind, lease=7, call=int(call * SECOND), ret=end, **more)
 
 
 GRANT = event("grant", 0, ttl_ms=10_000)

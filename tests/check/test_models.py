@@ -80,8 +80,8 @@ class RealStore:
         if isinstance(reply, Refusal):
             assert reply.code == "compare_failed"
             return replace(operation, held=False, mod=reply.found, rev=reply.revision)
-        count = 0 if isinstance(reply, PutReply) else reply.deleted  # type: ignore[attr-defined]
-        return replace(operation, rev=reply.revision, count=count)  # type: ignore[attr-defined]
+        count = 0 if isinstance(reply, PutReply) else reply.deleted
+        return replace(operation, rev=reply.revision, count=count)
 
     def _txn(self, operation: Operation) -> Operation:
         compares = tuple(

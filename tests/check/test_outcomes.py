@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from kvnode.check import outcomes
 from kvnode.check.claims import account, keys_of
 from kvnode.check.history import Operation, Seen
 
 
-def put(value: str, call: int, rev: int = 0, key: str = "k", **more: object) -> Operation:
+def put(value: str, call: int, rev: int = 0, key: str = "k", **more: Any) -> Operation:
     given = {"client": call, "ret": call + 5, "rev": rev} | more
-    return Operation(op="put", key=key, arg=value, call=call, **given)  # type: ignore[arg-type]
+    return Operation(op="put", key=key, arg=value, call=call, **given)
 
 
-def get(value: str | None, call: int, mod: int = 0, key: str = "k", **more: object) -> Operation:
-    return Operation(op="get", key=key, out=value, mod=mod, call=call, ret=call + 5, client=call, **more)  # type: ignore[arg-type]
+def get(value: str | None, call: int, mod: int = 0, key: str = "k", **more: Any) -> Operation:
+    return Operation(op="get", key=key, out=value, mod=mod, call=call, ret=call + 5, client=call, **more)
 
 
 def rules(operations: Sequence[Operation], final: dict[str, Seen] | None = None) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 from random import Random
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -50,9 +51,9 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-def parsed(operations: list[Operation], **more: object) -> Page:
+def parsed(operations: list[Operation], **more: Any) -> Page:
     page = Page()
-    page.feed(report.html(operations, judge(operations, **more)))  # type: ignore[arg-type]
+    page.feed(report.html(operations, judge(operations, **more)))
     assert page.open == []
     return page
 

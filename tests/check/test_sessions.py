@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from kvnode.check.sessions import Attempt, check
 
 
-def attempt(status: str = "ok", **more: object) -> Attempt:
+def attempt(status: str = "ok", **more: Any) -> Attempt:
     given = {"session": "s1", "sequence": 3, "value": "v3", "call": 0, "status": status} | more
     if status == "ok":
         given = {"answer": "created", "rev": 9} | given
-    return Attempt(**given)  # type: ignore[arg-type]
+    return Attempt(**given)
 
 
 OK, INFO, FAIL = attempt(), attempt("info"), attempt("fail", code="session_expired")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -50,8 +51,8 @@ WHOLE = (
 )
 
 
-def stream(*messages: Message, from_rev: int = 2, **asked: object) -> Stream:
-    return Stream(1, from_rev, messages=messages, **asked)  # type: ignore[arg-type]
+def stream(*messages: Message, from_rev: int = 2, **asked: Any) -> Stream:
+    return Stream(1, from_rev, messages=messages, **asked)
 
 
 LEGAL = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from kvnode.check.history import Operation, Seen
@@ -9,11 +11,11 @@ from kvnode.check.judge import judge
 from kvnode.check.well_formed import MalformedHistory
 
 
-def op(kind: str, call: int, ret: int | None, **more: object) -> Operation:
+def op(kind: str, call: int, ret: int | None, **more: Any) -> Operation:
     given = {"client": 1, "key": "k"} | more
     if kind == "put":
         given = {"arg": f"v{call}"} | given
-    return Operation(op=kind, call=call, ret=ret, **given)  # type: ignore[arg-type]
+    return Operation(op=kind, call=call, ret=ret, **given)
 
 
 PUT = op("put", 1, 2, rev=2)

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from kvnode.check import witness
 from kvnode.check.claims import account, keys_of
 from kvnode.check.history import Operation, Seen
 
 
-def put(value: str, call: int, ret: int | None, rev: int = 0, **more: object) -> Operation:
+def put(value: str, call: int, ret: int | None, rev: int = 0, **more: Any) -> Operation:
     given = {"client": call, "key": "k", "status": "ok" if ret is not None else "info"} | more
-    return Operation(op="put", arg=value, call=call, ret=ret, rev=rev, **given)  # type: ignore[arg-type]
+    return Operation(op="put", arg=value, call=call, ret=ret, rev=rev, **given)
 
 
-def get(value: str | None, mod: int, call: int, ret: int, rev: int, **more: object) -> Operation:
+def get(value: str | None, mod: int, call: int, ret: int, rev: int, **more: Any) -> Operation:
     given = {"client": call, "key": "k"} | more
-    return Operation(op="get", out=value, mod=mod, call=call, ret=ret, rev=rev, **given)  # type: ignore[arg-type]
+    return Operation(op="get", out=value, mod=mod, call=call, ret=ret, rev=rev, **given)
 
 
-def delete(call: int, ret: int | None, rev: int = 0, count: int = 0, **more: object) -> Operation:
+def delete(call: int, ret: int | None, rev: int = 0, count: int = 0, **more: Any) -> Operation:
     given = {"client": call, "key": "k", "status": "ok" if ret is not None else "info"} | more
-    return Operation(op="delete", call=call, ret=ret, rev=rev, count=count, **given)  # type: ignore[arg-type]
+    return Operation(op="delete", call=call, ret=ret, rev=rev, count=count, **given)
 
 
 def txn(call: int, ret: int | None, rev: int, *parts: Operation, held: bool = True) -> Operation:
     status = "ok" if ret is not None else "info"
-    return Operation(client=call, op="txn", call=call, ret=ret, rev=rev, parts=parts, held=held, status=status)  # type: ignore[arg-type]
+    return Operation(client=call, op="txn", call=call, ret=ret, rev=rev, parts=parts, held=held, status=status)
 
 
 def check(

@@ -248,7 +248,7 @@ def test_f18_the_last_write_is_torn_unless_anything_proves_that_it_was_durable(
         try:
             _, found = open_wal(image, **options)
         except LogCorrupted as refusal:
-            assert "the store has applied index 5" in refusal.message  # noqa: PT017
+            assert "the store has applied index 5" in refusal.message  # noqa: PT017 (a start may also succeed)
             assert damage in {"first byte", "head zeroed", "middle"}
         else:
             assert found.last_index >= 5
