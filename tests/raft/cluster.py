@@ -29,7 +29,6 @@ from kvnode.raft.messages import (
     Fetched,
     HardState,
     Input,
-    LogPosition,
     PeerMessage,
     Persisted,
     Proposals,
@@ -41,7 +40,6 @@ from kvnode.raft.messages import (
     VoteRequest,
 )
 from kvnode.raft.output import Fact, Fetch, Forwarded, Output, Persist, Placed, ReadFailed, ReadReady, Refused, Send
-from kvnode.raft.state import Restored
 from kvnode.sim.core.disk import WALL_START_MS, CoreDisk
 
 
@@ -140,7 +138,7 @@ class Cluster:
             settings=self.settings,
             rng=random.Random(f"{self.seed}.{id_}.{self.starts}"),
             restored=msgspec.structs.replace(
-                restored_from(member.disk, self.configuration), life=member.life, is_quarantined=member.is_quarantined
+                member.disk.restored(self.configuration), life=member.life, is_quarantined=member.is_quarantined
             ),
             now_ms=self.now_ms,
         )
@@ -417,21 +415,3 @@ def made_entry(term: int, index: int, payload: bytes | None = None) -> Entry:
     """An entry as some past leader might have written it: equal (term, index) give equal entries."""
     text = payload if payload is not None else b"%d.%d" % (term, index)
     return Entry(Term(term), Index(index), (index << 16) + 1, 2, text)
-
-
-def restored_from(disk: CoreDisk, configuration: Configuration) -> Restored:
-    """What recovery finds: the whole log, nothing applied."""
-    runs: list[tuple[Index, Term]] = []
-    for entry in disk.entries:
-        if not runs or runs[-1][1] != entry.term:
-            runs.append((entry.index, entry.term))
-    return Restored(
-        hard_state=disk.hard_state,
-        configuration=configuration,
-        base=LogPosition(Term(0), Index(0)),
-        term_runs=tuple(runs),
-        last_index=disk.last_index,
-        tail=tuple(disk.entries),
-        applied_index=Index(0),
-        last_time=max((entry.time for entry in disk.entries), default=0),
-    )

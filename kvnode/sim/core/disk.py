@@ -10,8 +10,9 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from kvnode.ids import NO_WRITE, Index, Term, WriteNumber
-from kvnode.raft.messages import Entry, HardState
+from kvnode.raft.messages import Configuration, Entry, HardState, LogPosition
 from kvnode.raft.output import Persist
+from kvnode.raft.state import Restored
 
 WALL_START_MS = 1_700_000_000_000
 
@@ -28,6 +29,23 @@ class CoreDisk:
     @property
     def last_index(self) -> Index:
         return Index(len(self.entries))
+
+    def restored(self, configuration: Configuration) -> Restored:
+        """What a start finds: the whole log, nothing of it applied."""
+        runs: list[tuple[Index, Term]] = []
+        for entry in self.entries:
+            if not runs or runs[-1][1] != entry.term:
+                runs.append((entry.index, entry.term))
+        return Restored(
+            hard_state=self.hard_state,
+            configuration=configuration,
+            base=LogPosition(Term(0), Index(0)),
+            term_runs=tuple(runs),
+            last_index=self.last_index,
+            tail=tuple(self.entries),
+            applied_index=Index(0),
+            last_time=self.entries[-1].time if self.entries else 0,
+        )
 
     def complete(self) -> WriteNumber:
         """The oldest queued write becomes durable."""

@@ -16,13 +16,12 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from kvnode.config import RaftSection
-from kvnode.ids import NO_WRITE, Index, NodeId, RequestId, Term
+from kvnode.ids import NO_WRITE, NodeId, RequestId
 from kvnode.raft import invariants
 from kvnode.raft.core import Raft
 from kvnode.raft.messages import (
     Configuration,
     Input,
-    LogPosition,
     PeerMessage,
     Persisted,
     Proposals,
@@ -32,7 +31,7 @@ from kvnode.raft.messages import (
 )
 from kvnode.raft.output import Output, Send
 from kvnode.raft.progress import Progress
-from kvnode.raft.state import RaftState, Restored
+from kvnode.raft.state import RaftState
 from kvnode.sim.choices import every_choice
 from kvnode.sim.core.disk import WALL_START_MS, CoreDisk
 from kvnode.sim.ghost import Ghost
@@ -84,20 +83,7 @@ class SmallWorld:
         disk = self.disks[id_]
         disk.durable = NO_WRITE
         self.ghost.on_started(id_)
-        runs: list[tuple[Index, Term]] = []
-        for entry in disk.entries:
-            if not runs or runs[-1][1] != entry.term:
-                runs.append((entry.index, entry.term))
-        restored = Restored(
-            hard_state=disk.hard_state,
-            configuration=self.configuration,
-            base=LogPosition(Term(0), Index(0)),
-            term_runs=tuple(runs),
-            last_index=disk.last_index,
-            tail=tuple(disk.entries),
-            applied_index=Index(0),
-            last_time=disk.entries[-1].time if disk.entries else 0,
-        )
+        restored = disk.restored(self.configuration)
         return _Node(Raft(node=id_, settings=self._settings, rng=_Still(0), restored=restored, now_ms=self.now_ms))
 
     def allow(self, budget: Budget) -> None:

@@ -15,7 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from kvnode.ids import NO_WRITE, Index, NodeId, RequestId, Term
+import msgspec
+
+from kvnode.ids import NO_WRITE, Index, NodeId, RequestId
 from kvnode.raft import invariants
 from kvnode.raft.core import Raft
 from kvnode.raft.messages import (
@@ -24,7 +26,6 @@ from kvnode.raft.messages import (
     Entry,
     Fetched,
     Input,
-    LogPosition,
     Persisted,
     Proposals,
     Proposed,
@@ -204,19 +205,10 @@ class World:
     def _restored(self, machine: Machine) -> Restored:
         disk, rng = machine.disk, machine.rng
         machine.stored = Index(rng.choice([0, machine.stored, machine.stored // 2]))
-        runs: list[tuple[Index, Term]] = []
-        for entry in disk.entries:
-            if not runs or runs[-1][1] != entry.term:
-                runs.append((entry.index, entry.term))
-        return Restored(
-            hard_state=disk.hard_state,
-            configuration=self.shape.configuration,
-            base=LogPosition(Term(0), Index(0)),
-            term_runs=tuple(runs),
-            last_index=disk.last_index,
+        return msgspec.structs.replace(
+            disk.restored(self.shape.configuration),
             tail=tuple(disk.entries[rng.randint(0, machine.stored) :]),
             applied_index=machine.stored,
-            last_time=disk.entries[-1].time if disk.entries else 0,
             life=machine.lives,
         )
 
