@@ -14,12 +14,12 @@ from kvnode.sim.core import shrink as shrinking
 from kvnode.sim.core.chaos import Chaos
 from kvnode.sim.core.faults import FAULTS
 from kvnode.sim.core.links import Links
+from kvnode.sim.core.machine import EXACT, Machine
 from kvnode.sim.core.marks import MARKS, RARE_MARKS
 from kvnode.sim.core.run import run_seed
 from kvnode.sim.core.script import KNOBS, PROPOSE, READ, Event, Script, draw_script
 from kvnode.sim.core.shape import draw_shape
 from kvnode.sim.core.shrink import shrink, signature
-from kvnode.sim.core.world import EXACT, Machine
 from kvnode.sim.report import SeedReport
 
 
@@ -123,7 +123,7 @@ def test_a_stuck_disk_is_reported_and_ends_a_reign() -> None:
     chaos = quiet(three_voters())
     chaos.run_for(5 * chaos.timeout)
     leader = chaos.leaders()[0]
-    chaos.stick_disk(leader.node, chaos.now_ms + 8 * chaos.timeout)
+    chaos.disks.stick(leader.machine, chaos.now_ms + 8 * chaos.timeout)
     chaos.propose(leader.node, 1)
     chaos.run_for(6 * chaos.timeout)
     assert chaos.observer.marks["leader_with_stuck_disk"] == 1

@@ -10,10 +10,11 @@ from kvnode.raft.messages import Input
 from kvnode.raft.output import BecameCandidate, BecameLeader, Output
 from kvnode.sim.core import faults, liveness, script
 from kvnode.sim.core.faults import FAULTS
+from kvnode.sim.core.machine import Machine, Process
 from kvnode.sim.core.marks import Observer
 from kvnode.sim.core.script import Event, Script, draw_script
 from kvnode.sim.core.shape import draw_shape, fork
-from kvnode.sim.core.world import Machine, Process, World
+from kvnode.sim.core.world import World
 from kvnode.sim.trace import LAST_EVENTS, Trace
 
 DONE_MIN = 5
@@ -109,7 +110,9 @@ class Chaos(World):
         elif rng.random() < 0.7:
             faults.usurp_leader(self, rng, process.node)
         else:
-            self.in_trouble(int(rng.random() * (self.fsync_ms + 1)), partial(faults.crash_now, self, rng, process.node))
+            self.in_trouble(
+                int(rng.random() * (self.disks.fsync_ms + 1)), partial(faults.crash_now, self, rng, process.node)
+            )
 
     def on_crashed(self, machine: Machine, lost_writes: int) -> None:
         self.observer.crashed(machine.node, lost_writes)

@@ -14,7 +14,8 @@ from random import Random
 from kvnode.ids import NOBODY, NodeId
 from kvnode.raft.messages import PeerConnected, PeerDisconnected, PeerRefused, TransferLeadership
 from kvnode.sim.core.links import Link
-from kvnode.sim.core.world import EXACT, Process, World
+from kvnode.sim.core.machine import EXACT, Process
+from kvnode.sim.core.world import World
 
 Fault = Callable[[World, Random], None]
 
@@ -252,7 +253,7 @@ def slow_disk(world: World, rng: Random) -> None:
 
 def stuck_disk(world: World, rng: Random) -> None:
     node = leader_or_any(world, rng) if rng.random() < 0.5 else one_of(rng, world.ids)
-    world.stick_disk(node, world.now_ms + 1 + int(rng.random() * 8 * world.timeout))
+    world.disks.stick(world.machines[node], world.now_ms + 1 + int(rng.random() * 8 * world.timeout))
     world.counts["stuck disks"] += 1
 
 

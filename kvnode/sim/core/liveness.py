@@ -16,9 +16,11 @@ from random import Random
 
 from kvnode.ids import NodeId, RequestId
 from kvnode.raft.messages import PeerConnected
-from kvnode.sim.core.world import BROKEN_FOR_GOOD, EXACT, World
+from kvnode.sim.core.machine import EXACT
+from kvnode.sim.core.world import World
 
 ATTEMPTS_MAX = 20
+FOR_GOOD_MS = 1 << 60
 
 
 def choose_core(world: World, rng: Random) -> list[NodeId]:
@@ -39,7 +41,7 @@ def make_peace(world: World, core: Sequence[NodeId], rng: Random) -> None:
     links = world.links
     links.drop = links.duplicate = links.bury = links.straggle = 0.0
     links.delay_ms = min(links.delay_ms, world.timeout // 10)
-    world.fsync_ms = min(world.fsync_ms, world.timeout // 10)
+    world.disks.fsync_ms = min(world.disks.fsync_ms, world.timeout // 10)
     outside = [id_ for id_ in world.ids if id_ not in core]
     links.mend([(a, b) for a in core for b in core])
     links.unclog(list(links.clogs))
@@ -52,7 +54,7 @@ def make_peace(world: World, core: Sequence[NodeId], rng: Random) -> None:
 def _heal(world: World, id_: NodeId) -> None:
     machine = world.machines[id_]
     world.set_clock_rate(id_, EXACT)
-    world.free_disk(id_)
+    world.disks.free(machine)
     if machine.process is None:
         world.start(id_)
     else:
@@ -71,7 +73,7 @@ def _break_for_good(world: World, id_: NodeId, core: Sequence[NodeId], rng: Rand
         case "paused" if process is not None:
             process.is_paused = True
         case "disk":
-            world.stick_disk(id_, world.now_ms + BROKEN_FOR_GOOD)
+            world.disks.stick(world.machines[id_], world.now_ms + FOR_GOOD_MS)
         case "deaf":
             links.cut([(other, id_) for other in core])
         case "mute":
@@ -104,7 +106,7 @@ def assert_recovery(world: World, nodes: Sequence[NodeId]) -> None:
     timeout, ghost = world.timeout, world.ghost
     world.run_for(5 * timeout)  # stragglers arrive
     longest = max(machine.disk.last_index for machine in world.machines.values())
-    round_trip = 2 * (2 * world.links.delay_ms + 2 * world.fsync_ms + 1)
+    round_trip = 2 * (2 * world.links.delay_ms + 2 * world.disks.fsync_ms + 1)
     read_back = timeout // 4  # what the world takes at most to read entries from a disk
     # At worst one entry a message, one message in flight, each read back from disk; and while a majority lags that far
     # behind, the leader may hold so much uncommitted that it refuses more.

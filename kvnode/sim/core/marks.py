@@ -26,7 +26,8 @@ from kvnode.raft.output import (
 )
 from kvnode.raft.quorum import majority_value
 from kvnode.raft.state import Leadership, RaftState
-from kvnode.sim.core.world import Process, World
+from kvnode.sim.core.machine import Process
+from kvnode.sim.core.world import World
 
 MARKS: dict[str, str] = {
     "leader_killed_by_newer_term": "a leader hears of a newer term",

@@ -1,18 +1,15 @@
 """World: cores with their disks and clocks on virtual time, as a bare event heap. Every step of theirs is checked.
 
 A node is a process with an inbox: it takes several causes for one output, may pause while its clock runs on, and
-crashes losing what its disk had not finished, or keeping any prefix of it. Its disk completes one write at a time, each
-taking in what has queued up meanwhile or only some of it; it may be slow, or stuck until further notice. Its clock
-starts anywhere and may run fast or slow. What strikes when is not decided here: `kvnode.sim.core.faults`.
+crashes losing what its disk had not finished, or keeping any prefix of it. Its clock starts anywhere and may run fast
+or slow. What strikes when is not decided here: `kvnode.sim.core.faults`.
 """
 
 from __future__ import annotations
 
-import heapq
 import random
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 
 import msgspec
@@ -21,8 +18,6 @@ from kvnode.ids import NO_WRITE, Index, NodeId, RequestId
 from kvnode.raft import invariants
 from kvnode.raft.core import Raft
 from kvnode.raft.messages import (
-    DiskRecovered,
-    DiskStalled,
     Entry,
     Fetched,
     Input,
@@ -37,88 +32,35 @@ from kvnode.raft.messages import (
 )
 from kvnode.raft.output import Fetch, Output, Send
 from kvnode.raft.state import Restored
-from kvnode.sim.core.disk import WALL_START_MS, CoreDisk
+from kvnode.sim.core.disk import WALL_START_MS
+from kvnode.sim.core.disks import Disks
+from kvnode.sim.core.heap import EventHeap
 from kvnode.sim.core.links import Links
+from kvnode.sim.core.machine import Machine, Process
 from kvnode.sim.core.shape import Shape, fork
 from kvnode.sim.ghost import Ghost
 from kvnode.sim.trace import Trace
 
-START = Index(0)
-EXACT = 1_000
-"""A clock's rate in thousandths of real time."""
 
-BROKEN_FOR_GOOD = 1 << 60
-
-
-@dataclass
-class Process:
-    """One life of a node."""
-
-    node: NodeId
-    raft: Raft
-    machine: Machine
-    inbox: deque[Input] = field(default_factory=deque)
-    held: list[Send] = field(default_factory=list)
-    applied: Index = START
-    is_alive: bool = True
-    is_paused: bool = False
-    is_scheduled: bool = False
-    timer_at: int | None = None
-    disk_busy: bool = False
-    writes: int = 0  # begun; a completion of an older one than the newest is void
-    is_stalled: bool = False  # its core was told so
-    observed: invariants.Observed | None = None
-
-
-@dataclass
-class Machine:
-    """What outlives a process: the disk, how far the store on it has come, and the clocks."""
-
-    node: NodeId
-    rng: random.Random
-    disk: CoreDisk = field(default_factory=CoreDisk)
-    stored: Index = START
-    process: Process | None = None
-    lives: int = 0  # how often it was started
-    disk_slow_until: int = 0
-    disk_stuck_until: int = 0
-    wall_skew_ms: int = 0
-    rate: int = EXACT
-    zero_ms: int = 0  # the local clock's reading at `since_ms`
-    since_ms: int = 0
-
-    def local_ms(self, now_ms: int) -> int:
-        return self.zero_ms + (now_ms - self.since_ms) * self.rate // EXACT
-
-    def when_ms(self, local_ms: int) -> int:
-        """The first instant at which the local clock reads `local_ms`."""
-        return self.since_ms - (self.zero_ms - local_ms) * EXACT // self.rate
-
-    def set_rate(self, rate: int, now_ms: int) -> None:
-        self.zero_ms, self.since_ms, self.rate = self.local_ms(now_ms), now_ms, rate
-
-
-class World:
-    """Nodes, and the heap of what happens next. `strike` and what else a run adds comes in by way of the hooks."""
+class World(EventHeap):
+    """Nodes, and what happens to them next. What a run adds comes in by way of the hooks."""
 
     def __init__(self, seed: int, shape: Shape, trace: Trace | None = None) -> None:
+        super().__init__()
         self.seed = seed
         self.shape = shape
         self.settings = shape.settings
         self.timeout = shape.timeout
         self.ids = shape.ids
         self.trace = trace if trace is not None else Trace()
-        self.now_ms = 0
         self.steps = 0
         self.is_peace = False
         self.last_number = 0  # of a client's request
         self.reader: dict[int, NodeId] = {}  # whom each read was asked
         self.counts: Counter[str] = Counter()
-        self.fsync_ms = shape.fsync_ms
-        self._heap: list[tuple[int, int, Callable[[], None]]] = []
-        self._sequence = 0
         self.machines = {id_: Machine(id_, fork(seed, f"node-{id_}")) for id_ in self.ids}
         self.ghost = Ghost({id_: machine.disk for id_, machine in self.machines.items()})
+        self.disks = Disks(shape, self, self.put, self.ghost, self.counts)
         self.links = Links(fork(seed, "links"), shape, self.at, self.put, self.counts)
 
     # ── hooks ───────────────────────────────────────────────────────────────────────────────────────
@@ -131,19 +73,6 @@ class World:
 
     def on_crashed(self, machine: Machine, lost_writes: int) -> None:
         """A process is gone, and with it the newest `lost_writes` of its writes."""
-
-    # ── events ──────────────────────────────────────────────────────────────────────────────────────
-
-    def at(self, delay_ms: int, event: Callable[[], None]) -> None:
-        self._sequence += 1
-        heapq.heappush(self._heap, (self.now_ms + delay_ms, self._sequence, event))
-
-    def run_for(self, ms: int) -> None:
-        end, heap, pop = self.now_ms + ms, self._heap, heapq.heappop
-        while heap and heap[0][0] <= end:
-            self.now_ms, _, event = pop(heap)
-            event()
-        self.now_ms = end
 
     def in_trouble(self, delay_ms: int, event: Callable[[], None]) -> None:
         """A fault's further course: void once there is peace, which ends all faults in its own way."""
@@ -225,7 +154,7 @@ class World:
         machine.disk_stuck_until = 0
         queue = machine.disk.queue
         for _ in range(machine.rng.randint(0, len(queue))):
-            self._complete(machine)
+            self.disks.complete(machine)
         self.on_crashed(machine, len(queue))
         queue.clear()
         for number in [number for number in self.ghost.reads if self.reader[number] == id_]:
@@ -331,7 +260,7 @@ class World:
         self.ghost.on_output(process.raft, output)
         if output.persist is not None:
             machine.disk.queue.append(output.persist)
-            self._write(process)
+            self.disks.write(process)
         durable = machine.disk.durable
         for send in output.sends:
             if send.after > durable:
@@ -371,76 +300,6 @@ class World:
                 break
             entries.append(entry)
         self.put(process.node, Fetched(fetch.peer, tuple(entries)))
-
-    # ── the disk ────────────────────────────────────────────────────────────────────────────────────
-
-    def _write(self, process: Process) -> None:
-        """One write at a time; each takes in what has queued up meanwhile, or only some of it."""
-        machine = process.machine
-        queue = machine.disk.queue
-        if process.disk_busy or not queue:
-            return
-        process.disk_busy = True
-        process.writes += 1
-        count = 1 + int(machine.rng.random() * len(queue))
-        wait = int(machine.rng.random() * (self.fsync_ms + 1)) + max(0, machine.disk_slow_until - self.now_ms)
-        self.at(wait, partial(self._written, process, process.writes, count))
-
-    def _written(self, process: Process, number: int, count: int) -> None:
-        machine = process.machine
-        if not process.is_alive or number != process.writes:
-            return
-        if machine.disk_stuck_until > self.now_ms:
-            self.at(machine.disk_stuck_until - self.now_ms, partial(self._written, process, number, count))
-            return
-        process.disk_busy = False
-        for _ in range(count):
-            self._complete(machine)
-        self.put(process.node, Persisted(machine.disk.durable))
-        if process.is_stalled:
-            process.is_stalled = False
-            self.put(process.node, DiskRecovered())
-        self._write(process)
-
-    def _complete(self, machine: Machine) -> None:
-        disk = machine.disk
-        self.ghost.on_durable(machine.node, disk.queue[0])
-        disk.complete()
-
-    def stick_disk(self, id_: NodeId, until_ms: int) -> None:
-        """No write finishes before `until_ms`; the core hears of it if one is under way for too long."""
-        machine = self.machines[id_]
-        machine.disk_stuck_until = max(machine.disk_stuck_until, until_ms)
-        if machine.process is not None:
-            self.at(self.shape.stall_ms, partial(self._watch_disk, machine.process))
-
-    def _watch_disk(self, process: Process) -> None:
-        """What the stall watch of a real node does, by looking now and then for as long as the disk is stuck."""
-        if not process.is_alive or process.is_stalled or process.machine.disk_stuck_until <= self.now_ms:
-            return
-        if process.disk_busy:
-            process.is_stalled = True
-            self.counts["stalls reported"] += 1
-            self.put(process.node, DiskStalled())
-            self.at(1, partial(self._assert_resigned, process))
-        else:
-            self.at(self.shape.stall_ms, partial(self._watch_disk, process))
-
-    @staticmethod
-    def _assert_resigned(process: Process) -> None:
-        """HB6: heartbeats need no disk, so nobody but the node itself can end the reign of a leader without one."""
-        if process.is_alive and process.is_stalled and not process.is_paused:
-            assert process.raft.state.leadership is None, ("I30: leads without a disk", process.node)
-
-    def free_disk(self, id_: NodeId) -> None:
-        """It works again, whatever was wrong."""
-        machine = self.machines[id_]
-        machine.disk_slow_until = 0
-        if machine.disk_stuck_until > self.now_ms:
-            machine.disk_stuck_until = 0
-            if machine.process is not None and machine.process.disk_busy:
-                machine.process.writes += 1  # instead of at the end of a stall that is over
-                self._written(machine.process, machine.process.writes, 1)
 
     def set_clock_rate(self, id_: NodeId, rate: int) -> None:
         """From now on the local clock runs at `rate` thousandths of the true speed."""
