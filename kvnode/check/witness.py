@@ -36,6 +36,7 @@ from kvnode.check.verdict import Problem
 
 class Testimony(NamedTuple):
     problems: tuple[Problem, ...]
+    placed: int  # operations that have a place in the order
     gaps: tuple[str, ...]  # what the evidence leaves open; empty: the order is a proof
 
 
@@ -90,7 +91,7 @@ class _Witness:
         self._replay(unanswered)
         if self.sole_writer:
             self._check_orphans(unanswered)
-        return Testimony(tuple(self.problems), tuple(self._gaps(unanswered)))
+        return Testimony(tuple(self.problems), len(self.placed), tuple(self._gaps(unanswered)))
 
     # ── places ──────────────────────────────────────────────────────────────────────────────────────
 
