@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 STOP_S = 10.0
@@ -88,19 +89,45 @@ def stat_fields(pid: int) -> list[str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports nobody listens on now, below the range the kernel hands out for outgoing connections."""
+    """Loopback ports nobody listens on, this process's own until it ends: no other caller anywhere is given them.
+
+    Below the ranges that kernels hand out for outgoing connections (Linux from 32768, gVisor from 16000): such a
+    connection would hold the port when a server wants it back after a restart. Raises: OSError if none is found.
+    """
     found: list[int] = []
     rng = random.Random()
     for _ in range(1000):
-        port = rng.randrange(20_000, 32_000)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        if port not in found:
-            found.append(port)
+        port = rng.randrange(10_000, 16_000)
+        if _listens(port) or not _reserve(port):
+            continue
+        found.append(port)
         if len(found) == count:
             return found
     raise OSError("no free ports")
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
+
+
+_reserved: list[socket.socket] = []  # open as long as the process lives
+
+
+def _reserve(port: int) -> bool:
+    """A name that only one process of a network namespace can hold, and that leaves no file. Only Linux has them."""
+    if sys.platform != "linux":
+        return True
+    mark = socket.socket(socket.AF_UNIX)
+    try:
+        mark.bind(f"\0kvnode-port-{port}")
+    except OSError:
+        mark.close()
+        return False
+    _reserved.append(mark)
+    return True

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,19 +16,10 @@ from pathlib import Path
 import pytest
 
 from kvnode import errors
+from kvnode.bench.process import free_ports
 from kvnode.client.http import Caller, fetch
 
 pytestmark = [pytest.mark.slow, pytest.mark.system]
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 class Dev:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from kvnode import errors
+from kvnode.bench.process import free_ports
 from kvnode.client.http import Caller, fetch
-from tests.cli.test_dev_cluster import free_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.system]
 
