@@ -8,7 +8,10 @@ import sys
 
 import pytest
 
+from kvnode.kv.interface import Options
+from kvnode.node.request_path import RequestPath
 from kvnode.sim.report import SeedReport
+from kvnode.sim.runtime import life
 from kvnode.sim.runtime.faults import FAULTS
 from kvnode.sim.runtime.life import Life
 from kvnode.sim.runtime.run import run_seed
@@ -55,3 +58,15 @@ def test_equal_seeds_are_equal_runs_whatever_the_hash_seed() -> None:
 def test_every_fault_is_on_in_some_world() -> None:
     on = {kind for seed in range(40) for kind in Life(seed).world.faults}
     assert on == set(FAULTS)
+
+
+def test_the_clients_history_alone_convicts_a_read_without_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge that knows no log sees what the one with the log would have seen first."""
+
+    async def needs_a_leader_only(path: RequestPath, deadline_ms: int, options: Options) -> None:
+        await path._leader(deadline_ms, options)
+
+    monkeypatch.setattr(RequestPath, "_reach_read_index", needs_a_leader_only)
+    monkeypatch.setattr(life, "judge_by_log", lambda *_: None)
+    failures = [run_seed(seed).failure or "" for seed in range(3)]
+    assert any("history: FAILED" in failure for failure in failures), failures

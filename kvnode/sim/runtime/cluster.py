@@ -81,7 +81,7 @@ class Cluster:
         self.bootstrapped: dict[NodeId, bool] = {}  # members that have met all others once
         self.clocks: dict[NodeId, NodeClock] = {}
         self.draw_clock: Callable[[NodeId], NodeClock] = lambda _: NodeClock(self.loop.time)
-        self._lives: dict[NodeId, int] = {}
+        self.lives: dict[NodeId, int] = {}
         self._tasks: list[asyncio.Task[None]] = []
         if not has_processes:
             self._introduce(addresses)
@@ -126,7 +126,7 @@ class Cluster:
 
     def begin(self, member: NodeId) -> Member:
         assert member not in self.members, member
-        life = self._lives[member] = self._lives.get(member, 0) + 1
+        life = self.lives[member] = self.lives.get(member, 0) + 1
         self.note(f"start {member}")
         found = Member(self, member, self.disks[member], self.configs[member], life=life)
         self.members[member] = found
@@ -135,7 +135,7 @@ class Cluster:
 
     @property
     def starts(self) -> int:
-        return sum(self._lives.values())
+        return sum(self.lives.values())
 
     def crash(self, member: NodeId, *, silently: bool = False) -> None:
         """Power loss of one machine: any subset of what was not synced survives.

@@ -6,6 +6,8 @@ import asyncio
 import random
 from typing import Any
 
+from kvnode.check import report
+from kvnode.check.judge import judge
 from kvnode.errors import LeadershipLost, NotReady
 from kvnode.ids import NodeId
 from kvnode.kv.interface import Options
@@ -15,8 +17,8 @@ from kvnode.sim.runtime.cluster import Cluster
 from kvnode.sim.runtime.faults import FAULTS
 from kvnode.sim.runtime.nemesis import Nemesis
 from kvnode.sim.runtime.swarm import World, draw
-from kvnode.sim.runtime.witness import Witness, judge
-from kvnode.sim.runtime.workload import Workload
+from kvnode.sim.runtime.witness import Witness, judge_by_log
+from kvnode.sim.runtime.workload import PREFIX, Workload
 from kvnode.sim.trace import Trace
 
 REDIAL_S = 0.02
@@ -58,7 +60,7 @@ class Life:
         cluster.network.delay_s = world.delay_s
         cluster.disk_delay_s = world.disk_delay_s
         self.nemesis = Nemesis(cluster, self.fork("faults"), world)
-        self.workload = Workload(self._ask, cluster.ids, world.mix, self.fork)
+        self.workload = Workload(self._ask, cluster.ids, world.mix, self.fork, self._served_by)
         try:
             await cluster.start_all()
             self.workload.start()
@@ -69,7 +71,18 @@ class Life:
         finally:
             self._states = cluster.describe()
             cluster.end_all()
-        judge(self.workload.operations, Witness(cluster.applied.changes()))
+        self._judge()
+
+    def _judge(self) -> None:
+        """By two judges: one has the log that was applied, the other only what clients were told, as in real life."""
+        operations, witness = self.workload.operations, Witness(self.cluster.applied.changes())
+        judge_by_log(operations, witness)
+        final = {key: item for key, item in witness.final().items() if key.startswith(PREFIX)}
+        verdict = judge(operations, final=final, sole_writer=False)
+        assert verdict.result == "ok", report.text(operations, verdict)
+
+    def _served_by(self, member: NodeId) -> int:
+        return self.cluster.lives.get(member, 0) * (len(self.cluster.ids) + 1) + member
 
     def _draw_clock(self, member: NodeId) -> NodeClock:
         rng, world = self.fork(f"clock-{member}"), self.world

@@ -61,7 +61,7 @@ class Witness:
         return found
 
 
-def judge(operations: Iterable[Operation], witness: Witness) -> None:
+def judge_by_log(operations: Iterable[Operation], witness: Witness) -> None:
     """Raises: AssertionError that says which answer is impossible."""
     operations = list(operations)
     least = _answered_before(operations)

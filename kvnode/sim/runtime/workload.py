@@ -53,7 +53,16 @@ class Mix:
 class Workload:
     """All clients of a run. `operations` is the history, in the order in which requests ended."""
 
-    def __init__(self, ask: Asked, members: list[NodeId], mix: Mix, fork: Callable[[str], random.Random]) -> None:
+    def __init__(
+        self,
+        ask: Asked,
+        members: list[NodeId],
+        mix: Mix,
+        fork: Callable[[str], random.Random],
+        served_by: Callable[[NodeId], int],
+    ) -> None:
+        """`served_by` numbers the process that a member is now: another life of it may show an older state."""
+        self.served_by = served_by
         self.operations: list[Operation] = []
         self.is_over = False
         self._ask = ask
@@ -130,7 +139,7 @@ class Client:
     async def request(self, kind: str, key: str) -> None:
         asked, request = self._make(kind, key)
         options = self._load.options(self._rng, stale=kind == "stale")
-        asked = msgspec.structs.replace(asked, consistency=options.consistency, node=self.member)
+        asked = msgspec.structs.replace(asked, consistency=options.consistency)
         try:
             async with asyncio.timeout(options.timeout_ms / 1e3 + PATIENCE_S):
                 reply = await self._load.ask(self.member, request, options)
@@ -217,7 +226,8 @@ class Client:
 
     def _end(self, asked: Operation, **what: Any) -> None:
         ret = None if what.get("status") == "info" else self._load.now_ns()
-        self._load.operations.append(msgspec.structs.replace(asked, ret=ret, **what))
+        node = self._load.served_by(self.member)
+        self._load.operations.append(msgspec.structs.replace(asked, ret=ret, node=node, **what))
         if ret is None:
             self._number = self._load.number()
 
