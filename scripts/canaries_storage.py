@@ -203,10 +203,10 @@ CANARIES = (
         "identity-before-the-rest",
         "a start that was interrupted before the identity leaves another one each time, or none",
         "kvnode/storage/datadir.py",
-        "            write_small(disk, self._boot_path, PeerBoot(0, 0))\n",
+        "            write_small(disk, self._boot_path, OwnBoot(0, 0))\n",
         "            early = Identity(FORMAT, cluster_name, member, random_u64())\n"
         "            write_small(disk, self._identity_path, early)\n"
-        "            write_small(disk, self._boot_path, PeerBoot(0, 0))\n",
+        "            write_small(disk, self._boot_path, OwnBoot(0, 0))\n",
         ("tests/storage/test_datadir.py", "tests/storage/test_start_variants.py"),
     ),
     Canary(

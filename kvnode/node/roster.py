@@ -9,8 +9,9 @@ both: but records do not change. Until its bootstrap has finished a node takes p
 
 *Afterwards* a proven peer is refused if it is of another cluster, no member, on another directory than recorded
 (wiped: it may have forgotten a vote), or went back in time: its boot counter, +1 at each start, is below the one seen
-last (an old backup), or equal with another nonce (a copy of the directory runs as well). Settings of cluster scope
-must be equal; the refusal names the key.
+last (an old backup), or equal with another nonce (a copy of the directory runs as well), or above it, but the start
+seen last is none of its own (such a copy, started more often since). Settings of cluster scope must be equal; the
+refusal names the key.
 
 Synchronous and free of I/O but for two functions given at construction, called at connect only, never per message.
 """
@@ -36,6 +37,15 @@ class Boot(Protocol):
     def counter(self) -> int: ...
     @property
     def nonce(self) -> int: ...
+
+
+class OwnBoot(Boot, Protocol):
+    """This start of this node."""
+
+    @property
+    def earlier(self) -> tuple[int, ...]:
+        """Nonces of the starts before it, newest first, as far as they are remembered."""
+        ...
 
 
 class MemberRecord(Protocol):
@@ -81,7 +91,7 @@ class Roster:
         self,
         *,
         identity: Identity,
-        boot: Boot,
+        boot: OwnBoot,
         peer_boots: Mapping[int, Boot],
         initial_members: Mapping[int, str],
         cluster_scope: Mapping[str, Setting],
@@ -166,6 +176,7 @@ class Roster:
             nonce=nonce,
             software=__version__,
             feature_level=FEATURE_LEVEL,
+            earlier_boots=self._boot.earlier,
         )
 
     def judge(self, hello: Hello) -> Refusal | None:
@@ -240,20 +251,31 @@ class Roster:
         return None
 
     def _judge_boot(self, hello: Hello) -> Refusal | None:
-        counter, nonce = self._boots.get(hello.member, (0, 0))
-        if hello.boot_counter < counter:
+        if hello.member not in self._boots:
+            return None
+        counter, nonce = self._boots[hello.member]
+        starts_since = hello.boot_counter - counter
+        if starts_since < 0:
             return self._alarm(
                 hello.member,
                 "stale_boot",
                 f"member {hello.member} started for the {hello.boot_counter}. time, but its {counter}. start has been "
                 "seen: its data directory is an old backup or a copy; remove the member and add it as a new one",
             )
-        if hello.boot_counter == counter and hello.boot_nonce != nonce:
+        if starts_since == 0 and hello.boot_nonce != nonce:
             return self._alarm(
                 hello.member,
                 "cloned",
                 f"member {hello.member} runs twice: start {counter} has been seen from another copy of its data "
                 "directory; stop both, remove the member and add it as a new one",
+            )
+        if 0 < starts_since <= len(hello.earlier_boots) and hello.earlier_boots[starts_since - 1] != nonce:
+            return self._alarm(
+                hello.member,
+                "stale_boot",
+                f"member {hello.member} started for the {hello.boot_counter}. time, but its {counter}. start was not "
+                "the one that has been seen: its data directory is an old backup or a copy; remove the member and add "
+                "it as a new one",
             )
         return None
 

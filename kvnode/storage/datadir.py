@@ -2,16 +2,16 @@
 
     LOCK        held exclusively while the process runs
     identity    format, cluster name, member id, incarnation; after bootstrap the cluster id and all members
-    boot        how often this directory was started, and a random number for this start
+    boot        how often this directory was started, and random numbers of this start and of those before it
     peers       the highest boot counter and its number met of each peer
     wal/        the log
     store/      the store's own files
     snap/       snapshots
 
 The incarnation is a random number made with the directory: a member that comes back with an empty directory has
-another one, and its peers refuse it, for it has forgotten its votes. The boot counter tells a copy of the
-directory from the original. All three files are made before anything else and checked at each start; one that is
-missing or damaged beside the others is refused, never made anew.
+another one, and its peers refuse it, for it has forgotten its votes. Boot counter and numbers tell a copy of the
+directory from the original: it has not had the starts that the peers have met. All three files are made before
+anything else and checked at each start; one that is missing or damaged beside the others is refused, never made anew.
 
 The first start may be interrupted anywhere: `identity` is written last, so without it nothing has ever been
 promised, and the next start begins again.
@@ -82,6 +82,16 @@ class PeerBoot(msgspec.Struct, frozen=True):
     nonce: int
 
 
+class OwnBoot(PeerBoot, frozen=True):
+    """This start of this directory. `earlier`: the random numbers of the starts before it, newest first."""
+
+    earlier: tuple[int, ...] = ()
+
+
+EARLIER_BOOTS_MAX = 64
+"""So many starts are remembered. A peer that has met none of them cannot tell an old copy by its numbers."""
+
+
 class _Format(msgspec.Struct):
     format: int
 
@@ -95,7 +105,7 @@ class DataDir:
         self.store_dir = f"{path}/store"
         self.snap_dir = f"{path}/snap"
         self.identity = Identity(0, "", 0, 0)
-        self.boot = PeerBoot(0, 0)
+        self.boot = OwnBoot(0, 0)
         self._peer_boots: dict[int, PeerBoot] = {}
         self._disk = disk
         self._lock = lock
@@ -166,12 +176,12 @@ class DataDir:
             self._refuse_leftovers()
             for directory in (self.wal_dir, self.store_dir, self.snap_dir):
                 disk.mkdir(directory)
-            write_small(disk, self._boot_path, PeerBoot(0, 0))
+            write_small(disk, self._boot_path, OwnBoot(0, 0))
             write_small(disk, self._peers_path, {})
             identity = Identity(FORMAT, cluster_name, member, random_u64())
             write_small(disk, self._identity_path, identity)
         self.identity = self._read_identity(member, cluster_name)
-        self.boot = self._read(self._boot_path, PeerBoot)
+        self.boot = self._read(self._boot_path, OwnBoot)
         self._peer_boots = self._read(self._peers_path, dict[int, PeerBoot])
         for directory in (self.wal_dir, self.store_dir, self.snap_dir):
             if not disk.exists(directory):
@@ -187,7 +197,7 @@ class DataDir:
                     f"kvnode's. Start with an empty directory, as a new member",
                     path=directory,
                 )
-        if disk.exists(self._boot_path) and self._read(self._boot_path, PeerBoot).counter:
+        if disk.exists(self._boot_path) and self._read(self._boot_path, OwnBoot).counter:
             raise IdentityRefused(
                 f"{self._identity_path} is missing, but {self._boot_path} shows that there was one. Start with an "
                 f"empty directory, as a new member",
@@ -214,7 +224,9 @@ class DataDir:
 
     def _count_start(self, random_u64: Callable[[], int]) -> None:
         """Also syncs the directory: what was read before may stand in memory only, after a kill at the wrong moment."""
-        boot = PeerBoot(self.boot.counter + 1, random_u64())
+        last = self.boot
+        earlier = (last.nonce, *last.earlier)[:EARLIER_BOOTS_MAX] if last.counter else ()
+        boot = OwnBoot(last.counter + 1, random_u64(), earlier)
         write_small(self._disk, self._boot_path, boot)
         self.boot = boot
 

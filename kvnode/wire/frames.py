@@ -129,6 +129,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, gc=False):
     nonce: bytes  # fresh for each connection
     software: str = ""
     feature_level: int = 1
+    earlier_boots: tuple[int, ...] = ()  # nonces of the starts before this one, newest first
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -157,7 +158,7 @@ def decode_hello(data: bytes | memoryview) -> Hello:
         raise CodecError(f"hello: {error}") from error
     check_range(hello.protocol_min, hello.protocol_max, hello.member, hello.link, hello.boot_counter)
     check_range(hello.feature_level, *(known.member for known in hello.members))
-    if min(hello.cluster_id, hello.incarnation, hello.boot_nonce) < 0:
+    if min(hello.cluster_id, hello.incarnation, hello.boot_nonce, *hello.earlier_boots) < 0:
         raise CodecError("hello: a random id is negative")
     if min((known.incarnation for known in hello.members), default=0) < 0:
         raise CodecError("hello: an incarnation is negative")

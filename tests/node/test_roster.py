@@ -180,6 +180,29 @@ def test_an_old_backup_is_noticed_even_after_a_restart_of_the_judge() -> None:
     assert code(meet(up(backup), up(directories[0]))) == "stale_boot"
 
 
+@pytest.mark.parametrize("starts", [1, 2, 3, 20])
+def test_an_old_backup_that_was_started_often_is_noticed(starts: int) -> None:
+    """Its counter has reached or passed the one seen last, but the start seen last is none of its own."""
+    directories, rosters = cluster()
+    backup = Directory(2)
+    backup.identity, backup.boot = directories[1].identity, directories[1].boot
+    for _ in range(2):
+        assert meet(up(directories[1]), rosters[0]) is None
+    for _ in range(starts - 1):
+        backup.start()
+    assert code(meet(up(backup), rosters[0])) == ("stale_boot" if starts != 2 else "cloned")
+    for _ in range(5):  # starts that nobody saw are no reason to refuse the original
+        directories[1].start()
+    assert meet(up(directories[1]), rosters[0]) is None
+
+
+def test_a_member_is_let_in_after_more_starts_than_it_remembers() -> None:
+    directories, rosters = cluster()
+    for _ in range(80):
+        directories[1].start()
+    assert meet(up(directories[1]), rosters[0]) is None
+
+
 def test_nothing_is_saved_for_a_peer_that_is_known_already() -> None:
     directories, rosters = cluster()
     before = [directory.saves for directory in directories]

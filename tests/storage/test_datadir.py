@@ -13,7 +13,7 @@ import pytest
 from kvnode.errors import ConfigInvalid, DataDirLocked, Fatal, IdentityRefused, StorageFailed
 from kvnode.ids import Index
 from kvnode.sim.disk import FakeDisk, SimulatedCrash
-from kvnode.storage.datadir import UNSAFE_FILESYSTEMS, DataDir, Identity, MemberIdentity, PeerBoot
+from kvnode.storage.datadir import EARLIER_BOOTS_MAX, UNSAFE_FILESYSTEMS, DataDir, Identity, MemberIdentity, PeerBoot
 from kvnode.storage.disk import Disk
 from kvnode.storage.log_place import LogPlace
 from kvnode.storage.realdisk import RealDisk
@@ -263,6 +263,17 @@ def test_boot_counter_and_peers_survive_a_crash_anywhere() -> None:
             assert data.boot.counter > max(told, default=0)
             met = data.peer_boots.get(2, PeerBoot(0, 0)).counter
             assert met in ({told[-1], told[-1] - 1} if told else {0})
+
+
+def test_a_start_remembers_those_before_it_up_to_a_bound() -> None:
+    disk = FakeDisk()
+    numbers: list[int] = []
+    for _ in range(EARLIER_BOOTS_MAX + 3):
+        data = open_dir(disk, seed=len(numbers))
+        assert data.boot.earlier == tuple(reversed(numbers))[:EARLIER_BOOTS_MAX]
+        numbers.append(data.boot.nonce)
+        data.close()
+    assert len(set(numbers)) == len(numbers)
 
 
 def test_on_a_real_disk(tmp_path: Path) -> None:

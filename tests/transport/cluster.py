@@ -50,7 +50,7 @@ class Directory:
         self.identity = SimpleNamespace(
             cluster_name=cluster_name, member=member, incarnation=incarnation or 1000 + member, cluster_id=0, members={}
         )
-        self.boot = SimpleNamespace(counter=0, nonce=0)
+        self.boot = SimpleNamespace(counter=0, nonce=0, earlier=())
         self.peer_boots: dict[int, Any] = {}
         self.saves = 0
 
@@ -67,7 +67,11 @@ class Directory:
         self.peer_boots[member] = SimpleNamespace(counter=counter, nonce=nonce)
 
     def start(self, nonce: int = 0) -> None:
-        self.boot = SimpleNamespace(counter=self.boot.counter + 1, nonce=nonce or random.getrandbits(60) + 1)
+        last = self.boot
+        earlier = (last.nonce, *last.earlier) if last.counter else ()
+        self.boot = SimpleNamespace(
+            counter=last.counter + 1, nonce=nonce or random.getrandbits(60) + 1, earlier=earlier[:64]
+        )
 
     def roster(self, members: Mapping[int, str], *, scope: Mapping[str, Any] | None = None) -> Roster:
         return Roster(

@@ -45,6 +45,7 @@ HELLO = Hello(
     nonce=bytes(range(32)),
     software="0.1.0",
     feature_level=1,
+    earlier_boots=(8, 6),
 )
 
 
@@ -93,7 +94,7 @@ def test_hello_survives_and_is_plain_messagepack() -> None:
         [[1, 7, "127.0.0.1:7501"], [2, 0, "127.0.0.1:7502"]],
         *("127.0.0.1:7501", "127.0.0.1:7401", "control", 4),
         {"raft.heartbeat_ms": 50, "raft.profile": "lan"},
-        *(bytes(range(32)), "0.1.0", 1),
+        *(bytes(range(32)), "0.1.0", 1, [8, 6]),
     ]
     plain = msgpack.unpackb(data)
     assert decode_hello(msgpack.packb([*plain, {"new": [1]}])) == HELLO
@@ -105,6 +106,7 @@ def test_hello_survives_and_is_plain_messagepack() -> None:
         {"nonce": bytes(31)},
         {"member": -1},
         {"incarnation": -1},
+        {"earlier_boots": (5, -1)},
         {"boot_counter": 1 << 63},
         {"cluster_id": -1},
         {"members": (KnownMember(NodeId(1), -1, "a:1"),)},

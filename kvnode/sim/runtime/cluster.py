@@ -32,7 +32,7 @@ from kvnode.sim.runtime.applied import AppliedLog
 from kvnode.sim.runtime.clock import NodeClock
 from kvnode.sim.runtime.member import DATA_DIR, AskedFromOutside, Member, kept_store
 from kvnode.sim.runtime.network import Network
-from kvnode.sim.runtime.observer import Observer
+from kvnode.sim.runtime.observer import Observer, StrayObserver
 from kvnode.sim.trace import Trace
 from kvnode.storage.datadir import DataDir, MemberIdentity
 from kvnode.storage.memory_backend import MemoryBackend
@@ -61,7 +61,7 @@ class Cluster:
         self.ids = [NodeId(number) for number in range(1, size + 1)]
         self.trace = trace or Trace()
         self.observer = Observer.of(self.ids)
-        self.network = Network(self.loop, self.fork("network"), self.observer, self.note)
+        self.network = Network(self.loop, self.fork("network"), self.note)
         addresses = {number: f"127.0.0.1:{7500 + number}" for number in self.ids}
         common: dict[str, object] = {
             "cluster.members": tuple(f"{number}={address}" for number, address in addresses.items()),
@@ -82,6 +82,7 @@ class Cluster:
         self.clocks: dict[NodeId, NodeClock] = {}
         self.draw_clock: Callable[[NodeId], NodeClock] = lambda _: NodeClock(self.loop.time)
         self.lives: dict[NodeId, int] = {}
+        self.strays: set[NodeId] = set()  # members whose disk is not theirs: no log of the cluster is on it
         self._tasks: list[asyncio.Task[None]] = []
         if not has_processes:
             self._introduce(addresses)
@@ -128,7 +129,8 @@ class Cluster:
         assert member not in self.members, member
         life = self.lives[member] = self.lives.get(member, 0) + 1
         self.note(f"start {member}")
-        found = Member(self, member, self.disks[member], self.configs[member], life=life)
+        observer = StrayObserver.of(self.ids) if member in self.strays else self.observer
+        found = Member(self, member, self.disks[member], self.configs[member], observer=observer, life=life)
         self.members[member] = found
         found.start()
         return found

@@ -14,6 +14,7 @@ from kvnode.raft.messages import TransferLeadership
 from kvnode.sim.disk import FsyncFailure
 from kvnode.sim.inodes import SECTOR
 from kvnode.sim.runtime.cluster import LOG_DIRECTORY
+from kvnode.sim.runtime.operators import Operators
 
 if TYPE_CHECKING:
     from kvnode.sim.runtime.nemesis import Nemesis
@@ -331,6 +332,36 @@ def _bit_rot(nemesis: Nemesis, victim: NodeId) -> bool:
     return True
 
 
+# ── operators ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _mistake(make: Callable[[Operators, NodeId], None]) -> Fault:
+    """The process ends, and comes up on what is not its own, until somebody sees to it."""
+
+    def strike(nemesis: Nemesis, victim: NodeId) -> bool:
+        operators = nemesis.operators
+        if not operators.may_err() or victim in nemesis.lost_for_good or victim == nemesis.rotten:
+            return False
+        nemesis.end(victim)
+        make(operators, victim)
+        return True
+
+    return strike
+
+
+def _old_backup(nemesis: Nemesis, victim: NodeId) -> bool:
+    """A copy of the directory is put back, after its member has been started anew and met everybody."""
+    return nemesis.operators.has_backup(victim) and _mistake(Operators.restore_backup)(nemesis, victim)
+
+
+def _cloned(nemesis: Nemesis, victim: NodeId) -> bool:
+    """Such a copy is started beside its member."""
+    if not nemesis.operators.has_backup(victim):
+        return False
+    nemesis.operators.run_twice(victim)
+    return True
+
+
 FAULTS: dict[str, Fault] = {
     "end": _end,
     "end_leader": _end_leader,
@@ -361,4 +392,9 @@ FAULTS: dict[str, Fault] = {
     "read_error": _read_error,
     "no_space": _no_space,
     "bit_rot": _bit_rot,
+    "wiped": _mistake(Operators.wipe),
+    "foreign": _mistake(Operators.move_in_from_elsewhere),
+    "other_limits": _mistake(Operators.configure_otherwise),
+    "old_backup": _old_backup,
+    "cloned": _cloned,
 }

@@ -110,6 +110,7 @@ class Life:
 
     def _check(self) -> None:
         assert not self.cluster.errors, self.cluster.errors
+        self.nemesis.operators.check()
 
     async def _recover(self) -> None:
         """Liveness mode."""

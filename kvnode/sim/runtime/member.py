@@ -26,7 +26,7 @@ from kvnode.sim.disk import FakeDisk, SimulatedCrash
 from kvnode.sim.loop import VirtualWorker
 from kvnode.sim.runtime.applied import WatchedMachine
 from kvnode.sim.runtime.node_loop import NodeLoop
-from kvnode.sim.runtime.observer import WatchedRaft, watch
+from kvnode.sim.runtime.observer import Observer, WatchedRaft, watch
 from kvnode.sim.runtime.transport import VirtualTransport
 from kvnode.storage.datadir import DataDir
 from kvnode.storage.memory_backend import MemoryBackend
@@ -43,7 +43,9 @@ WORKERS = ("log", "log-reader", "flusher")
 class Member:
     """See the module docstring. `node` is there once the member takes part."""
 
-    def __init__(self, cluster: Cluster, member: NodeId, disk: FakeDisk, config: Config, *, life: int) -> None:
+    def __init__(
+        self, cluster: Cluster, member: NodeId, disk: FakeDisk, config: Config, *, observer: Observer, life: int
+    ) -> None:
         self.id = member
         self.disk = disk
         self.life = life
@@ -63,6 +65,7 @@ class Member:
         self._transport: VirtualTransport | None = None
         self._node: Node | None = None
         self._cluster = cluster
+        self._observer = observer
         self._config = config
         self._rng = cluster.fork(f"process-{member}-{life}")
         self._switchboard = Switchboard()
@@ -81,6 +84,11 @@ class Member:
     def connections(self) -> list[NodeId]:
         """Peers this member is connected to."""
         return sorted(self._transport.connected) if self._transport is not None else []
+
+    @property
+    def refusals(self) -> list[str]:
+        """Codes with which it was refused, or refused others, last."""
+        return sorted(set(self._transport.refusals.values())) if self._transport is not None else []
 
     @property
     def takes_part(self) -> bool:
@@ -120,7 +128,12 @@ class Member:
         )
         self._roster = make_roster(config, self.data, f"http://node-{self.id}")
         self._transport = VirtualTransport(
-            cluster.network, self.id, roster=self._roster, loop=self.own_loop, on_failed=self.failed
+            cluster.network,
+            self.id,
+            roster=self._roster,
+            loop=self.own_loop,
+            on_failed=self.failed,
+            on_left=self._observer.on_left,
         )
         self.transport.open(self._switchboard)
 
@@ -131,12 +144,12 @@ class Member:
         machine = WatchedMachine(backend, config.limits, node=self.id, log=cluster.applied)
         random_u64 = partial(self._rng.getrandbits, 64)
         wal, recovered, salvaged = open_log_of(config, data, self.disk, machine, random_u64=random_u64)
-        watch(wal, partial(cluster.observer.on_written, self.id))
-        cluster.observer.on_recovered(
+        watch(wal, partial(self._observer.on_written, self.id))
+        self._observer.on_recovered(
             self.id, wal, recovered, was_lied_to=self.disk.has_lied, has_rotted=self.disk.has_rotted
         )
         if salvaged is not None:
-            cluster.observer.mark("quarantine_entered")
+            self._observer.mark("quarantine_entered")
         self.wal = wal
         self.raft = WatchedRaft(
             node=self.id,
@@ -149,7 +162,7 @@ class Member:
                 life=data.boot.counter,
             ),
             now_ms=self.clock.monotonic_ms(),
-            observer=cluster.observer,
+            observer=self._observer,
         )
         self._node = Node(
             config=config,
@@ -185,7 +198,7 @@ class Member:
         elif self._node is not None:
             self._node.abandon()
         self.leave(silently=silently)
-        self._cluster.observer.on_ended(self.id)
+        self._observer.on_ended(self.id)
 
     def leave(self, *, silently: bool = False) -> None:
         """Off the network."""

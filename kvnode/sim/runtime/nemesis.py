@@ -16,6 +16,7 @@ from kvnode.sim.disk import UNLIMITED
 from kvnode.sim.runtime import faults
 from kvnode.sim.runtime.cluster import Cluster
 from kvnode.sim.runtime.member import Member
+from kvnode.sim.runtime.operators import Operators
 from kvnode.sim.runtime.swarm import World
 
 CRASHES = 0.6
@@ -23,6 +24,9 @@ CRASHES = 0.6
 
 STARTS_BROKEN = 0.3
 """Share of starts that meet with a power loss of their own, where the world knows that fault."""
+
+
+NEEDS_BACKUPS = {"old_backup", "cloned"}
 
 
 class Nemesis:
@@ -36,16 +40,23 @@ class Nemesis:
         self.may_fail: dict[NodeId, str] = {}  # members given a fault that ends them, and which
         self.lost_for_good: dict[NodeId, str] = {}  # members that must not come back, and why
         self.rotten = NOBODY  # the one member whose durable bytes may go bad
+        self.operators = Operators(cluster, rng)
         self.is_peace = False  # nothing new strikes
 
     def strike(self) -> str:
         """One fault of those that are on, at a random member that is up; "" if there was nobody to strike."""
-        up = [member for member in sorted(self.cluster.members) if member not in self.cluster.failures]
+        up = [
+            member
+            for member in sorted(self.cluster.members)
+            if member not in self.cluster.failures and not self.operators.has_strayed(member)
+        ]
         if not up:
             return ""
         kind = self.rng.choice(self.world.faults)
         victim = self.rng.choice(up)
         self.cluster.note(f"fault {kind} {victim}")
+        if NEEDS_BACKUPS & set(self.world.faults):
+            self.operators.back_up(victim)
         if not faults.FAULTS[kind](self, victim):
             return ""
         self.count(kind)
@@ -107,6 +118,9 @@ class Nemesis:
         """Mend links, disks, clocks and pauses (`among` these members, or everywhere) and restart who is down."""
         cluster = self.cluster
         self.bury_the_failed()
+        stray = self.operators.stray
+        if stray is not None and (among is None or stray.member in among):
+            self.operators.put_back()
         network = cluster.network
         network.loss = network.duplication = network.corruption = 0.0
         network.reorder = False

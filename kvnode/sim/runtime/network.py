@@ -16,7 +16,6 @@ from typing import Any
 from kvnode.ids import NodeId
 from kvnode.raft.messages import ForwardProposals, PeerMessage, lane
 from kvnode.sim.runtime.link import REDIAL_S, Link
-from kvnode.sim.runtime.observer import Observer
 from kvnode.sim.runtime.transport import VirtualTransport
 from kvnode.wire.codec import encode_message
 from kvnode.wire.frames import FrameKind, encode_frame
@@ -30,12 +29,9 @@ REFUSED_AFTER_S = 0.001
 class Network:
     """All links of one simulated cluster."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, rng: random.Random, observer: Observer, note: Callable[..., None]
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, rng: random.Random, note: Callable[..., None]) -> None:
         self._loop = loop
         self._rng = rng
-        self.observer = observer
         self.note = note
         self.delay_s = (0.0002, 0.001)  # uniform, each way
         self.loss = 0.0
@@ -139,6 +135,11 @@ class Network:
         for other in sorted(self._up):
             if other != transport.node:
                 self._connect(transport.node, other)
+
+    def knock(self, stranger: VirtualTransport, at: NodeId) -> None:
+        """Somebody who claims to be a member dials `at` beside the member itself: one handshake, if `at` is up."""
+        if at in self._up and frozenset({stranger.node, at}) not in self._cut:
+            Link(self, stranger, self._up[at], replaces=None).begin()
 
     def leave(self, transport: VirtualTransport, *, silently: bool = False) -> None:
         """The process ended: links close, and the port refuses new ones; `silently`: its machine went as well."""

@@ -99,6 +99,9 @@ class Observer:
         elif type(cause) is ReadRequest:
             self.ghost.on_read_invoked(_of(node, cause.number))
 
+    def on_step(self, raft: Raft) -> None:
+        self.ghost.on_step(raft)
+
     def on_output(self, raft: Raft, output: Output) -> None:
         node = raft.node
         self._count(output)
@@ -223,6 +226,33 @@ class Observer:
         assert any((s.term, s.vote) == (found.term, found.vote) for s in states), ("I2, I3", node, found, states)
 
 
+class StrayObserver(Observer):
+    """Of a process on a disk that is not its member's: nothing that it does is a claim of the cluster."""
+
+    def on_cause(self, node: NodeId, cause: Input) -> None:
+        """Not counted either."""
+
+    def on_step(self, raft: Raft) -> None:
+        pass
+
+    def on_output(self, raft: Raft, output: Output) -> None:
+        pass
+
+    def on_written(self, node: NodeId, batch: Sequence[Persist]) -> None:
+        pass
+
+    def on_left(self, node: NodeId, to: NodeId, message: PeerMessage) -> None:
+        pass
+
+    def on_ended(self, node: NodeId) -> None:
+        pass
+
+    def on_recovered(
+        self, node: NodeId, wal: Wal, recovered: Recovered, *, was_lied_to: bool, has_rotted: bool
+    ) -> None:
+        pass
+
+
 class WatchedRaft(Raft):
     """A core that is looked at after every step."""
 
@@ -244,7 +274,7 @@ class WatchedRaft(Raft):
         self._observer.on_cause(self.state.node, cause)
         super().step(now_ms, wall_ms, cause)
         self._look()
-        self._observer.ghost.on_step(self)
+        self._observer.on_step(self)
 
     def take_output(self) -> Output:
         output = super().take_output()

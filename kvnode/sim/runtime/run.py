@@ -27,6 +27,11 @@ MARKS = {
     "exited_after_fsync_late": "… that was told one fsync too late",
     "quarantine_entered": "a start found a damaged log and set it aside",
     "quarantine_left": "peers had restored everything, and the member voted again",
+    "refused_wiped": "a member came back with an empty directory, and was refused",
+    "refused_foreign": "… with the directory of another cluster's member",
+    "refused_old_backup": "… with an old copy of its directory, started a few times since",
+    "refused_other_limits": "… with another setting of cluster scope",
+    "refused_copy": "such an old copy was started beside its member",
     **{f"perturbed_{point}": what for point, what in perturb.POINTS.items()},
 }
 """Situations that runs must bring about, with their meaning."""

@@ -35,6 +35,7 @@ class VirtualTransport:
         roster: Roster,
         loop: asyncio.AbstractEventLoop | None = None,
         on_failed: Callable[[BaseException], None],
+        on_left: Callable[[NodeId, NodeId, PeerMessage], None] | None = None,
         secret: bytes = SECRET,
     ) -> None:
         self.node = node
@@ -42,6 +43,7 @@ class VirtualTransport:
         self.secret = secret
         self.loop = loop  # None: everything is told at once
         self.on_failed = on_failed
+        self.on_left = on_left  # told of each message, with its sender and receiver, before it leaves
         self.receiver: Receiver | None = None
         self.connected: dict[NodeId, int] = {}
         self.refusals: dict[NodeId, str] = {}  # peer → code of the newest refusal, either side's
@@ -92,7 +94,8 @@ class VirtualTransport:
 
     def send(self, to: NodeId, message: PeerMessage) -> None:
         if not self.closed:
-            self._network.observer.on_left(self.node, to, message)
+            if self.on_left is not None:
+                self.on_left(self.node, to, message)
             self._network.carry(self, to, message)
 
     def links(self) -> Mapping[NodeId, LinkInfo]:
