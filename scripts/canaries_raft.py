@@ -213,6 +213,7 @@ CANARIES = (
         "    if not state.is_voter or state.is_quarantined or (timers",
         "    if not state.is_voter or (timers",
         _RAFT,
+        _CORE,
     ),
     Canary(
         "quarantined-campaigns",
@@ -221,6 +222,7 @@ CANARIES = (
         "    if state.is_stalled or not state.is_voter or state.is_quarantined:",
         "    if state.is_stalled or not state.is_voter:",
         _RAFT,
+        _CORE,
     ),
     Canary(
         "quarantined-obeys-timeout-now",
@@ -237,6 +239,7 @@ CANARIES = (
         "    whole_up_to = Index(min(state.commit_index, state.writes.durable_index))",
         "    whole_up_to = state.commit_index",
         _RAFT,
+        _CORE,
     ),
     Canary(
         "quarantine-left-below-the-goal",
@@ -245,6 +248,7 @@ CANARIES = (
         " == state.log.term_at(whole_up_to) and whole_up_to >= goal:",
         " == state.log.term_at(whole_up_to):",
         _RAFT,
+        _CORE,
     ),
     Canary(
         "quarantine-left-by-an-older-term",
@@ -253,6 +257,7 @@ CANARIES = (
         "    if term == state.term == state.log.term_at(whole_up_to) and",
         "    if term == state.term and",
         _RAFT,
+        _CORE,
     ),
     Canary(
         "earlier-life-counted",

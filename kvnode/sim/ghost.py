@@ -49,6 +49,8 @@ class Ghost:
     reads: dict[int, Index] = field(default_factory=dict)  # unanswered: what was committed when the read was invoked
     reads_answered: int = 0
     held: dict[tuple[Index, Term], dict[NodeId, bool]] = field(default_factory=dict)  # on whose disks it ever was
+    lost: dict[NodeId, Term] = field(default_factory=dict)  # in quarantine: up to which term it may have lost entries
+    whole: list[tuple[NodeId, Term, Index]] = field(default_factory=list)  # left it: that term, and its last entry then
 
     # ── one node ────────────────────────────────────────────────────────────────────────────────────
 
@@ -57,6 +59,31 @@ class Ghost:
         entries = self.disks[node].entries
         self.chains[node] = [self.entries[entry.index, entry.term][1] for entry in entries]
         assert [self.entries[entry.index, entry.term][0] for entry in entries] == entries, ("I26", node)
+
+    def on_lost(self, node: NodeId) -> None:
+        """A start found damage, and entries gone that this node may have acknowledged: quarantine."""
+        self.lost[node] = self.disks[node].hard_state.term
+
+    def on_whole(self, node: NodeId) -> None:
+        """It is durable that a quarantine is over.
+
+        I12: then the node has all that was committed in terms before the last in which it may have acknowledged what it
+        lost. Of that last term its leader has told what counts, and commits nothing more by the lost ones (ADR 0007).
+        """
+        term, disk = self.lost.pop(node), self.disks[node]
+        for index, committed in enumerate(self.committed, 1):
+            if committed.term < term:
+                is_there = disk.last_index >= index and disk.entries[index - 1].term == committed.term
+                assert is_there, ("I12: left quarantine without", node, index, committed, disk.last_index)
+            elif index > disk.last_index:
+                holders = self._holders(Index(index), committed.term)
+                assert has_majority(self.configuration, holders), (
+                    "I12: left quarantine too early",
+                    node,
+                    index,
+                    holders,
+                )
+        self.whole.append((node, term, disk.last_index))
 
     def on_step(self, raft: Raft) -> None:
         """After every cause: a new leader has everything, a new commit is durable on a majority."""
@@ -135,6 +162,8 @@ class Ghost:
         for index in range(len(self.committed) + 1, commit + 1):
             at = raft.state.log.term_at(Index(index))
             assert at is not None
+            for node, lost_in, last in self.whole:
+                assert at >= lost_in or index <= last, ("I12: committed behind who left quarantine", node, index, at)
             self.committed.append(Committed(at, raft.term))
 
     def on_output(self, raft: Raft, output: Output) -> None:
@@ -213,13 +242,18 @@ class Ghost:
             assert has_majority(self.configuration, keepers), ("I12: a committed entry is cut", node, index, keepers)
 
     def _holders(self, index: Index, term: Term) -> set[NodeId]:
-        """Whose disks hold that entry."""
+        """Whose disks hold that entry, and who lost it but will be restored before it votes again."""
         disks = self.disks.items()
-        return {n for n, disk in disks if disk.last_index >= index and disk.entries[index - 1].term == term}
+        holders = {n for n, disk in disks if disk.last_index >= index and disk.entries[index - 1].term == term}
+        if self.lost:
+            holders |= {node for node in self.lost if node in self.held[index, term]}
+        return holders
 
     def on_left(self, node: NodeId, send: Send) -> None:
         """I2 and I9: what a message claims is on its sender's disk when it leaves."""
         disk, message = self.disks[node], send.message
+        if isinstance(message, VoteReply) and message.granted:
+            assert node not in self.lost, ("I16: a vote from quarantine", node, message)
         if isinstance(message, VoteRequest | VoteReply) and message.pre:
             return
         assert disk.hard_state.term >= message.term, ("I9", node, message, disk.hard_state)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -98,6 +99,7 @@ def main() -> None:
     """Serve jobs until standard input ends. Ctrl-C is the parent's business."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.set_threshold(50_000, 20, 100)  # a run makes many objects and few cycles
+    logging.getLogger("kvnode").addHandler(logging.NullHandler())  # simulated nodes have nobody to warn
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a run prints must not get between the answers
     decode, encode = msgspec.json.Decoder(Job).decode, msgspec.json.Encoder().encode

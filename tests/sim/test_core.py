@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 
-from kvnode.ids import Index, NodeId, Term
+from kvnode.ids import Index, NodeId, Term, WriteNumber
 from kvnode.raft import election
-from kvnode.raft.messages import AppendReply, ForwardProposals, PeerMessage
+from kvnode.raft.messages import AppendReply, Entry, EntryKind, ForwardProposals, PeerMessage, VoteReply
+from kvnode.raft.output import Persist, Send
 from kvnode.sim.core import liveness
 from kvnode.sim.core import shrink as shrinking
 from kvnode.sim.core.chaos import Chaos
@@ -199,3 +201,71 @@ def test_what_is_not_needed_is_left_out() -> None:
     assert shrunk is not None
     assert set(shrunk.script.events) == needed
     assert shrunk.script.off == tuple(knob for knob in KNOBS if knob != "drop")
+
+
+# ── logs that lose their end ────────────────────────────────────────────────────────────────────────
+
+
+def entry(index: int, term: int) -> Entry:
+    return Entry(Index(index), Term(term), index, EntryKind.COMMAND, b"%d.%d" % (index, term))
+
+
+def write(number: int, *entries: Entry, cut: int = 0, commit: int = 0) -> Persist:
+    return Persist(WriteNumber(number), Index(cut), entries, None, Index(commit))
+
+
+def test_lost_records_bring_back_what_they_had_cut_off_and_commits_that_they_told_of_are_forgotten() -> None:
+    machine = Machine(NodeId(1), random.Random(0))
+    machine.records = [
+        write(1, entry(1, 1), entry(2, 1)),
+        write(2, entry(3, 1), commit=1),
+        write(3, entry(2, 2), cut=2, commit=1),
+        write(4, entry(3, 2), commit=2),
+    ]
+    machine.disk.entries = [entry(1, 1), entry(2, 2), entry(3, 2)]
+    machine.stored = Index(2)
+    machine.lose_records(2)
+    assert machine.disk.entries == [entry(1, 1), entry(2, 1), entry(3, 1)]
+    assert (machine.stored, machine.is_quarantined) == (1, True)
+
+
+def test_never_more_than_a_minority_of_voters_loses_its_log() -> None:
+    chaos = quiet(three_voters())
+    chaos.run_for(10 * chaos.timeout)
+    for turn in range(20):
+        FAULTS["rot"](chaos, random.Random(turn))
+        assert sum(chaos.machines[voter].is_quarantined for voter in chaos.shape.configuration.voters) == 1
+    assert chaos.counts["logs damaged"] >= 1
+
+
+def test_who_leaves_quarantine_without_what_is_committed_is_found() -> None:
+    chaos = quiet(three_voters())
+    chaos.run_for(10 * chaos.timeout)
+    for node in chaos.ids:
+        chaos.propose(node, 2)
+    chaos.run_for(10 * chaos.timeout)
+    victim = next(voter for voter in chaos.shape.configuration.voters if voter != chaos.leaders()[0].node)
+    chaos.rot(victim, 0)
+    assert chaos.ghost.committed
+    assert not chaos.machines[victim].disk.entries
+    ghost = chaos.ghost
+    ghost.on_whole(victim)  # the other two hold what is of the last term
+    ghost.on_lost(victim)
+    ghost.lost[victim] = Term(ghost.lost[victim] + 1)
+    with pytest.raises(AssertionError, match="I12: left quarantine without"):
+        ghost.on_whole(victim)
+    ghost.on_lost(victim)
+    chaos.machines[chaos.leaders()[0].node].disk.entries.pop()
+    with pytest.raises(AssertionError, match="I12: left quarantine too early"):
+        ghost.on_whole(victim)
+
+
+def test_a_vote_from_quarantine_is_found() -> None:
+    chaos = quiet(three_voters())
+    chaos.run_for(10 * chaos.timeout)
+    voter = chaos.shape.configuration.voters[0]
+    chaos.rot(voter, 0)
+    reply = VoteReply(chaos.machines[voter].disk.hard_state.term, voter, granted=True, pre=True)
+    chaos.ghost.on_left(voter, Send(NodeId(2), msgspec.structs.replace(reply, granted=False)))
+    with pytest.raises(AssertionError, match="I16"):
+        chaos.ghost.on_left(voter, Send(NodeId(2), reply))

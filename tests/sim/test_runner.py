@@ -215,3 +215,13 @@ def test_a_tier_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "kvnode.sim.core.run", None)
     with pytest.raises(worker.TierMissing, match=r"no module kvnode\.sim\.core\.run"):
         worker.tier_module("core")
+
+
+def test_what_simulated_nodes_log_is_not_on_the_screen() -> None:
+    """Of these seeds several would warn of something; a screen full of that hides the run's own lines."""
+    jobs = b"".join(msgspec.json.encode(Job("runtime", seed, 60.0)) + b"\n" for seed in (4, 6, 8))
+    done = subprocess.run(
+        [sys.executable, "-m", "kvnode.sim.worker"], input=jobs, capture_output=True, check=True, timeout=120
+    )
+    assert done.stdout.count(b"\n") == 3
+    assert done.stderr == b""

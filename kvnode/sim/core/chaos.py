@@ -6,7 +6,7 @@ from functools import partial
 from random import Random
 
 from kvnode.ids import Index, NodeId, Term
-from kvnode.raft.messages import Input
+from kvnode.raft.messages import Entry, Input
 from kvnode.raft.output import BecameCandidate, BecameLeader, Output
 from kvnode.sim.core import faults, liveness, script
 from kvnode.sim.core.faults import FAULTS
@@ -116,6 +116,9 @@ class Chaos(World):
 
     def on_crashed(self, machine: Machine, lost_writes: int) -> None:
         self.observer.crashed(machine.node, lost_writes)
+
+    def on_rotted(self, machine: Machine, before: list[Entry]) -> None:
+        self.observer.rotted(machine, before)
 
     # ── what it amounted to ─────────────────────────────────────────────────────────────────────────
 

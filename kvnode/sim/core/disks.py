@@ -63,7 +63,9 @@ class Disks:
 
     def complete(self, machine: Machine) -> None:
         """The oldest queued write becomes durable, and nobody is told but the observer."""
-        self._ghost.on_durable(machine.node, machine.disk.queue[0])
+        write = machine.disk.queue[0]
+        self._ghost.on_durable(machine.node, write)
+        machine.records.append(write)
         machine.disk.complete()
 
     def stick(self, machine: Machine, until_ms: int) -> None:

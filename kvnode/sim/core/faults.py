@@ -212,6 +212,46 @@ def long_outage(world: World, rng: Random) -> None:
     _crash(world, rng, [one_of(rng, world.ids)], down_timeouts=20.0)
 
 
+def rot(world: World, rng: Random) -> None:
+    """An end of a log can no longer be read."""
+    _rot(world, rng, leader_or_any(world, rng))
+
+
+def rot_the_deciding(world: World, rng: Random) -> None:
+    """A leader is left a bare quorum, and one of that loses what it acknowledged: its word was needed for commits."""
+    voters = world.shape.configuration.voters
+    leader = leader_or_any(world, rng)
+    others = some_of(rng, [voter for voter in voters if voter != leader], len(voters))
+    followers = others[: len(voters) // 2]
+    if leader not in voters or not followers:
+        return
+    links = both_ways([leader, *followers], others[len(followers) :])
+    world.links.cut(links)
+    world.counts["links cut"] += len(links)
+    world.in_trouble(int((1 + 4 * rng.random()) * world.timeout), partial(world.links.mend, links))
+    world.in_trouble(int(rng.random() * world.timeout), partial(_rot, world, rng, one_of(rng, followers)))
+
+
+def _rot(world: World, rng: Random, node: NodeId) -> None:
+    """Often the damage begins where a write had cut entries off: those come back. Often it is found at once.
+
+    The fault atlas: never more than a minority of the voters is in quarantine, or there would be nobody to restore it.
+    """
+    voters = world.shape.configuration.voters
+    damaged = {voter for voter in voters if world.machines[voter].is_quarantined} | ({node} & set(voters))
+    if len(damaged) > (len(voters) - 1) // 2:
+        return
+    records = world.machines[node].records
+    cuts = [number for number, write in enumerate(records) if write.truncate_from]
+    if cuts and rng.random() < 0.5:
+        kept = cuts[int(rng.random() * len(cuts))]
+    else:
+        kept = len(records) - int(rng.random() ** 3 * (len(records) + 1))
+    world.rot(node, kept)
+    down_timeouts = 4.0 if rng.random() < 0.5 else 0.2
+    world.in_trouble(int(rng.random() * down_timeouts * world.timeout), partial(start_if_down, world, node))
+
+
 def _pause(world: World, rng: Random, nodes: Sequence[NodeId]) -> None:
     for node in nodes:
         process = world.machines[node].process
@@ -363,6 +403,7 @@ FAULTS: dict[str, Fault] = {
         isolate, isolate_leader, split, scatter, bridge, ring, chain, one_way, flapping_link, swizzle, clog_link,
         reconnect, resurrect, crash_one, crash_leader, crash_minority, crash_majority, crash_all, crash_loop,
         long_outage, pause_one, pause_leader, pause_quorum, pause_all, slow_disk, stuck_disk, drift, wall_jump,
-        refused, duel, usurp, transfer, transfer_and_strike,
+        refused, duel, usurp, transfer, transfer_and_strike, rot,
+        rot_the_deciding,
     )
 }  # fmt: skip

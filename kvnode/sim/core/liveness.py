@@ -28,11 +28,14 @@ def choose_core(world: World, rng: Random) -> list[NodeId]:
     voters = configuration.voters
     least = len(voters) // 2 + 1
     leading = [process.node for process in world.leaders()]
-    eligible = [voter for voter in voters if voter not in leading]
+    # Who is in quarantine comes right with the others, but not without a quorum of them.
+    damaged = [voter for voter in voters if world.machines[voter].is_quarantined]
+    healthy = [voter for voter in voters if voter not in damaged]
+    eligible = [voter for voter in healthy if voter not in leading]
     if len(eligible) < least or rng.random() < 0.5:
-        eligible = list(voters)
+        eligible = healthy
     core = rng.sample(eligible, rng.choice([least, least, len(eligible)]))
-    return sorted(core + [learner for learner in configuration.learners if rng.random() < 0.5])
+    return sorted(core + [other for other in (*damaged, *configuration.learners) if rng.random() < 0.5])
 
 
 def make_peace(world: World, core: Sequence[NodeId], rng: Random) -> None:
@@ -115,6 +118,8 @@ def assert_recovery(world: World, nodes: Sequence[NodeId]) -> None:
     while not _are_level(world, nodes):
         world.run_for(timeout)
         assert world.now_ms < until, ("I30: not level in peace", nodes)
+    damaged = [id_ for id_ in nodes if world.machines[id_].is_quarantined]
+    assert not damaged, ("I30: in quarantine, though level with a leader", damaged)
     assert all(ghost.payloads.get(payload) == 1 for payload in wanted), "I30: a command is missing"
     leaders_before = len(ghost.leaders)
     for id_ in nodes:

@@ -10,7 +10,7 @@ from kvnode.ids import Index, NodeId
 from kvnode.raft import invariants
 from kvnode.raft.core import Raft
 from kvnode.raft.messages import Input
-from kvnode.raft.output import Send
+from kvnode.raft.output import Persist, Send
 from kvnode.sim.core.disk import CoreDisk
 
 START = Index(0)
@@ -48,12 +48,30 @@ class Machine:
     stored: Index = START
     process: Process | None = None
     lives: int = 0  # how often it was started
+    records: list[Persist] = field(default_factory=list)  # all finished writes: what the disk amounts to
+    is_quarantined: bool = False  # it is on disk that some of them are lost
     disk_slow_until: int = 0
     disk_stuck_until: int = 0
     wall_skew_ms: int = 0
     rate: int = EXACT
     zero_ms: int = 0  # the local clock's reading at `since_ms`
     since_ms: int = 0
+
+    def lose_records(self, kept: int) -> None:
+        """Of its finished writes only the first so many can be read. Term and vote have a second copy (ADR 0007).
+
+        What the store has applied counts for committed only as far as the kept records say so.
+        """
+        del self.records[kept:]
+        entries = self.disk.entries = []
+        commit = 0
+        for write in self.records:
+            if write.truncate_from:
+                del entries[write.truncate_from - 1 :]
+            commit = max(commit, min(write.commit, len(entries)))
+            entries += write.entries
+        self.stored = Index(min(self.stored, commit))
+        self.is_quarantined = True
 
     def local_ms(self, now_ms: int) -> int:
         return self.zero_ms + (now_ms - self.since_ms) * self.rate // EXACT

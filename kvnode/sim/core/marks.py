@@ -12,7 +12,7 @@ from collections import Counter
 from zlib import crc32
 
 from kvnode.ids import NOBODY, Index, NodeId, Term, WriteNumber
-from kvnode.raft.messages import AppendEntries, AppendReply, Input, TimeoutNow, VoteReply, VoteRequest
+from kvnode.raft.messages import AppendEntries, AppendReply, Entry, Input, TimeoutNow, VoteReply, VoteRequest
 from kvnode.raft.output import (
     BecameCandidate,
     BecameFollower,
@@ -21,12 +21,13 @@ from kvnode.raft.output import (
     LogTruncated,
     Output,
     Persist,
+    QuarantineEnded,
     TransferAborted,
     TransferBegan,
 )
 from kvnode.raft.quorum import majority_value
 from kvnode.raft.state import Leadership, RaftState
-from kvnode.sim.core.machine import Process
+from kvnode.sim.core.machine import Machine, Process
 from kvnode.sim.core.world import World
 
 MARKS: dict[str, str] = {
@@ -61,6 +62,11 @@ MARKS: dict[str, str] = {
     "refused_overloaded": "a command is refused because too much is uncommitted",
     "refused_no_leader": "a command is refused because nobody leads",
     "crash_lost_writes": "a crash loses writes that were under way",
+    "quarantine_entered": "a start finds that entries are lost which the node may have acknowledged",
+    "quarantine_brought_back_cut_entries": "… and that entries are back which it had cut off",
+    "quarantine_of_a_leader": "… after it had led",
+    "quarantine_left": "the node has everything again, and votes",
+    "vote_refused_by_quarantine": "a node in quarantine is asked for its vote",
     "everybody_down": "no process is alive",
 }
 
@@ -99,6 +105,9 @@ class Observer:
     def _on_vote_request(self, process: Process, request: VoteRequest) -> None:
         state = process.raft.state
         if not state.is_voter:
+            return
+        if state.is_quarantined:
+            self.marks["vote_refused_by_quarantine"] += 1
             return
         kind = "prevote" if request.pre else "vote"
         contact, now = state.leader_contact_ms, process.machine.local_ms(self._world.now_ms)
@@ -166,6 +175,8 @@ class Observer:
                 on_disk = process.machine.disk.last_index
                 marks["truncation_of_durable_entries"] += first <= on_disk
                 marks["truncation_before_durable"] += last > on_disk
+            case QuarantineEnded():
+                marks["quarantine_left"] += 1
             case TransferBegan(to=to):
                 self._transfers[node] = (process.raft.term, to)
             case TransferAborted(reason="timeout"):
@@ -198,6 +209,13 @@ class Observer:
             for entry in persist.entries:
                 if cut.get((node, entry.index, entry.term), 0) > disk.durable:
                     self.marks["appended_again_in_flight"] += 1
+
+    def rotted(self, machine: Machine, before: list[Entry]) -> None:
+        entries = machine.disk.entries
+        led = self._world.ghost.leaders.get(machine.disk.hard_state.term) == machine.node
+        self.marks["quarantine_entered"] += 1
+        self.marks["quarantine_of_a_leader"] += led
+        self.marks["quarantine_brought_back_cut_entries"] += before[: len(entries)] != entries
 
     def crashed(self, node: NodeId, lost_writes: int) -> None:
         self.marks["crash_lost_writes"] += lost_writes > 0

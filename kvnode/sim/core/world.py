@@ -24,6 +24,7 @@ from kvnode.raft.messages import (
     Persisted,
     Proposals,
     Proposed,
+    QuarantineLifted,
     ReadRequest,
     Tick,
     TimeoutNow,
@@ -73,6 +74,9 @@ class World(EventHeap):
 
     def on_crashed(self, machine: Machine, lost_writes: int) -> None:
         """A process is gone, and with it the newest `lost_writes` of its writes."""
+
+    def on_rotted(self, machine: Machine, before: list[Entry]) -> None:
+        """A machine has lost the end of its log, which was `before`."""
 
     def in_trouble(self, delay_ms: int, event: Callable[[], None]) -> None:
         """A fault's further course: void once there is peace, which ends all faults in its own way."""
@@ -139,6 +143,7 @@ class World(EventHeap):
             tail=tuple(disk.entries[rng.randint(0, machine.stored) :]),
             applied_index=machine.stored,
             life=machine.lives,
+            is_quarantined=machine.is_quarantined,
         )
 
     def crash(self, id_: NodeId) -> None:
@@ -159,6 +164,17 @@ class World(EventHeap):
         queue.clear()
         for number in [number for number in self.ghost.reads if self.reader[number] == id_]:
             self.ghost.reads.pop(number)  # nobody is left to be answered
+
+    def rot(self, id_: NodeId, kept: int) -> None:
+        """The process ends, and its next start can read only so many of its writes: it is in quarantine."""
+        self.crash(id_)
+        machine = self.machines[id_]
+        self.trace.add(self.now_ms, id_, "rot", kept)
+        self.counts["logs damaged"] += 1
+        before = machine.disk.entries
+        machine.lose_records(kept)
+        self.ghost.on_lost(id_)
+        self.on_rotted(machine, before)
 
     def put(self, id_: NodeId, *causes: Input) -> None:
         """Causes reach a node's inbox; a dead one has none."""
@@ -272,6 +288,8 @@ class World(EventHeap):
             process.applied = output.apply_to
             if random() < 0.3:
                 machine.stored = process.applied
+        if output.lift_quarantine:
+            self.at(int(random() * (self.disks.fsync_ms + 1)), partial(self._lift_quarantine, process))
         process.raft.forget(process.applied)
         for fetch in output.fetches:
             self.counts["reads of old entries"] += 1
@@ -300,6 +318,13 @@ class World(EventHeap):
                 break
             entries.append(entry)
         self.put(process.node, Fetched(fetch.peer, tuple(entries)))
+
+    def _lift_quarantine(self, process: Process) -> None:
+        if process.is_alive:
+            process.machine.is_quarantined = False
+            self.ghost.on_whole(process.node)
+            self.counts["quarantines left"] += 1
+            self.put(process.node, QuarantineLifted())
 
     def set_clock_rate(self, id_: NodeId, rate: int) -> None:
         """From now on the local clock runs at `rate` thousandths of the true speed."""

@@ -104,7 +104,7 @@ class Observer:
 
     def on_output(self, raft: Raft, output: Output) -> None:
         node = raft.node
-        self._count(output)
+        self._count(node, output)
         if output.persist is not None:
             self.under_way.setdefault(node, []).append(output.persist)
         ours = msgspec.structs.replace(
@@ -119,7 +119,7 @@ class Observer:
                 self.mark("read_round_lost")
         self.ghost.on_output(raft, ours)
 
-    def _count(self, output: Output) -> None:
+    def _count(self, node: NodeId, output: Output) -> None:
         for fact in output.facts:
             match fact:
                 case BecameLeader():
@@ -128,6 +128,7 @@ class Observer:
                     self.truncations += 1
                 case QuarantineEnded():
                     self.mark("quarantine_left")
+                    self.ghost.on_whole(node)
                 case BecameFollower(reason=reason) if "disk" in reason:
                     self.mark("hung_disk_step_down")
                 case _:
@@ -166,7 +167,10 @@ class Observer:
         entries = _whole_log(wal, recovered, disk.entries if has_rotted else None)
         if recovered.quarantine is not None:
             self._on_salvaged(node, entries, recovered)
+            self.ghost.on_lost(node)
             return
+        if node in self.ghost.lost:
+            self.ghost.on_whole(node)  # it ended before it could say so
         if was_lied_to:
             self._check_genuine(node, entries)
             self._begin_life(node, entries, recovered.hard_state)
