@@ -150,6 +150,7 @@ class Life:
         cluster = self.cluster
         found["starts"] = cluster.starts
         found["leader_changes"] = cluster.observer.leader_changes
+        found["segment_rolls"] = cluster.observer.segment_rolls
         found["truncations"] = cluster.observer.truncations
         found["messages"] = cluster.network.delivered
         found |= {f"network_{what}": count for what, count in sorted(cluster.network.counts.items())}

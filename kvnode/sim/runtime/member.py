@@ -144,7 +144,7 @@ class Member:
         machine = WatchedMachine(backend, config.limits, node=self.id, log=cluster.applied)
         random_u64 = partial(self._rng.getrandbits, 64)
         wal, recovered, salvaged = open_log_of(config, data, self.disk, machine, random_u64=random_u64)
-        watch(wal, partial(self._observer.on_written, self.id))
+        watch(wal, partial(self._observer.on_written, self.id), self._observer.on_rolled)
         self._observer.on_recovered(
             self.id, wal, recovered, was_lied_to=self.disk.has_lied, has_rotted=self.disk.has_rotted
         )

@@ -80,6 +80,7 @@ class Observer:
     steps: int = 0
     leader_changes: int = 0
     truncations: int = 0
+    segment_rolls: int = 0
 
     @classmethod
     def of(cls, members: Sequence[NodeId]) -> Observer:
@@ -146,6 +147,9 @@ class Observer:
             self.ghost.on_durable(node, write)
             disk.queue.append(write)
             disk.complete()
+
+    def on_rolled(self) -> None:
+        self.segment_rolls += 1
 
     def on_left(self, node: NodeId, to: NodeId, message: PeerMessage) -> None:
         self.ghost.on_left(node, Send(to, message))
@@ -293,15 +297,20 @@ class WatchedRaft(Raft):
         self._observed = observed
 
 
-def watch(wal: Wal, written: Callable[[Sequence[Persist]], None]) -> None:
-    """Have every finished write of this log told."""
-    write = wal.write
+def watch(wal: Wal, written: Callable[[Sequence[Persist]], None], rolled: Callable[[], None]) -> None:
+    """Have every finished write of this log told, and every new segment."""
+    write, roll = wal.write, wal._roll
 
     def watched(batch: Sequence[Persist]) -> None:
         write(batch)
         written(batch)
 
+    def watched_roll(need: int) -> None:
+        roll(need)
+        rolled()
+
     wal.write = watched  # type: ignore[method-assign]  # `open_log` makes it, so no subclass can
+    wal._roll = watched_roll  # type: ignore[method-assign]
 
 
 def _of(node: NodeId, number: int) -> RequestId:
