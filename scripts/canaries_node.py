@@ -111,6 +111,15 @@ CANARIES = (
         sim=("runtime", 100),
     ),
     Canary(
+        "past-read-at-the-newest",
+        "a read at a revision answers with the newest",
+        "kvnode/machine/machine.py",
+        "        return Revision(wanted)",
+        "        return self.revision",
+        ("tests/machine/test_mvcc.py",),
+        sim=("runtime", 20),
+    ),
+    Canary(
         "limits-may-differ",
         "members with different limits work together",
         "kvnode/node/roster.py",

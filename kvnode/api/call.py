@@ -71,6 +71,11 @@ class Call:
             raise BadRequest("Kv-No-Forward takes 1 or 0")
         return Options(timeout_ms, consistency, self.request_id, _NO_FORWARD[no_forward])
 
+    def revision_asked(self) -> int:
+        """The revision that a read is to show; 0: the newest. Raises: BadRequest."""
+        value = self.parameters.get("at_rev")
+        return 0 if value is None else query.parse_integer(value, "at_rev", least=1)
+
     def flag(self, name: str) -> bool:
         value = self.parameters.get(name)
         return value is not None and query.parse_flag(value, name)

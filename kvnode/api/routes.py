@@ -14,7 +14,7 @@ import msgspec
 from kvnode.api import shapes
 from kvnode.api.answer import Answer
 from kvnode.api.call import Call
-from kvnode.api.http import batch, kv, listing, node, txn
+from kvnode.api.http import batch, history, kv, listing, node, txn
 from kvnode.errors import MethodNotAllowed, NotFound
 from kvnode.kv.interface import Status
 
@@ -57,6 +57,8 @@ CONSISTENCY = Parameter(
     "linearizable (default), or stale: this node's applied state, without asking anybody.",
     ("linearizable", "stale"),
 )
+AT_REV = Parameter("at_rev", "integer", "The state as it was at this revision of the store; default: the newest.")
+CURSOR = "From the page before; {what} must be the same."
 IF_REV = Parameter("if_rev", "integer", "Only if the key's mod revision is this; 0 = only if there is no such key.")
 PREV = Parameter("prev", "flag", "Answer with what stood there before.")
 RANGE = (
@@ -88,10 +90,10 @@ def _get_key(method: str, sentence: str) -> Route:
         "/v1/kv/{key}",
         kv.get_key,
         sentence,
-        parameters=(Parameter("meta", "flag", "A JSON item instead of the raw value."), CONSISTENCY, TIMEOUT),
+        parameters=(Parameter("meta", "flag", "A JSON item instead of the raw value."), AT_REV, CONSISTENCY, TIMEOUT),
         headers=(IF_NONE_MATCH_READ, IF_MATCH, NO_FORWARD),
         reply=bytes,
-        errors=("bad_key", "key_not_found", "compare_failed", "too_large", *_READ),
+        errors=("bad_key", "key_not_found", "compare_failed", "too_large", "future_revision", *_READ),
     )
 
 
@@ -113,10 +115,11 @@ TABLE: tuple[Route, ...] = (
         (
             *RANGE,
             Parameter("limit", "integer", "Most keys of a page; default 1000."),
-            Parameter("cursor", "text", "From the page before; the range and order must be the same."),
+            Parameter("cursor", "text", CURSOR.format(what="the range and order")),
             Parameter("order", "choice", "asc (default) or desc.", ("asc", "desc")),
             Parameter("keys_only", "flag", "Leave the values out."),
             Parameter("count_only", "flag", "Only count the range."),
+            AT_REV,
             CONSISTENCY,
             TIMEOUT,
         ),
@@ -125,6 +128,18 @@ TABLE: tuple[Route, ...] = (
     Route(
         "DELETE", "/v1/kv", listing.delete_range, "Delete every key of a range, in one revision.",
         (*RANGE, PREV, TIMEOUT), (NO_FORWARD,), "", shapes.DeleteResult, ("too_large", *_WRITE),
+    ),
+    Route(
+        "GET", "/v1/history/{key}", history.list_versions, "The versions of a key that are kept, newest first.",
+        (
+            Parameter("limit", "integer", "Most versions of a page; default 1000."),
+            Parameter("cursor", "text", CURSOR.format(what="the key")),
+            Parameter("before", "integer", "Only versions older than this mod revision."),
+            AT_REV,
+            CONSISTENCY,
+            TIMEOUT,
+        ),
+        (NO_FORWARD,), "", shapes.Listing, ("bad_key", "key_not_found", "future_revision", "too_large", *_READ),
     ),
     Route(
         "POST", "/v1/txn", txn.transact, "If every compare holds do success, else failure. All or nothing.",

@@ -30,10 +30,11 @@ class Item(msgspec.Struct, kw_only=True, frozen=True, gc=False):
     version: int
     lease: int
     time: str
+    deleted: bool | UnsetType = UNSET  # true for a deletion, in a history only
 
 
 class Listing(msgspec.Struct, kw_only=True, frozen=True):
-    """One page of keys."""
+    """One page of keys, or of the versions of one."""
 
     revision: int
     count: int
@@ -127,7 +128,8 @@ def as_text(raw: bytes) -> tuple[str, str | UnsetType]:
 
 def item_of(kv: KeyValue, *, keys_only: bool = False) -> Item:
     key, key_encoding = as_text(kv.key)
-    value, encoding = (UNSET, UNSET) if keys_only else as_text(kv.value)
+    is_tombstone = not kv.version
+    value, encoding = (UNSET, UNSET) if keys_only or is_tombstone else as_text(kv.value)
     return Item(
         key=key,
         key_encoding=key_encoding,
@@ -138,6 +140,7 @@ def item_of(kv: KeyValue, *, keys_only: bool = False) -> Item:
         version=kv.version,
         lease=kv.lease,
         time=time_text(kv.time),
+        deleted=True if is_tombstone else UNSET,
     )
 
 

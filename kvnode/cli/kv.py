@@ -10,7 +10,7 @@ import base64
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +30,8 @@ from kvnode.client.http import Answer, Caller, key_path
 from kvnode.errors import KvnodeError
 
 _PAGE_ITEMS = 1_000
+
+at_rev_option = click.option("--at-rev", type=click.IntRange(min=1), help="As it was at revision N of the store.")
 _PREVIEW_CHARACTERS = 60
 
 
@@ -66,6 +68,7 @@ def put(**given: Any) -> None:
 
 @click.command()
 @click.argument("key")
+@at_rev_option
 @click.option("--consistency", type=click.Choice(["linearizable", "stale"]), help="stale: this node's applied state.")
 @output_option("json", "table", "plain", default="plain")
 @endpoint_option
@@ -81,8 +84,10 @@ def get(**given: Any) -> None:
       kvnode get greeting
       kvnode get app/config > config.json
       kvnode get greeting -o json
+      kvnode get greeting --at-rev 7            as it was
     """
     query = {"consistency": given["consistency"]} if given["consistency"] else {}
+    query |= _past(given)
     if given["output"] in {"json", "table"}:
         query["meta"] = "1"
     try:
@@ -135,6 +140,7 @@ def delete(**given: Any) -> None:
 @click.argument("prefix", default="")
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after this many keys.")
 @click.option("--keys-only", is_flag=True, help="Do not fetch values (with -o json or table).")
+@at_rev_option
 @output_option("json", "table", "plain", default="table on a terminal, else plain")
 @endpoint_option
 @timeout_option()
@@ -150,12 +156,12 @@ def ls(**given: Any) -> None:
       kvnode ls app/ -o json --limit 100
     """
     output = given["output"] or table_by_default()
-    query: dict[str, str | bytes] = {"prefix": _bytes(given["prefix"])}
+    query: dict[str, str | bytes] = {"prefix": _bytes(given["prefix"]), **_past(given)}
     if given["keys_only"] or output == "plain":
         query["keys_only"] = "1"
     items: list[dict[str, Any]] = []
     try:
-        for item in _pages(_caller(given), query, given["limit"]):
+        for item in _pages(_caller(given), "/v1/kv", query, given["limit"]):
             if output == "table":
                 items.append(item)
             elif output == "json":
@@ -168,11 +174,52 @@ def ls(**given: Any) -> None:
         _print_items(items)
 
 
-def _pages(http: Caller, query: dict[str, str | bytes], limit: int | None) -> Iterator[dict[str, Any]]:
+@click.command()
+@click.argument("key")
+@click.option("--limit", type=click.IntRange(min=1), help="Stop after this many versions.")
+@at_rev_option
+@output_option("json", "table", "plain", default="table on a terminal, else plain")
+@endpoint_option
+@timeout_option()
+def history(**given: Any) -> None:
+    """Show the versions of a key that are kept, newest first.
+
+    plain: one version a line: revision, time, put or delete. json: one item a line, with its value; deletions have
+    "deleted": true. Exits 1 if no version is kept.
+
+    \b
+    Examples:
+      kvnode history greeting
+      kvnode history greeting -o json --limit 10
+    """
+    output = given["output"] or table_by_default()
+    rows: list[list[str]] = []
+    try:
+        for item in _pages(_caller(given), key_path(_bytes(given["key"]), "history"), _past(given), given["limit"]):
+            if output == "json":
+                click.echo(json.dumps(item, ensure_ascii=False))
+                continue
+            what = "delete" if item.get("deleted") else "put"
+            row = [str(item["mod_revision"]), item["time"], what]
+            if output == "table":
+                rows.append([*row, str(item["version"]), _shown(_field(item, "value"))])
+            else:
+                click.echo(" ".join(row))
+    except KvnodeError as error:
+        fail(error)
+    if output == "table":
+        print_table(["revision", "time", "change", "version", "value"], rows)
+
+
+def _past(given: dict[str, Any]) -> dict[str, str]:
+    return {"at_rev": str(given["at_rev"])} if given["at_rev"] is not None else {}
+
+
+def _pages(http: Caller, path: str, query: Mapping[str, str | bytes], limit: int | None) -> Iterator[dict[str, Any]]:
     left = sys.maxsize if limit is None else limit
     cursor: dict[str, str | bytes] = {}
     while left > 0:
-        page = http.call("GET", "/v1/kv", {**query, **cursor, "limit": str(min(left, _PAGE_ITEMS))}).json()
+        page = http.call("GET", path, {**query, **cursor, "limit": str(min(left, _PAGE_ITEMS))}).json()
         yield from page["items"]
         left -= len(page["items"])
         if not page["more"]:

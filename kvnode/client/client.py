@@ -50,10 +50,12 @@ from kvnode.kv.requests import (
     Compare,
     Delete,
     DeleteReply,
+    History,
     Put,
     PutReply,
     Range,
     RangeReply,
+    ReadRequest,
     Reply,
     Request,
     Txn,
@@ -111,6 +113,8 @@ class Client(KV):
     async def execute(self, request: Delete, options: Options = ...) -> DeleteReply: ...
     @overload
     async def execute(self, request: Range, options: Options = ...) -> RangeReply: ...
+    @overload
+    async def execute(self, request: History, options: Options = ...) -> RangeReply: ...
     @overload
     async def execute(self, request: Txn, options: Options = ...) -> TxnReply: ...
     async def execute(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Reply:
@@ -171,6 +175,8 @@ class Client(KV):
         match request:
             case Range():
                 return await _read(sender, request, options)
+            case History():
+                return await _read_history(sender, request, options)
             case Txn():
                 status, _, body = await sender.post("/v1/txn", bodies.txn_body(request))
                 return bodies.txn_reply(request, _json(status, body))
@@ -266,6 +272,17 @@ async def _read(sender: _Exchange, request: Range, options: Options) -> RangeRep
     return RangeReply(int(headers["Kv-Revision"]), (item,), 1)
 
 
+async def _read_history(sender: _Exchange, request: History, options: Options) -> RangeReply:
+    query = {} if options.consistency == "linearizable" else {"consistency": options.consistency.encode()}
+    given = {"limit": request.limit, "at_rev": request.revision, "before": request.before}
+    query |= {name: b"%d" % number for name, number in given.items() if number}
+    try:
+        status, _, body = await sender.get(key_path(request.key, "history"), query)
+    except KeyNotFound as error:
+        return RangeReply(error.detail["revision"], (), 0)
+    return bodies.range_reply(_json(status, body))
+
+
 def _json(status: int, body: bytes) -> Any:
     try:
         return bodies.decode(body)
@@ -276,7 +293,7 @@ def _json(status: int, body: bytes) -> Any:
 def _only_reads(request: Request) -> bool:
     if isinstance(request, Txn):
         return all(isinstance(operation, Range) for operation in (*request.success, *request.failure))
-    return isinstance(request, Range)
+    return isinstance(request, ReadRequest)
 
 
 def _now_ms() -> int:

@@ -67,14 +67,15 @@ def parse_endpoints(text: str) -> list[str]:
     return found
 
 
-def key_path(key: bytes) -> str:
-    """The path of one key: every byte that is not an unreserved character or a slash, percent-encoded.
+def key_path(key: bytes, under: str = "kv") -> str:
+    """The path of one key, ``/v1/kv/…`` or ``/v1/history/…``.
 
-    Segments of dots are encoded whole, or a client or proxy in between would resolve them away.
+    Every byte that is not an unreserved character or a slash is percent-encoded. Segments of dots are encoded whole, or
+    a client or proxy in between would resolve them away.
     """
     text = quote_from_bytes(key, safe="/")
     text = "/".join(segment.replace(".", "%2E") if segment in {".", ".."} else segment for segment in text.split("/"))
-    return f"/v1/kv/{text}"
+    return f"/v1/{under}/{text}"
 
 
 def parse_duration_ms(text: str) -> int:

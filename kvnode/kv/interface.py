@@ -18,6 +18,7 @@ from kvnode.kv.requests import (
     Compare,
     Delete,
     DeleteReply,
+    History,
     KeyValue,
     Operation,
     Put,
@@ -62,6 +63,8 @@ class KV(ABC):
     @overload
     async def execute(self, request: Range, options: Options = ...) -> RangeReply: ...
     @overload
+    async def execute(self, request: History, options: Options = ...) -> RangeReply: ...
+    @overload
     async def execute(self, request: Txn, options: Options = ...) -> TxnReply: ...
     @abstractmethod
     async def execute(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Reply:
@@ -75,10 +78,16 @@ class KV(ABC):
         condition = ANY_REVISION if expect_revision is None else expect_revision
         return await self.execute(Put(as_bytes(key), as_bytes(value), if_revision=condition))
 
-    async def get(self, key: str | bytes, *, consistency: Consistency = "linearizable") -> KeyValue | None:
-        """The newest version of a key, or None if there is none."""
-        reply = await self.execute(Range(as_bytes(key)), Options(consistency=consistency))
+    async def get(
+        self, key: str | bytes, *, revision: int = 0, consistency: Consistency = "linearizable"
+    ) -> KeyValue | None:
+        """The newest version of a key, or the one that `revision` shows; None if there was none."""
+        reply = await self.execute(Range(as_bytes(key), revision=revision), Options(consistency=consistency))
         return reply.items[0] if reply.items else None
+
+    async def history(self, key: str | bytes, *, limit: int = 0, before: int = 0) -> RangeReply:
+        """One page of the versions of a key that are still kept, newest first; a deletion has version 0."""
+        return await self.execute(History(as_bytes(key), limit, before=before))
 
     async def delete(self, key: str | bytes, *, expect_revision: int | None = None) -> DeleteReply:
         """Delete one key. Deleting an absent key is not an error: `deleted` is 0."""

@@ -3,7 +3,7 @@
 Every front end builds these, the log stores the writing ones, the state machine applies them. They are
 frozen msgspec Structs, arrays on the wire: append fields with defaults, never reorder, never reuse a tag.
 
-Writes (stored in the log): Put, Delete, Txn. Reads (never in the log): Range.
+Writes (stored in the log): Put, Delete, Txn. Reads (never in the log): Range, History.
 `Batch` is a front-door convenience: its operations are proposed one by one and answered one by one.
 """
 
@@ -65,6 +65,15 @@ class Range(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
     count_only: bool = False
 
 
+class History(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
+    """Read the versions of one key that are still kept, newest first, tombstones among them."""
+
+    key: bytes
+    limit: int = 0  # 0 = the server's page size
+    revision: int = 0  # only versions that this revision shows or could have shown; 0 = the newest
+    before: int = 0  # only versions older than this mod revision: where a cursor goes on; 0 = from the newest
+
+
 CompareTarget = Literal["value", "version", "create_revision", "mod_revision", "lease", "exists"]
 CompareOp = Literal["=", "!=", "<", ">"]
 
@@ -92,7 +101,10 @@ Operation = Put | Delete | Range
 WriteRequest = Put | Delete | Txn
 """What the log stores as a client command."""
 
-Request = Put | Delete | Range | Txn
+ReadRequest = Range | History
+"""What is answered from the applied state."""
+
+Request = Put | Delete | Txn | ReadRequest
 
 
 class PutReply(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):

@@ -24,7 +24,18 @@ from kvnode.errors import BadRequest, Compacted, FutureRevision
 from kvnode.ids import Index, Revision
 from kvnode.kv.events import Event
 from kvnode.kv.keys import ONE_KEY
-from kvnode.kv.requests import ApplyResult, Delete, KeyValue, Put, Range, RangeReply, Txn, WriteRequest
+from kvnode.kv.requests import (
+    ApplyResult,
+    Delete,
+    History,
+    KeyValue,
+    Put,
+    Range,
+    RangeReply,
+    ReadRequest,
+    Txn,
+    WriteRequest,
+)
 from kvnode.machine import digest, keycode
 from kvnode.machine.backend import Backend
 from kvnode.machine.mvcc import Versions
@@ -193,9 +204,12 @@ class StateMachine:
         pace = Pace()
         return in_one_go(self.read(request, pace), pace)
 
-    def read(self, request: Range, pace: Pace) -> Work[RangeReply]:
-        """As `range`, in slices, at the revision that is the newest when the first begins."""
-        return (yield from self._operations.range(request, self._readable(request.revision), pace))
+    def read(self, request: ReadRequest, pace: Pace) -> Work[RangeReply]:
+        """As `range`, in slices, at the revision that is the newest when the first begins; or a key's history."""
+        revision = self._readable(request.revision)
+        if isinstance(request, History):
+            return (yield from self._operations.history(request, revision, pace))
+        return (yield from self._operations.range(request, revision, pace))
 
     def _readable(self, wanted: int) -> Revision:
         """The revision that a read asks for; 0 asks for the newest."""

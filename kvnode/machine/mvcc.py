@@ -40,6 +40,11 @@ class Versions:
 
     def at(self, key: bytes, revision: int) -> KeyValue | None:
         """The version of a key that `revision` shows, or None if it did not exist then."""
+        kv = self.floor(key, revision)
+        return kv if kv is not None and kv.version else None
+
+    def floor(self, key: bytes, revision: int) -> KeyValue | None:
+        """The newest version at or below `revision`, which may be a tombstone; None if there is none."""
         kv = self._recent.at(key, revision)
         if kv is None:
             prefix = keycode.version_prefix(key)
@@ -47,7 +52,7 @@ class Versions:
             if row is None or not row[0].startswith(prefix):
                 return None
             kv = _checked(decode_version(row), key)
-        return kv if kv.version else None
+        return kv
 
     def scan(self, start: bytes, end: bytes, revision: int, *, descending: bool = False) -> Scan:
         """Keys of ``[start, end)`` that exist at `revision`, in byte order."""

@@ -21,6 +21,7 @@ from kvnode.kv.requests import (
     MUST_EXIST,
     Delete,
     DeleteReply,
+    History,
     KeyValue,
     Put,
     PutReply,
@@ -29,7 +30,7 @@ from kvnode.kv.requests import (
     Refusal,
 )
 from kvnode.machine.mvcc import Versions
-from kvnode.machine.pace import Pace, Work
+from kvnode.machine.pace import STEP_BYTES, Pace, Work
 from kvnode.machine.recent import Recent
 from kvnode.machine.scan import Scan
 
@@ -151,6 +152,27 @@ class Operations:
             if scan.done:
                 return RangeReply(revision, tuple(items), len(items), False)
             yield
+
+    def history(self, request: History, revision: int, pace: Pace) -> Work[RangeReply]:
+        """The versions of a key at or below `revision`, newest first, tombstones included; one look-up each.
+
+        `revision` is one that the caller has checked to be readable.
+        """
+        wanted = request.limit if request.limit > 0 else self._limits.page_items
+        limit = min(wanted, self._limits.page_items_max)
+        below = min(revision, request.before - 1) if request.before else revision
+        items: list[KeyValue] = []
+        size = 0
+        while (kv := self._versions.floor(request.key, below)) is not None:
+            size += len(kv.key) + len(kv.value)
+            if len(items) == limit or (items and size > self._limits.page_bytes_max):
+                return RangeReply(revision, tuple(items), len(items), True)
+            items.append(kv)
+            below = kv.mod_revision - 1
+            pace.left -= 1 + len(kv.value) // STEP_BYTES
+            if pace.left <= 0:
+                yield
+        return RangeReply(revision, tuple(items), len(items), False)
 
     def range_one(self, request: Range, revision: int) -> RangeReply:
         """A single key at `revision`, which the caller has checked to be readable."""

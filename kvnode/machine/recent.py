@@ -13,13 +13,17 @@ The path of a put is two dict operations; the sorted index that ranges need take
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_right
 from collections.abc import Iterator
+from operator import attrgetter
 
 from sortedcontainers import SortedList
 
 from kvnode.kv.keys import TO_THE_END
 from kvnode.kv.requests import KeyValue
 from kvnode.machine.pace import Pace, Work
+
+_mod_revision = attrgetter("mod_revision")
 
 OVERHEAD_BYTES = 350
 """What a version costs in memory beside key and value: objects, dict and list slots, index (measured)."""
@@ -53,10 +57,9 @@ class Layer:
         kv = self.newest.get(key)
         if kv is None or kv.mod_revision <= revision:
             return kv
-        for older in reversed(self._older.get(key, ())):
-            if older.mod_revision <= revision:
-                return older
-        return None
+        older = self._older.get(key, ())
+        position = bisect_right(older, revision, key=_mod_revision)
+        return older[position - 1] if position else None
 
     def index(self, pace: Pace) -> bool:
         """Take new keys into the sorted index; False if the pace was used up before all were."""

@@ -8,7 +8,17 @@ from kvnode.clocks.clock import Clock
 from kvnode.config import LimitsSection, StorageSection
 from kvnode.errors import BadKey, BadRequest, NoSpace, TooLarge
 from kvnode.kv import keys
-from kvnode.kv.requests import ANY_REVISION, Compare, Delete, Operation, Put, Range, Txn, WriteRequest
+from kvnode.kv.requests import (
+    ANY_REVISION,
+    Compare,
+    Delete,
+    History,
+    Operation,
+    Put,
+    ReadRequest,
+    Txn,
+    WriteRequest,
+)
 from kvnode.machine.machine import StateMachine
 from kvnode.wire.codec import decode_request, encode_request
 from kvnode.wire.limits import CodecError
@@ -46,9 +56,13 @@ def payload_of(request: WriteRequest, limits: LimitsSection) -> bytes:
     return payload
 
 
-def check_read(request: Range, limits: LimitsSection) -> None:
+def check_read(request: ReadRequest, limits: LimitsSection) -> None:
     """Raises: BadKey, BadRequest, TooLarge."""
-    if request.end == keys.ONE_KEY:
+    if isinstance(request, History):
+        _check_key(request.key, limits)
+        if not 0 <= request.before <= INTEGER_MAX:
+            raise BadRequest("before is a positive 64-bit integer")
+    elif request.end == keys.ONE_KEY:
         _check_key(request.start, limits)
     else:
         _check_bounds(request.start, request.end, limits)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from kvnode.kv.requests import Range, RangeReply
+from kvnode.kv.requests import RangeReply, ReadRequest
 from kvnode.machine.machine import StateMachine
 from kvnode.machine.pace import Pace, Work
 
@@ -24,7 +24,7 @@ class RangeReads:
         self._turn_scheduled = False
         self._waiting: deque[tuple[Work[RangeReply], asyncio.Future[RangeReply]]] = deque()
 
-    def read(self, request: Range) -> asyncio.Future[RangeReply]:
+    def read(self, request: ReadRequest) -> asyncio.Future[RangeReply]:
         """The answer, possibly there at once. Cancelling it ends the read."""
         future: asyncio.Future[RangeReply] = self._loop.create_future()
         self._waiting.append((self._machine.read(request, self._pace), future))

@@ -18,7 +18,7 @@ from kvnode.errors import KvnodeError, NoLeader, NotReady, Overloaded, Timeout
 from kvnode.ids import NOBODY
 from kvnode.kv.interface import DEFAULT_OPTIONS, Options
 from kvnode.kv.keys import ONE_KEY
-from kvnode.kv.requests import ApplyResult, Range, RangeReply, Refusal, Request, WriteRequest
+from kvnode.kv.requests import ApplyResult, Range, RangeReply, ReadRequest, Refusal, Request, WriteRequest
 from kvnode.machine.machine import StateMachine
 from kvnode.node import admission
 from kvnode.node.applier import Applier
@@ -88,7 +88,9 @@ class RequestPath:
 
     def execute(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Coroutine[Any, Any, Any]:
         """Carry out one request; see `KV.execute`."""
-        return self._read(request, options) if isinstance(request, Range) else self._write(request, options)
+        if isinstance(request, ReadRequest):
+            return self._read(request, options)
+        return self._write(request, options)
 
     async def _write(self, request: WriteRequest, options: Options) -> ApplyResult:
         admission.check_write(request, self._limits)
@@ -119,18 +121,18 @@ class RequestPath:
                 raise _refused(result)
             return result
 
-    async def _read(self, request: Range, options: Options) -> RangeReply:
+    async def _read(self, request: ReadRequest, options: Options) -> RangeReply:
         admission.check_read(request, self._limits)
         deadline_ms = self._deadline(options.timeout_ms)
         if options.consistency == "linearizable":
             await self._reach_read_index(deadline_ms, options)
         if self._is_closed:
             raise NotReady("the node is stopping")
-        if request.end == ONE_KEY:
+        if isinstance(request, Range) and request.end == ONE_KEY:
             return self._machine.range(request)
-        return await self._read_range(request, deadline_ms)
+        return await self._read_in_slices(request, deadline_ms)
 
-    async def _read_range(self, request: Range, deadline_ms: int) -> RangeReply:
+    async def _read_in_slices(self, request: ReadRequest, deadline_ms: int) -> RangeReply:
         answer = self._range_reads.read(request)
         if answer.done():
             return answer.result()

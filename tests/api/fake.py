@@ -16,6 +16,7 @@ from kvnode.kv.requests import (
     Compare,
     Delete,
     DeleteReply,
+    History,
     KeyValue,
     Put,
     PutReply,
@@ -34,7 +35,7 @@ class FakeKV(KV):
 
     def __init__(self) -> None:
         self.revision = 1
-        self.history: dict[int, dict[bytes, KeyValue]] = {1: {}}
+        self.states: dict[int, dict[bytes, KeyValue]] = {1: {}}
         self.seen: list[tuple[Any, Options]] = []
         self.fail: KvnodeError | Exception | None = None
         self.fail_if: Callable[[Any], KvnodeError | None] = lambda _: None
@@ -42,7 +43,7 @@ class FakeKV(KV):
 
     @property
     def live(self) -> dict[bytes, KeyValue]:
-        return self.history[self.revision]
+        return self.states[self.revision]
 
     @property
     def time(self) -> int:
@@ -59,8 +60,11 @@ class FakeKV(KV):
         return reply
 
     def _carry_out(self, request: Any) -> Any:
-        if isinstance(request, Range):
-            return self._range(request, request.revision or self.revision)
+        if isinstance(request, Range | History):
+            revision = request.revision or self.revision
+            if revision > self.revision:
+                raise FutureRevision("that revision is yet to come", revision=self.revision)
+            return self._history(request, revision) if isinstance(request, History) else self._range(request, revision)
         state = dict(self.live)
         revision = self.revision + 1
         if isinstance(request, Txn):
@@ -79,7 +83,7 @@ class FakeKV(KV):
     def _commit(self, state: dict[bytes, KeyValue], before: dict[bytes, KeyValue], revision: int) -> None:
         if state != before:
             self.revision = revision
-            self.history[revision] = state
+            self.states[revision] = state
 
     def _operate(self, request: Any, state: dict[bytes, KeyValue], revision: int) -> Any:
         stamp = (START_MS + revision) << 16
@@ -108,10 +112,20 @@ class FakeKV(KV):
             return DeleteReply(revision if found else self.revision, len(found), previous_all)
         return _page(request, state, revision)
 
+    def _history(self, request: History, revision: int) -> RangeReply:
+        versions: list[KeyValue] = []
+        for at in range(1, revision + 1):
+            kv = self.states[at].get(request.key) if at in self.states else None
+            if kv is not None and kv.mod_revision == at:
+                versions.append(kv)
+            elif kv is None and versions and versions[-1].version:
+                versions.append(KeyValue(request.key, b"", 0, at, 0, 0, (START_MS + at) << 16))
+        found = [kv for kv in reversed(versions) if not request.before or kv.mod_revision < request.before]
+        limit = request.limit or 1_000
+        return RangeReply(revision, tuple(found[:limit]), len(found[:limit]), len(found) > limit)
+
     def _range(self, request: Range, revision: int) -> RangeReply:
-        if revision > self.revision:
-            raise FutureRevision("that revision is yet to come", revision=self.revision)
-        return _page(request, self.history[revision], revision)
+        return _page(request, self.states[revision], revision)
 
 
 def _page(request: Range, state: dict[bytes, KeyValue], revision: int) -> RangeReply:

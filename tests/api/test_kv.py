@@ -272,4 +272,4 @@ async def test_a_missing_key_is_missing_at_the_revision_that_was_read(door: Door
     kv.revision = 9
     kv.gate.set()
     assert (await asking).headers["kv-revision"] == "1"
-    kv.history[9] = {}
+    kv.states[9] = {}

@@ -186,7 +186,7 @@ async def test_range_delete_must_name_its_range(door: Door, kv: FakeKV, query: s
 @pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 2500])
 async def test_big_pages_are_whole(door: Door, kv: FakeKV, count: int) -> None:
     state = {b"%06d" % n: KeyValue(b"%06d" % n, b"v", 2, 2, 1) for n in range(count)}
-    kv.history[2] = state
+    kv.states[2] = state
     kv.revision = 2
     page = (await door.ask("GET", "/v1/kv?prefix=&limit=10000")).json
     assert names(page) == [f"{n:06d}" for n in range(count)]

@@ -95,6 +95,31 @@ def test_a_listing_follows_its_cursor(run: Run, monkeypatch: pytest.MonkeyPatch)
     run("del", "page/", "--prefix")
 
 
+def test_the_past_and_the_history_of_a_key(run: Run, monkeypatch: pytest.MonkeyPatch):
+    first = int(run("put", "past", "one").stdout.split()[1])
+    run("put", "past", "two")
+    run("del", "past")
+    assert run("get", "past", "--at-rev", str(first)).stdout == "one"
+    assert run("get", "past").exit_code == 1
+    assert run("ls", "past", "--at-rev", str(first + 1)).stdout == "past\n"
+    assert run("ls", "past").stdout == ""
+    monkeypatch.setattr("kvnode.cli.kv._PAGE_ITEMS", 2)
+    lines = [line.split() for line in run("history", "past", "-o", "plain").stdout.splitlines()]
+    assert [(revision, what) for revision, _, what in lines] == [
+        (str(first + 2), "delete"),
+        (str(first + 1), "put"),
+        (str(first), "put"),
+    ]
+    items = [json.loads(line) for line in run("history", "past", "-o", "json", "--limit", "2").stdout.splitlines()]
+    assert [item.get("deleted") for item in items] == [True, None]
+    assert "two" in run("history", "past", "-o", "table").stdout
+    none = run("history", "never")
+    assert (none.exit_code, none.stdout) == (1, "")
+    assert "[key_not_found]" in none.stderr
+    future = run("get", "past", "--at-rev", "999999")
+    assert (future.exit_code, "[future_revision]" in future.stderr) == (1, True)
+
+
 def test_the_exit_code_is_the_errors_family(run: Run, shared: ServedNode):
     def fail_with(error: errors.KvnodeError, *arguments: str) -> tuple[int, str]:
         shared.node.refuse_next(error)

@@ -16,8 +16,9 @@ from kvnode.clocks.hybrid import HybridClock
 from kvnode.config import ClientSection, Config
 from kvnode.ids import Index, NodeId, Revision, Term
 from kvnode.kv.interface import KV, Admin, Options, Status
-from kvnode.kv.requests import Range, Refusal
+from kvnode.kv.requests import ReadRequest, Refusal
 from kvnode.machine.machine import StateMachine
+from kvnode.machine.pace import Pace, in_one_go
 from kvnode.storage.memory_backend import MemoryBackend
 
 WALL_MS = 1_790_000_000_000
@@ -42,8 +43,9 @@ class LocalNode(KV, Admin):
         if self.refusals:
             raise self.refusals.popleft()
         self.executed.append(request)
-        if isinstance(request, Range):
-            return self.machine.range(request)
+        if isinstance(request, ReadRequest):
+            pace = Pace()
+            return in_one_go(self.machine.read(request, pace), pace)
         index = Index(self.machine.applied_index + 1)
         result = self.machine.apply(index, self.clock.next(WALL_MS + index), request).result
         if isinstance(result, Refusal):

@@ -14,7 +14,7 @@ from kvnode.client.client import Client
 from kvnode.client.endpoints import RetryPolicy
 from kvnode.kv.interface import Options
 from kvnode.kv.keys import TO_THE_END, prefix_end
-from kvnode.kv.requests import MUST_EXIST, Compare, Delete, Put, Range, Txn
+from kvnode.kv.requests import MUST_EXIST, Compare, Delete, History, Put, Range, Txn
 from tests.client.local_node import LocalNode, served
 
 AWKWARD = [
@@ -54,6 +54,24 @@ async def test_it_is_the_same_interface_as_a_node(kv: Client):
     assert (await kv.delete("greeting")).deleted == 1
     assert (await kv.delete("greeting")).deleted == 0
     assert await kv.get("greeting") is None
+
+
+async def test_the_past_is_the_same_as_a_nodes_own(node: LocalNode, kv: Client):
+    for key in AWKWARD[:3]:
+        for value in (b"one", bytes(range(256))):
+            await kv.put(key, value)
+    await kv.delete(AWKWARD[0])
+    for revision in range(1, 9):
+        assert await kv.get(AWKWARD[0], revision=revision) == await node.get(AWKWARD[0], revision=revision)
+        for request in (Range(b"", TO_THE_END, revision=revision), History(AWKWARD[0], revision=revision)):
+            assert await kv.execute(request) == await node.execute(request), request
+    page = await kv.history(AWKWARD[0], limit=2)
+    assert ([kv.version for kv in page.items], page.more) == ([0, 2], True)
+    rest = await kv.history(AWKWARD[0], before=page.items[-1].mod_revision)
+    assert ([kv.value for kv in rest.items], rest.more) == ([b"one"], False)
+    assert (await kv.history("missing")).items == ()
+    with pytest.raises(errors.FutureRevision):
+        await kv.get("k", revision=99)
 
 
 async def test_replies_equal_the_nodes_own(node: LocalNode, kv: Client):

@@ -14,9 +14,10 @@ from typing import Any
 from kvnode.config import LimitsSection
 from kvnode.ids import Index
 from kvnode.kv import keys
-from kvnode.kv.requests import KeyValue, Put, Range, Txn, WriteRequest
+from kvnode.kv.requests import History, KeyValue, Put, Range, Txn, WriteRequest
 from kvnode.machine.backend import Backend
 from kvnode.machine.machine import Applied, StateMachine
+from kvnode.machine.pace import Pace, in_one_go
 from kvnode.storage.lmdb_backend import LmdbBackend
 from kvnode.storage.memory_backend import MemoryBackend
 
@@ -65,6 +66,17 @@ class Store:
         reply = self.machine.range(Range(key, revision=revision))
         return reply.items[0] if reply.items else None
 
+    def history(self, key: bytes, revision: int = 0, *, page: int = 0) -> list[KeyValue]:
+        """All versions at or below the revision, page by page."""
+        found: list[KeyValue] = []
+        before, more = 0, True
+        while more:
+            reply = in_one_go(self.machine.read(History(key, page, revision, before), pace := Pace()), pace)
+            found += reply.items
+            more = reply.more
+            before = found[-1].mod_revision if found else 0
+        return found
+
     def list(self, start: bytes = b"", end: bytes = keys.TO_THE_END, **options: Any) -> list[bytes]:
         return [kv.key for kv in self.machine.range(Range(start, end, **options)).items]
 
@@ -86,6 +98,9 @@ class Model:
     def at(self, key: bytes, revision: int) -> KeyValue | None:
         shown = [kv for kv in self.versions.get(key, []) if kv.mod_revision <= revision]
         return shown[-1] if shown and shown[-1].version else None
+
+    def history(self, key: bytes, revision: int) -> list[KeyValue]:
+        return [kv for kv in reversed(self.versions.get(key, [])) if kv.mod_revision <= revision]
 
     def range(self, start: bytes, end: bytes, revision: int) -> list[KeyValue]:
         found = [self.at(key, revision) for key in sorted(self.versions) if keys.contains(start, end, key)]

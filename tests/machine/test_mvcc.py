@@ -10,7 +10,8 @@ import pytest
 
 from kvnode.errors import BadRequest, Compacted, FutureRevision
 from kvnode.kv.keys import TO_THE_END, prefix_end
-from kvnode.kv.requests import Delete, Put, Range, Refusal, Txn, WriteRequest
+from kvnode.kv.requests import Delete, History, Put, Range, Refusal, Txn, WriteRequest
+from kvnode.machine.pace import Pace, in_one_go
 from tests.machine.harness import BACKENDS, MODES, Model, Store, opener, some_keys
 
 
@@ -45,6 +46,9 @@ def check_everything(store: Store, model: Model, keys: list[bytes], chance: rand
     for revision in range(1, model.revision + 1):
         for key in keys:
             assert store.get(key, revision) == model.at(key, revision), (key, revision)
+        key = chance.choice(keys)
+        page = chance.choice([0, 1, 2, 5])
+        assert store.history(key, revision, page=page) == model.history(key, revision), (key, revision, page)
         expected = model.range(b"", TO_THE_END, revision)
         reply = machine.range(Range(b"", TO_THE_END, revision=revision))
         assert list(reply.items) == expected, revision
@@ -203,6 +207,40 @@ def test_a_page_is_bounded_by_items_and_bytes(tmp_path: Path) -> None:
     assert len(store.list(limit=100, keys_only=True)) == 5, "page_items_max, whatever is asked"
     assert len(store.list(limit=5)) == 3, "the fourth would exceed page_bytes_max"
     assert store.list(b"z") == [b"z"], "at least one item, however large"
+
+
+def test_a_history_shows_deletions_and_every_life_of_a_key_newest_first(store: Store) -> None:
+    store.put(b"k", b"1")
+    store.settle()
+    store.put(b"k", b"2")
+    store.put(b"kk", b"another key")
+    store.apply(Delete(b"k"))
+    store.settle()
+    store.put(b"k", b"3")
+    found = [(kv.mod_revision, kv.create_revision, kv.version, kv.value) for kv in store.history(b"k")]
+    assert found == [(6, 6, 1, b"3"), (5, 0, 0, b""), (3, 2, 2, b"2"), (2, 2, 1, b"1")]
+    assert [kv.mod_revision for kv in store.history(b"k", 5)] == [5, 3, 2]
+    assert store.history(b"k", 1) == store.history(b"missing") == []
+    with pytest.raises(FutureRevision):
+        store.history(b"k", 7)
+
+
+def test_a_page_of_a_history_is_bounded_by_items_and_bytes(tmp_path: Path) -> None:
+    store = Store(opener("memory", tmp_path), page_items=2, page_items_max=3, page_bytes_max=1_000)
+    for _ in range(5):
+        store.put(b"k", b"v")
+    for _ in range(3):
+        store.put(b"k", bytes(600))
+    pace = Pace()
+    pages = []
+    before = 0
+    while True:
+        reply = in_one_go(store.machine.read(History(b"k", 10, before=before), pace), pace)
+        pages.append([kv.mod_revision for kv in reply.items])
+        before = pages[-1][-1]
+        if not reply.more:
+            break
+    assert pages == [[9], [8], [7, 6, 5], [4, 3, 2]]
 
 
 def test_reads_outside_the_history_are_refused(store: Store) -> None:

@@ -11,7 +11,7 @@ import pytest
 from kvnode.config import LimitsSection
 from kvnode.ids import Index
 from kvnode.kv.keys import TO_THE_END
-from kvnode.kv.requests import Delete, Put, Range, RangeReply, Refusal, Txn, WriteRequest
+from kvnode.kv.requests import Delete, History, Put, Range, RangeReply, ReadRequest, Refusal, Txn, WriteRequest
 from kvnode.machine.machine import Applied, StateMachine
 from kvnode.machine.pace import Pace, Work, in_one_go
 from kvnode.storage.memory_backend import MemoryBackend
@@ -96,10 +96,16 @@ def test_flushes_between_slices_do_not_show(seed: int, tmp_path: Path) -> None:
         )
         expected = machine.range(request)
         assert read_while_changing(machine, request, keys, chance) == expected, request
+    for _ in range(10):
+        history = History(chance.choice(keys), revision=chance.choice([machine.revision, machine.revision // 2]))
+        expected = in_one_go(machine.read(history, pace := Pace()), pace)
+        assert read_while_changing(machine, history, keys, chance) == expected, history
     machine.backend.close()
 
 
-def read_while_changing(machine: StateMachine, request: Range, keys: list[bytes], chance: random.Random) -> RangeReply:
+def read_while_changing(
+    machine: StateMachine, request: ReadRequest, keys: list[bytes], chance: random.Random
+) -> RangeReply:
     def change(slices: int) -> None:
         # A read takes new keys into the index as well: changes at every slice could keep the shortest from ending.
         if chance.random() < 0.2:

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from kvnode.api import query, shapes
+from kvnode.api import shapes
 from kvnode.api.answer import KIND_RAW, Answer
 from kvnode.api.call import Call, key_lines, version_lines
 from kvnode.api.http.conditions import is_known_to_caller, is_unwanted, write_condition
-from kvnode.errors import BadKey, CompareFailed, KeyNotFound, TooLarge
+from kvnode.api.http.path import path_key
+from kvnode.errors import CompareFailed, KeyNotFound
 from kvnode.kv.requests import Delete, Put, Range
-
-
-def path_key(call: Call) -> bytes:
-    """The key that ends the path, as bytes. Raises: BadEncoding, BadKey, TooLarge."""
-    return check_key(query.percent_decode(call.rest), call.app.config.limits.key_bytes_max)
-
-
-def check_key(key: bytes, size_max: int) -> bytes:
-    if not key:
-        raise BadKey("a key has at least one byte")
-    if len(key) > size_max:
-        raise TooLarge(f"the key is over the limit of {size_max} bytes", limit=size_max)
-    return key
 
 
 async def put_key(call: Call) -> Answer:
@@ -45,12 +33,14 @@ async def get_key(call: Call) -> Answer:
     """GET and HEAD: HEAD has the same headers and no body."""
     key = path_key(call)
     meta = call.flag("meta")
+    revision = call.revision_asked()
     options = call.options()
     call.refuse_body()
-    reply = await call.app.kv.execute(Range(key), options)
+    reply = await call.app.kv.execute(Range(key, revision=revision), options)
     staleness = call.app.staleness_line() if options.consistency == "stale" else ""
     if not reply.items:
-        missing = KeyNotFound(f"there is no key {shapes.as_text(key)[0][:128]!r}")
+        when = f" at revision {revision}" if revision else ""
+        missing = KeyNotFound(f"there is no key {shapes.as_text(key)[0][:128]!r}{when}")
         return call.refuse(missing, revision=reply.revision, extra=staleness)
     kv = reply.items[0]
     if is_unwanted(call, kv.mod_revision):

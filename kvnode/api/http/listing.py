@@ -49,21 +49,21 @@ async def list_keys(call: Call) -> Answer:
     if reply.more and reply.items:
         pinned = Cursor(reply.revision, reply.items[-1].key)
         cursor = encode_cursor(pinned, _fingerprint(start, end, request.descending))
-    head = shapes.Listing(revision=reply.revision, count=reply.count, more=reply.more, cursor=cursor, items=[])
-    body = shapes.encode(head).removesuffix(b"]}") + await _encode_items(reply, request.keys_only) + b"]}\n"
+    body = await encode_page(reply, cursor, keys_only=request.keys_only)
     extra = call.app.staleness_line() if options.consistency == "stale" else ""
     return call.answer(200, body, revision=reply.revision, extra=extra)
 
 
-async def _encode_items(reply: RangeReply, keys_only: bool) -> bytes:
-    """The items, comma-separated. A full page takes longer than the loop may be held up, so it goes in slices."""
+async def encode_page(reply: RangeReply, cursor: str | None, *, keys_only: bool = False) -> bytes:
+    """A `Listing`. A full page takes longer than the loop may be held up, so its items go in slices."""
+    head = shapes.Listing(revision=reply.revision, count=reply.count, more=reply.more, cursor=cursor, items=[])
     slices = []
     for at in range(0, len(reply.items), _SLICE_ITEMS):
         if at:
             await asyncio.sleep(0)
         items = [shapes.item_of(kv, keys_only=keys_only) for kv in reply.items[at : at + _SLICE_ITEMS]]
         slices.append(shapes.encode(items)[1:-1])
-    return b",".join(slices)
+    return shapes.encode(head).removesuffix(b"]}") + b",".join(slices) + b"]}\n"
 
 
 def _parse_listing(call: Call) -> Range:
@@ -77,6 +77,7 @@ def _parse_listing(call: Call) -> Range:
         start,
         end,
         limit=limit,
+        revision=call.revision_asked(),
         descending=descending,
         keys_only=call.flag("keys_only"),
         count_only=call.flag("count_only"),
@@ -89,6 +90,8 @@ def _parse_listing(call: Call) -> Range:
 
 
 def _continue_after(request: Range, cursor: Cursor) -> Range:
+    if request.revision not in (0, cursor.revision):
+        raise BadRequest("the cursor belongs to another revision than at_rev names")
     if not keys.contains(request.start, request.end, cursor.last_key):
         raise BadRequest("the cursor points outside the range")
     if request.descending:

@@ -11,8 +11,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from kvnode.api import shapes
-from kvnode.api.http.kv import check_key
 from kvnode.api.http.listing import parse_range
+from kvnode.api.http.path import check_key
 from kvnode.api.strict_json import (
     JsonObject,
     expect_bytes,

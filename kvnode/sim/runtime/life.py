@@ -17,7 +17,7 @@ from kvnode.sim.runtime.cluster import Cluster
 from kvnode.sim.runtime.faults import FAULTS
 from kvnode.sim.runtime.nemesis import Nemesis
 from kvnode.sim.runtime.swarm import World, draw
-from kvnode.sim.runtime.witness import Witness, judge_by_log
+from kvnode.sim.runtime.witness import Witness, judge_by_log, judge_past
 from kvnode.sim.runtime.workload import PREFIX, Workload
 from kvnode.sim.trace import Trace
 
@@ -77,6 +77,7 @@ class Life:
         """By two judges: one has the log that was applied, the other only what clients were told, as in real life."""
         operations, witness = self.workload.operations, Witness(self.cluster.applied.changes())
         judge_by_log(operations, witness)
+        judge_past(self.workload.looked_back, witness)
         final = {key: item for key, item in witness.final().items() if key.startswith(PREFIX)}
         verdict = judge(operations, final=final, sole_writer=False)
         assert verdict.result == "ok", report.text(operations, verdict)
@@ -147,6 +148,7 @@ class Life:
         for operation in self.workload.operations:
             name = f"operations_{operation.status}"
             found[name] = found.get(name, 0) + 1
+        found["reads_of_the_past"] = len(self.workload.looked_back)
         cluster = self.cluster
         found["starts"] = cluster.starts
         found["leader_changes"] = cluster.observer.leader_changes

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 
 from kvnode.check.history import ANY, Operation, Seen
-from kvnode.kv.requests import KeyValue
+from kvnode.kv.requests import History, KeyValue, Range, RangeReply
 
 
 class Witness:
@@ -51,6 +51,10 @@ class Witness:
             return True
         return any((0 if value is None else r) == mod for r, value in self._versions.get(key, []) if r > since)
 
+    def history(self, key: str, revision: int) -> list[tuple[int, str | None]]:
+        """(mod revision, value or None for a deletion) of the key's versions up to that revision, newest first."""
+        return [version for version in reversed(self._versions.get(key, [])) if version[0] <= revision]
+
     def final(self) -> dict[str, Seen]:
         """What is there at the end, as readers see it."""
         found = {}
@@ -71,6 +75,22 @@ def judge_by_log(operations: Iterable[Operation], witness: Witness) -> None:
         else:
             _judge_unanswered(operation, witness, least[id(operation)])
     _judge_deletions(operations, witness)
+
+
+def judge_past(looked_back: Iterable[tuple[Range | History, RangeReply]], witness: Witness) -> None:
+    """What was read of the past is what the log did (I21). Raises: AssertionError."""
+    for request, reply in looked_back:
+        assert reply.revision == request.revision, ("another revision than was asked for", request, reply)
+        if isinstance(request, Range):
+            kv = reply.items[0] if reply.items else None
+            found = (kv.mod_revision, kv.value.decode()) if kv is not None else (0, None)
+            expected = witness.at(request.start.decode(), request.revision)
+            assert found == expected, ("not what was there", expected, request, reply)
+        else:
+            versions = [(kv.mod_revision, kv.value.decode() if kv.version else None) for kv in reply.items]
+            made = witness.history(request.key.decode(), request.revision)
+            assert versions == made[: len(versions)], ("not what happened", made, request, reply)
+            assert len(versions) == len(made) or reply.more, ("a part of what happened", made, request, reply)
 
 
 def _answered_before(operations: Sequence[Operation]) -> dict[int, int]:

@@ -16,11 +16,11 @@ from typing import Any, Protocol
 import msgspec
 
 from kvnode.check.history import ANY, Operation, Seen
-from kvnode.errors import CompareFailed, KvnodeError
+from kvnode.errors import CompareFailed, KvnodeError, TryAgain, Unknown
 from kvnode.ids import NodeId
 from kvnode.kv.interface import Options
 from kvnode.kv.keys import prefix_end
-from kvnode.kv.requests import Compare, Delete, DeleteReply, KeyValue, Put, Range, RangeReply, Txn
+from kvnode.kv.requests import Compare, Delete, DeleteReply, History, KeyValue, Put, Range, RangeReply, Txn
 from kvnode.kv.requests import Operation as StoreOperation
 
 PREFIX = "k"
@@ -42,7 +42,7 @@ class Mix:
     pause_s: float = 0.05  # mean time between an answer and the next request
     keys: int = 5
     weights: Mapping[str, int] = field(
-        default_factory=lambda: {"put": 4, "get": 4, "delete": 1, "range": 1, "txn": 1, "stale": 1}
+        default_factory=lambda: {"put": 4, "get": 4, "delete": 1, "range": 1, "txn": 1, "stale": 1, "past": 1}
     )
     conditional: float = 0.4  # share of writes that ask for a revision
     padding: int = 0  # bytes that some values carry besides their number
@@ -64,6 +64,7 @@ class Workload:
         """`served_by` numbers the process that a member is now: another life of it may show an older state."""
         self.served_by = served_by
         self.operations: list[Operation] = []
+        self.looked_back: list[tuple[Range | History, RangeReply]] = []  # at revisions that somebody had been told of
         self.is_over = False
         self._ask = ask
         self._members = members
@@ -135,8 +136,12 @@ class Client:
         self._rng = rng
         self._number = load.number()
         self._known: dict[str, int] = {}  # key → the revision last heard of
+        self._newest = 1  # of the revisions it was told
 
     async def request(self, kind: str, key: str) -> None:
+        if kind == "past":
+            await self._look_back(key)
+            return
         asked, request = self._make(kind, key)
         options = self._load.options(self._rng, stale=kind == "stale")
         asked = msgspec.structs.replace(asked, consistency=options.consistency)
@@ -153,6 +158,18 @@ class Client:
             self._end(asked, status="info", note="gave up")
         else:
             self._answered(kind, asked, reply)
+
+    async def _look_back(self, key: str) -> None:
+        """What was once told cannot lie in the future, wherever one asks."""
+        rng = self._rng
+        revision = rng.choice((self._newest, rng.randint(1, self._newest)))
+        request = rng.choice((Range(key.encode(), revision=revision), History(key.encode(), revision=revision)))
+        try:
+            async with asyncio.timeout(PATIENCE_S + 2.0):
+                reply = await self._load.ask(self.member, request, self._load.options(rng))
+        except (TryAgain, Unknown, TimeoutError):
+            return
+        self._load.looked_back.append((request, reply))
 
     def _make(self, kind: str, key: str) -> tuple[Operation, Any]:
         rng, load = self._rng, self._load
@@ -226,6 +243,7 @@ class Client:
 
     def _end(self, asked: Operation, **what: Any) -> None:
         ret = None if what.get("status") == "info" else self._load.now_ns()
+        self._newest = max(self._newest, what.get("rev", 0))
         node = self._load.served_by(self.member)
         self._load.operations.append(msgspec.structs.replace(asked, ret=ret, node=node, **what))
         if ret is None:

@@ -1,0 +1,130 @@
+"""Reading the past: `at_rev` on every GET of keys, and ``/v1/history/{key}``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kvnode.kv.requests import History
+from tests.api.fake import FakeKV
+from tests.api.raw import Door
+
+
+async def live_through(door: Door) -> None:
+    """Revisions 2 to 5: two versions, a deletion, another life."""
+    for body in (b"one", b"two"):
+        await door.ask("PUT", "/v1/kv/k", body)
+    await door.ask("DELETE", "/v1/kv/k")
+    await door.ask("PUT", "/v1/kv/k", b"three")
+
+
+def revisions(listing: Any) -> list[int]:
+    return [item["mod_revision"] for item in listing["items"]]
+
+
+@pytest.mark.parametrize(("at", "value"), [(2, b"one"), (3, b"two"), (5, b"three")])
+async def test_a_key_as_it_was(door: Door, at: int, value: bytes) -> None:
+    await live_through(door)
+    answer = await door.ask("GET", f"/v1/kv/k?at_rev={at}")
+    assert (answer.status, answer.body) == (200, value)
+    assert answer.headers["kv-revision"] == str(at)
+    assert answer.headers["etag"] == f'"{at}"'
+    head = await door.ask("HEAD", f"/v1/kv/k?at_rev={at}")
+    assert (head.status, head.headers["etag"], head.body) == (200, f'"{at}"', b"")
+
+
+async def test_a_key_that_was_not_there_then(door: Door) -> None:
+    await live_through(door)
+    for at in (1, 4):
+        answer = await door.ask("GET", f"/v1/kv/k?at_rev={at}")
+        assert (answer.status, answer.code) == (404, "key_not_found")
+        assert f"at revision {at}" in answer.json["error"]["message"]
+
+
+async def test_a_range_as_it_was_and_its_pages(door: Door) -> None:
+    for name in "abc":
+        await door.ask("PUT", f"/v1/kv/{name}", b"old")
+    await door.ask("DELETE", "/v1/kv?prefix=")
+    page = (await door.ask("GET", "/v1/kv?prefix=&at_rev=4&limit=2")).json
+    assert ([item["key"] for item in page["items"]], page["revision"], page["more"]) == (["a", "b"], 4, True)
+    for same in ("", "&at_rev=4"):
+        rest = (await door.ask("GET", f"/v1/kv?prefix=&limit=2&cursor={page['cursor']}{same}")).json
+        assert ([item["key"] for item in rest["items"]], rest["revision"]) == (["c"], 4)
+    other = await door.ask("GET", f"/v1/kv?prefix=&cursor={page['cursor']}&at_rev=3")
+    assert (other.status, other.code) == (400, "bad_request")
+    count = await door.ask("GET", "/v1/kv?prefix=&at_rev=3&count_only=1")
+    assert count.json["count"] == 2
+
+
+@pytest.mark.parametrize("path", ["/v1/kv/k?", "/v1/kv?prefix=&", "/v1/history/k?"])
+@pytest.mark.parametrize(
+    ("at", "code"), [("9", "future_revision"), ("0", "bad_request"), ("-1", "bad_request"), ("x", "bad_request")]
+)
+async def test_revisions_that_are_none(door: Door, path: str, at: str, code: str) -> None:
+    await live_through(door)
+    answer = await door.ask("GET", f"{path}at_rev={at}")
+    assert (answer.status, answer.code) == (400, code)
+
+
+async def test_a_history_has_the_shape_of_a_listing(door: Door) -> None:
+    await live_through(door)
+    answer = await door.ask("GET", "/v1/history/k")
+    assert answer.status == 200
+    listing = answer.json
+    assert {name: listing[name] for name in ("revision", "count", "more", "cursor")} == {
+        "revision": 5,
+        "count": 4,
+        "more": False,
+        "cursor": None,
+    }
+    assert [(item["mod_revision"], item.get("value"), item.get("deleted")) for item in listing["items"]] == [
+        (5, "three", None),
+        (4, None, True),
+        (3, "two", None),
+        (2, "one", None),
+    ]
+    assert listing["items"][2]["create_revision"] == 2
+    assert listing["items"][1]["time"] == "2026-11-22T10:00:00.004Z.0000"
+
+
+async def test_pages_of_a_history_are_pinned(door: Door) -> None:
+    await live_through(door)
+    page = (await door.ask("GET", "/v1/history/k?limit=2")).json
+    assert (revisions(page), page["more"]) == ([5, 4], True)
+    await door.ask("PUT", "/v1/kv/k", b"four")
+    rest = (await door.ask("GET", f"/v1/history/k?limit=2&cursor={page['cursor']}")).json
+    assert (revisions(rest), rest["revision"], rest["more"]) == ([3, 2], 5, False)
+    assert revisions((await door.ask("GET", "/v1/history/k?at_rev=3")).json) == [3, 2]
+    assert revisions((await door.ask("GET", "/v1/history/k?before=4")).json) == [3, 2]
+
+
+async def test_history_reads_choose_consistency_and_limit(door: Door, kv: FakeKV) -> None:
+    await live_through(door)
+    answer = await door.ask("GET", "/v1/history/k?consistency=stale&limit=3")
+    assert "kv-staleness-ms" in answer.headers
+    request, options = kv.seen[-1]
+    assert request == History(b"k", 3)
+    assert options.consistency == "stale"
+
+
+async def test_a_key_without_versions_has_no_history(door: Door) -> None:
+    answer = await door.ask("GET", "/v1/history/missing")
+    assert (answer.status, answer.code) == (404, "key_not_found")
+
+
+async def test_bad_histories_are_refused(door: Door) -> None:
+    await live_through(door)
+    cursor = (await door.ask("GET", "/v1/history/k?limit=1")).json["cursor"]
+    for target, code in (
+        ("/v1/history/", "bad_key"),
+        (f"/v1/history/other?cursor={cursor}", "bad_encoding"),
+        (f"/v1/history/k?cursor={cursor}&at_rev=2", "bad_request"),
+        (f"/v1/history/k?cursor={cursor}&before=2", "bad_request"),
+        ("/v1/history/k?cursor=zzz", "bad_encoding"),
+        ("/v1/history/k?limit=0", "bad_request"),
+        ("/v1/history/k?prefix=a", "unknown_parameter"),
+    ):
+        answer = await door.ask("GET", target)
+        assert (answer.status, answer.code) == (400, code), target
+    assert (await door.ask("PUT", "/v1/history/k", b"x")).status == 405
