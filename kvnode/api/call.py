@@ -61,19 +61,24 @@ class Call:
         limits = self.app.config.limits
         timeout_ms = limits.timeout_ms
         consistency: Consistency = "linearizable"
+        at_time = 0
         if parameters:
             if "timeout" in parameters:
                 timeout_ms = query.parse_duration_ms(parameters["timeout"], "timeout", most_ms=limits.timeout_ms_max)
             if "consistency" in parameters:
                 consistency = _parse_consistency(parameters["consistency"])
+            if "at_time" in parameters and "cursor" not in parameters:  # a cursor has pinned what the time has shown
+                at_time = query.parse_time(parameters["at_time"], "at_time", self.app.clock.wall_ms())
         no_forward = self.headers.get("Kv-No-Forward", "0")
         if no_forward not in _NO_FORWARD:
             raise BadRequest("Kv-No-Forward takes 1 or 0")
-        return Options(timeout_ms, consistency, self.request_id, _NO_FORWARD[no_forward])
+        return Options(timeout_ms, consistency, self.request_id, at_time, _NO_FORWARD[no_forward])
 
     def revision_asked(self) -> int:
         """The revision that a read is to show; 0: the newest. Raises: BadRequest."""
         value = self.parameters.get("at_rev")
+        if value is not None and "at_time" in self.parameters:
+            raise BadRequest("give at_rev, or at_time, not both")
         return 0 if value is None else query.parse_integer(value, "at_rev", least=1)
 
     def flag(self, name: str) -> bool:

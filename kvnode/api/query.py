@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from datetime import UTC, datetime, timedelta
 from urllib.parse import unquote_to_bytes
 
+from kvnode.clocks import hybrid
 from kvnode.errors import BadEncoding, BadRequest, UnknownParameter
 
 INTEGER_MAX = (1 << 63) - 1
@@ -17,6 +19,11 @@ INTEGER_MAX = (1 << 63) - 1
 _BAD_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _DURATION = re.compile(rb"(\d{1,9})(ms|s|m|h)")
 _UNIT_MS = {b"ms": 1, b"s": 1_000, b"m": 60_000, b"h": 3_600_000}
+_HYBRID_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z\.\d{4,5}")
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST_COUNTER = (1 << hybrid.COUNTER_BITS) - 1
+AGE_MS_MAX = 100 * 365 * 86_400_000
 _FLAGS = {b"1": True, b"true": True, b"0": False, b"false": False}
 
 
@@ -68,6 +75,30 @@ def parse_duration_ms(value: bytes, name: str, *, most_ms: int) -> int:
     if not 1 <= duration_ms <= most_ms:
         raise BadRequest(f"{name}= must lie between 1ms and {most_ms}ms", parameter=name)
     return duration_ms
+
+
+def parse_time(value: bytes, name: str, now_ms: int) -> int:
+    """A moment as the last hybrid timestamp in it: ``2026-11-22T10:00:00.123Z.0007`` as `Kv-Time` shows it, RFC 3339,
+    or ``-5m``: so long before `now_ms`, in Unix milliseconds.
+    """
+    text = value.decode("ascii", "replace")
+    if text.startswith("-"):
+        age_ms = parse_duration_ms(value[1:], name, most_ms=AGE_MS_MAX)
+        return max(0, now_ms - age_ms) << hybrid.COUNTER_BITS | _LAST_COUNTER
+    try:
+        if _HYBRID_TIME.fullmatch(text):
+            return hybrid.from_text(text)
+        if _RFC_3339.fullmatch(text):
+            moment = datetime.fromisoformat(text.upper())
+            ms = (moment - _EPOCH) // timedelta(milliseconds=1)
+            if ms >= 0:
+                return ms << hybrid.COUNTER_BITS | _LAST_COUNTER
+    except (ValueError, OverflowError):
+        pass  # said below
+    raise BadRequest(
+        f"{name}= takes a time such as 2026-11-22T10:00:00Z, one that Kv-Time showed, or an age such as -5m",
+        parameter=name,
+    )
 
 
 def parse_choice(value: bytes, name: str, choices: Collection[str]) -> str:

@@ -57,7 +57,9 @@ CONSISTENCY = Parameter(
     "linearizable (default), or stale: this node's applied state, without asking anybody.",
     ("linearizable", "stale"),
 )
+META = Parameter("meta", "flag", "A JSON item instead of the raw value.")
 AT_REV = Parameter("at_rev", "integer", "The state as it was at this revision of the store; default: the newest.")
+AT_TIME = Parameter("at_time", "text", "The state as it was at this time: RFC 3339, a Kv-Time, or an age such as -5m.")
 CURSOR = "From the page before; {what} must be the same."
 IF_REV = Parameter("if_rev", "integer", "Only if the key's mod revision is this; 0 = only if there is no such key.")
 PREV = Parameter("prev", "flag", "Answer with what stood there before.")
@@ -90,7 +92,7 @@ def _get_key(method: str, sentence: str) -> Route:
         "/v1/kv/{key}",
         kv.get_key,
         sentence,
-        parameters=(Parameter("meta", "flag", "A JSON item instead of the raw value."), AT_REV, CONSISTENCY, TIMEOUT),
+        parameters=(META, AT_REV, AT_TIME, CONSISTENCY, TIMEOUT),
         headers=(IF_NONE_MATCH_READ, IF_MATCH, NO_FORWARD),
         reply=bytes,
         errors=("bad_key", "key_not_found", "compare_failed", "too_large", "future_revision", *_READ),
@@ -120,6 +122,7 @@ TABLE: tuple[Route, ...] = (
             Parameter("keys_only", "flag", "Leave the values out."),
             Parameter("count_only", "flag", "Only count the range."),
             AT_REV,
+            AT_TIME,
             CONSISTENCY,
             TIMEOUT,
         ),
@@ -136,6 +139,7 @@ TABLE: tuple[Route, ...] = (
             Parameter("cursor", "text", CURSOR.format(what="the key")),
             Parameter("before", "integer", "Only versions older than this mod revision."),
             AT_REV,
+            AT_TIME,
             CONSISTENCY,
             TIMEOUT,
         ),

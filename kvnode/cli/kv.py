@@ -10,7 +10,7 @@ import base64
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,7 +31,15 @@ from kvnode.errors import KvnodeError
 
 _PAGE_ITEMS = 1_000
 
-at_rev_option = click.option("--at-rev", type=click.IntRange(min=1), help="As it was at revision N of the store.")
+_AT_REV = click.option("--at-rev", type=click.IntRange(min=1), help="As it was at revision N of the store.")
+_AT_TIME = click.option("--at-time", help="As it was at a time: 2026-11-22T10:00:00Z, or an age such as -5m.")
+
+
+def past_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Two ways to name a state of the past."""
+    return _AT_REV(_AT_TIME(command))
+
+
 _PREVIEW_CHARACTERS = 60
 
 
@@ -68,7 +76,7 @@ def put(**given: Any) -> None:
 
 @click.command()
 @click.argument("key")
-@at_rev_option
+@past_options
 @click.option("--consistency", type=click.Choice(["linearizable", "stale"]), help="stale: this node's applied state.")
 @output_option("json", "table", "plain", default="plain")
 @endpoint_option
@@ -85,6 +93,7 @@ def get(**given: Any) -> None:
       kvnode get app/config > config.json
       kvnode get greeting -o json
       kvnode get greeting --at-rev 7            as it was
+      kvnode get greeting --at-time -5m         as it was five minutes ago
     """
     query = {"consistency": given["consistency"]} if given["consistency"] else {}
     query |= _past(given)
@@ -140,7 +149,7 @@ def delete(**given: Any) -> None:
 @click.argument("prefix", default="")
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after this many keys.")
 @click.option("--keys-only", is_flag=True, help="Do not fetch values (with -o json or table).")
-@at_rev_option
+@past_options
 @output_option("json", "table", "plain", default="table on a terminal, else plain")
 @endpoint_option
 @timeout_option()
@@ -177,7 +186,7 @@ def ls(**given: Any) -> None:
 @click.command()
 @click.argument("key")
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after this many versions.")
-@at_rev_option
+@past_options
 @output_option("json", "table", "plain", default="table on a terminal, else plain")
 @endpoint_option
 @timeout_option()
@@ -212,7 +221,8 @@ def history(**given: Any) -> None:
 
 
 def _past(given: dict[str, Any]) -> dict[str, str]:
-    return {"at_rev": str(given["at_rev"])} if given["at_rev"] is not None else {}
+    asked = {"at_rev": given["at_rev"], "at_time": given["at_time"]}
+    return {name: str(value) for name, value in asked.items() if value is not None}
 
 
 def _pages(http: Caller, path: str, query: Mapping[str, str | bytes], limit: int | None) -> Iterator[dict[str, Any]]:

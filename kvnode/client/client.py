@@ -31,6 +31,7 @@ from yarl import URL
 from kvnode.client import bodies
 from kvnode.client.endpoints import Endpoints, RetryPolicy
 from kvnode.client.http import error_from, key_path, parse_endpoints
+from kvnode.clocks import hybrid
 from kvnode.errors import (
     CompareFailed,
     ConnectionLost,
@@ -260,7 +261,7 @@ class _Exchange:
 
 
 async def _read(sender: _Exchange, request: Range, options: Options) -> RangeReply:
-    query = {} if options.consistency == "linearizable" else {"consistency": options.consistency.encode()}
+    query = _how(options)
     if request.end != ONE_KEY or request.keys_only or request.count_only or request.revision:
         status, _, body = await sender.get("/v1/kv", {**query, **bodies.range_query(request)})
         return bodies.range_reply(_json(status, body))
@@ -272,8 +273,16 @@ async def _read(sender: _Exchange, request: Range, options: Options) -> RangeRep
     return RangeReply(int(headers["Kv-Revision"]), (item,), 1)
 
 
-async def _read_history(sender: _Exchange, request: History, options: Options) -> RangeReply:
+def _how(options: Options) -> dict[str, bytes]:
+    """The parameters of a read that come from its options."""
     query = {} if options.consistency == "linearizable" else {"consistency": options.consistency.encode()}
+    if options.at_time:
+        query["at_time"] = hybrid.to_text(options.at_time).encode()
+    return query
+
+
+async def _read_history(sender: _Exchange, request: History, options: Options) -> RangeReply:
+    query = _how(options)
     given = {"limit": request.limit, "at_rev": request.revision, "before": request.before}
     query |= {name: b"%d" % number for name, number in given.items() if number}
     try:

@@ -42,6 +42,7 @@ class Options(msgspec.Struct, frozen=True, gc=False):
     timeout_ms: int = TIMEOUT_MS_DEFAULT
     consistency: Consistency = "linearizable"  # for reads
     request_id: str = ""  # for logs, echoed to the client
+    at_time: int = 0  # for reads without a revision: the newest one made at or before this hybrid timestamp; 0: now
     forward: bool = True  # False: refuse with NoLeader (detail `leader_url`) unless this node leads
 
 

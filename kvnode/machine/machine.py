@@ -80,7 +80,7 @@ class StateMachine:
         self._unfinished: Work[Applied] | None = None
         self._pace = Pace(slice_steps)
         self._recent = Recent()
-        versions = Versions(backend, self._recent)
+        self._versions = versions = Versions(backend, self._recent)
         self._operations = Operations(versions, self._recent, limits)
         self._transactions = Transactions(versions, self._recent, self._operations, limits)
 
@@ -210,6 +210,15 @@ class StateMachine:
         if isinstance(request, History):
             return (yield from self._operations.history(request, revision, pace))
         return (yield from self._operations.range(request, revision, pace))
+
+    def revision_at(self, time: int) -> int:
+        """The newest revision made at or before hybrid `time`: what the store showed then.
+
+        It can still change while `time` lies above `applied_time`. Below the compacted history it is one that cannot be
+        read any more.
+        """
+        oldest = self.compact_revision or 2  # the first write makes revision 2
+        return self._versions.revision_at(time, oldest, self.revision)
 
     def _readable(self, wanted: int) -> Revision:
         """The revision that a read asks for; 0 asks for the newest."""

@@ -16,7 +16,7 @@ from kvnode.kv.requests import KeyValue
 from kvnode.machine import keycode
 from kvnode.machine.backend import Backend
 from kvnode.machine.recent import Recent
-from kvnode.machine.rows import decode_version
+from kvnode.machine.rows import decode_revision, decode_version
 from kvnode.machine.scan import Scan
 
 
@@ -53,6 +53,28 @@ class Versions:
                 return None
             kv = _checked(decode_version(row), key)
         return kv
+
+    def revision_at(self, time: int, oldest: int, newest: int) -> int:
+        """The newest revision from `oldest` to `newest` that was made at or before hybrid `time`; else `oldest` - 1.
+
+        Revisions' times increase with them, so it is found by halving: a seek each time.
+        """
+        found = self._recent.revision_at(time)
+        if found:
+            return min(found, newest)
+        below, above = oldest - 1, newest + 1  # made in time, or before all; made later
+        while above - below > 1:
+            middle = (below + above) // 2
+            row = self._backend.seek(keycode.revision_row_key(middle, 0))
+            if row is None or not row[0].startswith(keycode.REVISIONS):
+                above = middle  # in the recent table only, whose revisions are all later
+                continue
+            revision, _, change = decode_revision(row)
+            if change.time <= time:
+                below = revision
+            else:
+                above = middle
+        return below
 
     def scan(self, start: bytes, end: bytes, revision: int, *, descending: bool = False) -> Scan:
         """Keys of ``[start, end)`` that exist at `revision`, in byte order."""

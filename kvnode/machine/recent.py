@@ -24,6 +24,7 @@ from kvnode.kv.requests import KeyValue
 from kvnode.machine.pace import Pace, Work
 
 _mod_revision = attrgetter("mod_revision")
+_time = attrgetter("time")
 
 OVERHEAD_BYTES = 350
 """What a version costs in memory beside key and value: objects, dict and list slots, index (measured)."""
@@ -121,6 +122,14 @@ class Recent:
             if kv is not None:
                 return kv
         return None
+
+    def revision_at(self, time: int) -> int:
+        """The newest revision here that was made at or before hybrid `time`; 0: ask the backend."""
+        for layer in self._layers:
+            position = bisect_right(layer.changes, time, key=_time)
+            if position:
+                return layer.changes[position - 1].mod_revision
+        return 0
 
     def index(self, pace: Pace) -> bool:
         """Make `keys` ready; False if the pace was used up before it was."""

@@ -25,6 +25,7 @@ from kvnode.wire.limits import CodecError
 
 FREE_SPACE_CHECK_MS = 1_000
 INTEGER_MAX = (1 << 63) - 1
+TIME_MAX = (1 << 64) - 1
 PAYLOAD_SLACK_BYTES = 60 << 10
 """What a payload may take beyond `limits.request_bytes_max`; less than peer messages have room for beyond it."""
 
@@ -70,6 +71,14 @@ def check_read(request: ReadRequest, limits: LimitsSection) -> None:
         raise BadRequest(f"limit must be between 0 and {limits.page_items_max}", limit=limits.page_items_max)
     if not 0 <= request.revision <= INTEGER_MAX:
         raise BadRequest("a revision is a positive 64-bit integer")
+
+
+def check_past(request: ReadRequest, at_time: int) -> None:
+    """Raises: BadRequest."""
+    if at_time and request.revision:
+        raise BadRequest("give a revision, or a time, not both")
+    if not 0 <= at_time <= TIME_MAX:
+        raise BadRequest("at_time is a hybrid timestamp: an unsigned 64-bit integer")
 
 
 def _check_key(key: bytes, limits: LimitsSection) -> None:

@@ -11,14 +11,17 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import msgspec
+
 from kvnode import errors
+from kvnode.clocks import hybrid
 from kvnode.clocks.clock import Clock
 from kvnode.config import LimitsSection
-from kvnode.errors import KvnodeError, NoLeader, NotReady, Overloaded, Timeout
+from kvnode.errors import BadRequest, KvnodeError, NoLeader, NotReady, Overloaded, Timeout
 from kvnode.ids import NOBODY
 from kvnode.kv.interface import DEFAULT_OPTIONS, Options
 from kvnode.kv.keys import ONE_KEY
-from kvnode.kv.requests import ApplyResult, Range, RangeReply, ReadRequest, Refusal, Request, WriteRequest
+from kvnode.kv.requests import ApplyResult, Range, RangeReply, ReadRequest, Refusal, Request, Txn, WriteRequest
 from kvnode.machine.machine import StateMachine
 from kvnode.node import admission
 from kvnode.node.applier import Applier
@@ -33,6 +36,10 @@ from kvnode.raft.messages import Proposed
 
 NO_LEADER_RETRY_MS = 20
 """Pause before asking again after a refusal that no change of leader announced."""
+
+
+TIME_MARK = Txn((), ())
+TIME_MARK_RETRY_MS = 10
 
 
 class RequestPath:
@@ -123,14 +130,38 @@ class RequestPath:
 
     async def _read(self, request: ReadRequest, options: Options) -> RangeReply:
         admission.check_read(request, self._limits)
+        admission.check_past(request, options.at_time)
         deadline_ms = self._deadline(options.timeout_ms)
         if options.consistency == "linearizable":
             await self._reach_read_index(deadline_ms, options)
+        if options.at_time:
+            request = msgspec.structs.replace(request, revision=await self._revision_at(options, deadline_ms))
         if self._is_closed:
             raise NotReady("the node is stopping")
         if isinstance(request, Range) and request.end == ONE_KEY:
             return self._machine.range(request)
         return await self._read_in_slices(request, deadline_ms)
+
+    async def _revision_at(self, options: Options, deadline_ms: int) -> int:
+        """The revision that a time shows, for ever: no entry at or before that time can come any more.
+
+        Timestamps increase along the log. So where the newest lies below the time asked for, a mark is written: a
+        transaction of nothing, which takes a timestamp and no revision (CockroachDB's closed timestamps, on demand).
+        """
+        time, machine = options.at_time, self._machine
+        if options.consistency == "linearizable" and time > machine.applied_time:
+            ahead_ms = hybrid.wall_part_ms(time) - self._clock.wall_ms()
+            if ahead_ms > 0:
+                raise BadRequest(f"at_time lies {ahead_ms} ms in the future of this node's clock")
+            while True:
+                left_ms = deadline_ms - self._clock.monotonic_ms()
+                if left_ms <= 0:
+                    raise Timeout("the leader's clock has not reached at_time within the deadline")
+                await self._write(TIME_MARK, msgspec.structs.replace(options, timeout_ms=left_ms))
+                if time <= machine.applied_time:
+                    break
+                await asyncio.sleep(TIME_MARK_RETRY_MS / 1e3)  # the leader's clock is behind ours
+        return machine.revision_at(time)
 
     async def _read_in_slices(self, request: ReadRequest, deadline_ms: int) -> RangeReply:
         answer = self._range_reads.read(request)

@@ -54,14 +54,16 @@ class FakeKV(KV):
         error = self.fail or self.fail_if(request)
         if error is not None:
             raise error
-        reply = self._carry_out(request)
+        reply = self._carry_out(request, options)
         if self.gate is not None:
             await self.gate.wait()
         return reply
 
-    def _carry_out(self, request: Any) -> Any:
+    def _carry_out(self, request: Any, options: Options) -> Any:
         if isinstance(request, Range | History):
             revision = request.revision or self.revision
+            if options.at_time:
+                revision = max(1, min(self.revision, (options.at_time >> 16) - START_MS))
             if revision > self.revision:
                 raise FutureRevision("that revision is yet to come", revision=self.revision)
             return self._history(request, revision) if isinstance(request, History) else self._range(request, revision)

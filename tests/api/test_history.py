@@ -1,13 +1,14 @@
-"""Reading the past: `at_rev` on every GET of keys, and ``/v1/history/{key}``."""
+"""Reading the past: `at_rev` and `at_time` on every GET of keys, and ``/v1/history/{key}``."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
 from kvnode.kv.requests import History
-from tests.api.fake import FakeKV
+from tests.api.fake import START_MS, FakeKV
 from tests.api.raw import Door
 
 
@@ -128,3 +129,57 @@ async def test_bad_histories_are_refused(door: Door) -> None:
         answer = await door.ask("GET", target)
         assert (answer.status, answer.code) == (400, code), target
     assert (await door.ask("PUT", "/v1/history/k", b"x")).status == 405
+
+
+# ── at a time ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("text", "stamp"),
+    [
+        ("2026-11-22T10:00:00.123Z.0007", START_MS + 123 << 16 | 7),
+        ("2026-11-22T10:00:00.123Z.65535", START_MS + 123 << 16 | 65_535),
+        ("2026-11-22T10:00:00Z", START_MS << 16 | 65_535),
+        ("2026-11-22t10:00:00z", START_MS << 16 | 65_535),
+        ("2026-11-22T10:00:00.5Z", START_MS + 500 << 16 | 65_535),
+        ("2026-11-22T10:00:00.123456789Z", START_MS + 123 << 16 | 65_535),
+        ("2026-11-22T11:30:00+01:30", START_MS << 16 | 65_535),
+        ("2026-11-22T11:30:00%2B01:30", START_MS << 16 | 65_535),
+        ("2026-11-22T02:00:00-08:00", START_MS << 16 | 65_535),
+    ],
+)
+async def test_times_are_taken_as_written(door: Door, kv: FakeKV, text: str, stamp: int) -> None:
+    await live_through(door)
+    for path in ("/v1/kv/k?", "/v1/kv?prefix=&", "/v1/history/k?"):
+        await door.ask("GET", f"{path}at_time={text}")
+        assert kv.seen[-1][1].at_time == stamp, path
+
+
+async def test_an_age_is_counted_back_from_now(door: Door, kv: FakeKV) -> None:
+    await live_through(door)
+    await door.ask("GET", "/v1/kv/k?at_time=-5m")
+    now_ms = time.time() * 1_000
+    assert -20_000 < (kv.seen[-1][1].at_time >> 16) - (now_ms - 300_000) <= 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "yesterday", "-", "-5", "-5d", "5m", "1700000000", "2026-11-22", "2026-11-22T10:00:00", "2026-13-22T10:00:00Z",
+     "2026-11-22T10:00:00.123Z.70000", "1969-12-31T23:59:59Z", "2026-11-22T10:00:00Z.0007", "%FF"],
+)  # fmt: skip
+async def test_times_that_are_none(door: Door, text: str) -> None:
+    answer = await door.ask("GET", f"/v1/kv/k?at_time={text}")
+    assert (answer.status, answer.code) == (400, "bad_request"), answer.body
+
+
+async def test_a_time_gives_the_revision_it_shows(door: Door) -> None:
+    await live_through(door)
+    answer = await door.ask("GET", "/v1/kv/k?at_time=2026-11-22T10:00:00.003Z")
+    assert (answer.body, answer.headers["kv-revision"]) == (b"two", "3")
+    missing = await door.ask("GET", "/v1/kv/k?at_time=2026-11-22T10:00:00.004Z")
+    assert (missing.status, "at revision 4" in missing.json["error"]["message"]) == (404, True)
+    both = await door.ask("GET", "/v1/kv/k?at_time=-5m&at_rev=2")
+    assert (both.status, both.code) == (400, "bad_request")
+    page = (await door.ask("GET", "/v1/history/k?limit=1&at_time=2026-11-22T10:00:00.003Z")).json
+    rest = await door.ask("GET", f"/v1/history/k?at_time=2026-11-22T10:00:00.003Z&cursor={page['cursor']}")
+    assert revisions(rest.json) == [2]

@@ -116,6 +116,8 @@ def test_the_past_and_the_history_of_a_key(run: Run, monkeypatch: pytest.MonkeyP
     none = run("history", "never")
     assert (none.exit_code, none.stdout) == (1, "")
     assert "[key_not_found]" in none.stderr
+    assert run("get", "past", "--at-time", lines[2][1]).stdout == "one"
+    assert run("history", "past", "--at-time", lines[1][1], "-o", "plain").stdout.count("\n") == 2
     future = run("get", "past", "--at-rev", "999999")
     assert (future.exit_code, "[future_revision]" in future.stderr) == (1, True)
 

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
+
 from kvnode import errors
 from kvnode.api.app import ClientServer, build_app
 from kvnode.clocks.hybrid import HybridClock
@@ -45,6 +47,8 @@ class LocalNode(KV, Admin):
         self.executed.append(request)
         if isinstance(request, ReadRequest):
             pace = Pace()
+            if options.at_time:
+                request = msgspec.structs.replace(request, revision=self.machine.revision_at(options.at_time))
             return in_one_go(self.machine.read(request, pace), pace)
         index = Index(self.machine.applied_index + 1)
         result = self.machine.apply(index, self.clock.next(WALL_MS + index), request).result

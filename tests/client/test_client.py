@@ -65,6 +65,10 @@ async def test_the_past_is_the_same_as_a_nodes_own(node: LocalNode, kv: Client):
         assert await kv.get(AWKWARD[0], revision=revision) == await node.get(AWKWARD[0], revision=revision)
         for request in (Range(b"", TO_THE_END, revision=revision), History(AWKWARD[0], revision=revision)):
             assert await kv.execute(request) == await node.execute(request), request
+    for kv_ in (await node.history(AWKWARD[0])).items:
+        at_time = Options(at_time=kv_.time)
+        for past in (Range(AWKWARD[0]), Range(b"", TO_THE_END), History(AWKWARD[0])):
+            assert await kv.execute(past, at_time) == await node.execute(past, at_time)
     page = await kv.history(AWKWARD[0], limit=2)
     assert ([kv.version for kv in page.items], page.more) == ([0, 2], True)
     rest = await kv.history(AWKWARD[0], before=page.items[-1].mod_revision)

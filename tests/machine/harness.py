@@ -99,6 +99,10 @@ class Model:
         shown = [kv for kv in self.versions.get(key, []) if kv.mod_revision <= revision]
         return shown[-1] if shown and shown[-1].version else None
 
+    def revision_at(self, time: int) -> int:
+        made = [kv.mod_revision for versions in self.versions.values() for kv in versions if kv.time <= time]
+        return max(made, default=1)
+
     def history(self, key: bytes, revision: int) -> list[KeyValue]:
         return [kv for kv in reversed(self.versions.get(key, [])) if kv.mod_revision <= revision]
 

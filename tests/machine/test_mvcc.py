@@ -43,6 +43,8 @@ def random_write(chance: random.Random, keys: list[bytes]) -> WriteRequest:
 def check_everything(store: Store, model: Model, keys: list[bytes], chance: random.Random) -> None:
     machine = store.machine
     assert machine.revision == model.revision
+    for time in range(0, machine.applied_time + 20, 5):  # entries are 10 apart, so half of these lie between two
+        assert machine.revision_at(time) == model.revision_at(time), time
     for revision in range(1, model.revision + 1):
         for key in keys:
             assert store.get(key, revision) == model.at(key, revision), (key, revision)

@@ -39,7 +39,7 @@ async def get_key(call: Call) -> Answer:
     reply = await call.app.kv.execute(Range(key, revision=revision), options)
     staleness = call.app.staleness_line() if options.consistency == "stale" else ""
     if not reply.items:
-        when = f" at revision {revision}" if revision else ""
+        when = f" at revision {reply.revision}" if revision or options.at_time else ""
         missing = KeyNotFound(f"there is no key {shapes.as_text(key)[0][:128]!r}{when}")
         return call.refuse(missing, revision=reply.revision, extra=staleness)
     kv = reply.items[0]
