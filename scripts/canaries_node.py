@@ -120,6 +120,15 @@ CANARIES = (
         sim=("runtime", 20),
     ),
     Canary(
+        "time-without-a-mark",
+        "a read at a time that the log has not heard of writes no mark: later entries may still fall before it",
+        "kvnode/node/request_path.py",
+        '        if options.consistency == "linearizable" and time > machine.applied_time:',
+        "        if False:",
+        ("tests/node/test_at_time.py",),
+        sim=("runtime", 100),
+    ),
+    Canary(
         "limits-may-differ",
         "members with different limits work together",
         "kvnode/node/roster.py",

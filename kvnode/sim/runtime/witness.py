@@ -21,10 +21,12 @@ class Witness:
         self._versions: dict[str, list[tuple[int, str | None]]] = {}  # key → (revision, value or None), ascending
         self.places: dict[str, tuple[int, str]] = {}  # value → (revision, key)
         self.tombstones: dict[str, list[int]] = {}
+        self._times: list[tuple[int, int]] = []  # (time, revision), ascending
         before = 0
         for revision, versions in sorted(changes.items()):
             assert revision > before, (revision, before)
             before = revision
+            self._times.append((versions[0].time, revision))
             for kv in versions:
                 self._add(revision, kv)
 
@@ -50,6 +52,11 @@ class Witness:
         if self.at(key, since)[0] == mod:
             return True
         return any((0 if value is None else r) == mod for r, value in self._versions.get(key, []) if r > since)
+
+    def revision_at(self, time: int) -> int:
+        """The newest revision made at or before that time; 1 if there is none."""
+        made = bisect_right(self._times, time, key=lambda each: each[0])
+        return self._times[made - 1][1] if made else 1
 
     def history(self, key: str, revision: int) -> list[tuple[int, str | None]]:
         """(mod revision, value or None for a deletion) of the key's versions up to that revision, newest first."""
@@ -77,18 +84,19 @@ def judge_by_log(operations: Iterable[Operation], witness: Witness) -> None:
     _judge_deletions(operations, witness)
 
 
-def judge_past(looked_back: Iterable[tuple[Range | History, RangeReply]], witness: Witness) -> None:
-    """What was read of the past is what the log did (I21). Raises: AssertionError."""
-    for request, reply in looked_back:
-        assert reply.revision == request.revision, ("another revision than was asked for", request, reply)
+def judge_past(looked_back: Iterable[tuple[Range | History, int, RangeReply]], witness: Witness) -> None:
+    """What was read of the past is what the log did (I21), also by then unwritten times. Raises: AssertionError."""
+    for request, time, reply in looked_back:
+        revision = witness.revision_at(time) if time else request.revision
+        assert reply.revision == revision, ("another revision than was asked for", request, time, revision, reply)
         if isinstance(request, Range):
             kv = reply.items[0] if reply.items else None
             found = (kv.mod_revision, kv.value.decode()) if kv is not None else (0, None)
-            expected = witness.at(request.start.decode(), request.revision)
+            expected = witness.at(request.start.decode(), revision)
             assert found == expected, ("not what was there", expected, request, reply)
         else:
             versions = [(kv.mod_revision, kv.value.decode() if kv.version else None) for kv in reply.items]
-            made = witness.history(request.key.decode(), request.revision)
+            made = witness.history(request.key.decode(), revision)
             assert versions == made[: len(versions)], ("not what happened", made, request, reply)
             assert len(versions) == len(made) or reply.more, ("a part of what happened", made, request, reply)
 

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import msgspec
 
 from kvnode.check.history import ANY, Operation, Seen
-from kvnode.errors import CompareFailed, KvnodeError, TryAgain, Unknown
+from kvnode.clocks import hybrid
+from kvnode.errors import BadRequest, CompareFailed, KvnodeError, TryAgain, Unknown
 from kvnode.ids import NodeId
 from kvnode.kv.interface import Options
 from kvnode.kv.keys import prefix_end
@@ -64,7 +65,7 @@ class Workload:
         """`served_by` numbers the process that a member is now: another life of it may show an older state."""
         self.served_by = served_by
         self.operations: list[Operation] = []
-        self.looked_back: list[tuple[Range | History, RangeReply]] = []  # at revisions that somebody had been told of
+        self.looked_back: list[tuple[Range | History, int, RangeReply]] = []  # request, time it named, answer
         self.is_over = False
         self._ask = ask
         self._members = members
@@ -137,6 +138,7 @@ class Client:
         self._number = load.number()
         self._known: dict[str, int] = {}  # key → the revision last heard of
         self._newest = 1  # of the revisions it was told
+        self._newest_time = 0  # of the writes it was told of
 
     async def request(self, kind: str, key: str) -> None:
         if kind == "past":
@@ -160,16 +162,25 @@ class Client:
             self._answered(kind, asked, reply)
 
     async def _look_back(self, key: str) -> None:
-        """What was once told cannot lie in the future, wherever one asks."""
+        """What was once told cannot lie in the future, wherever one asks, unless that is a time."""
         rng = self._rng
-        revision = rng.choice((self._newest, rng.randint(1, self._newest)))
+        revision = time = 0
+        if rng.random() < 0.5:
+            revision = rng.choice((self._newest, rng.randint(1, self._newest)))
+        else:
+            time = max(1, self._newest_time + rng.choice((-1, 0, 1, rng.randint(-2_000, 50) << hybrid.COUNTER_BITS)))
         request = rng.choice((Range(key.encode(), revision=revision), History(key.encode(), revision=revision)))
+        options = msgspec.structs.replace(self._load.options(rng), at_time=time)
         try:
-            async with asyncio.timeout(PATIENCE_S + 2.0):
-                reply = await self._load.ask(self.member, request, self._load.options(rng))
+            async with asyncio.timeout(options.timeout_ms / 1e3 + PATIENCE_S):
+                reply = await self._load.ask(self.member, request, options)
         except (TryAgain, Unknown, TimeoutError):
             return
-        self._load.looked_back.append((request, reply))
+        except BadRequest:
+            if revision or time <= self._newest_time:
+                raise
+            return  # by the clock of the node that was asked it lies in the future
+        self._load.looked_back.append((request, time, reply))
 
     def _make(self, kind: str, key: str) -> tuple[Operation, Any]:
         rng, load = self._rng, self._load
@@ -225,6 +236,7 @@ class Client:
     def _answered(self, kind: str, asked: Operation, reply: Any) -> None:
         match kind:
             case "put":
+                self._newest_time = max(self._newest_time, reply.time)
                 self._known[asked.key] = reply.revision
                 self._end(asked, rev=reply.revision)
             case "delete":
