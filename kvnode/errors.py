@@ -163,6 +163,12 @@ class NotReady(TryAgain):
     code = "not_ready"
 
 
+class StaleBoundUnmet(TryAgain):
+    """This node cannot show a state as new as was asked for. Detail: leader_url, where it is known."""
+
+    code = "stale_bound_unmet"
+
+
 class Overloaded(TryAgain):
     """A queue or byte budget is full. Detail: retry_after_ms."""
 

@@ -68,7 +68,6 @@ CANARIES = (
         "        if known != hello.incarnation:",
         "        if False:",
         ("tests/node/test_roster.py",),
-        sim=("runtime", 100),
         number=27,
     ),
     Canary(
@@ -78,7 +77,6 @@ CANARIES = (
         "        if self._cluster_id and hello.cluster_id and self._cluster_id != hello.cluster_id:",
         "        if False:",
         ("tests/node/test_roster.py",),
-        sim=("runtime", 100),
         number=27,
     ),
     Canary(
@@ -127,6 +125,31 @@ CANARIES = (
         "        if False:",
         ("tests/node/test_at_time.py",),
         sim=("runtime", 100),
+    ),
+    Canary(
+        "staleness-from-the-answer",
+        "the age of a node's state is counted from the leader's answer, not from its own question",
+        "kvnode/node/reads.py",
+        "        self._on_confirmed(index, self._asked_ms)",
+        "        self._on_confirmed(index, self._now_ms())",
+        ("tests/node/test_reads.py",),
+    ),
+    Canary(
+        "fresh-before-applied",
+        "a node's state counts as fresh when its leader has confirmed it, applied or not",
+        "kvnode/node/reads.py",
+        "        while confirmed and confirmed[0][0] <= self._applied:",
+        "        while confirmed:",
+        ("tests/node/test_reads.py",),
+    ),
+    Canary(
+        "causal-read-at-once",
+        "a causal read does not wait for what its caller has seen",
+        "kvnode/node/reads.py",
+        "        if revision <= self._revision:",
+        "        if True:",
+        ("tests/node/test_reads.py",),
+        sim=("runtime", 20),
     ),
     Canary(
         "limits-may-differ",

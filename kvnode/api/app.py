@@ -19,14 +19,14 @@ from kvnode.api.call import Call, staleness_line
 from kvnode.api.guard import Guard
 from kvnode.api.listener import ClientServer
 from kvnode.api.routes import Router
-from kvnode.api.token import encode_token
 from kvnode.clocks import hybrid
 from kvnode.clocks.system import SystemClock
 from kvnode.config import Config
 from kvnode.errors import BadRequest, KvnodeError, Overloaded
-from kvnode.kv.interface import KV, Admin
+from kvnode.kv.interface import KV, Admin, Options
 from kvnode.observe.log import get_logger
 from kvnode.observe.metrics import Histogram
+from kvnode.wire.token import encode_token
 
 __all__ = ["App", "ClientServer", "build_app"]
 
@@ -111,8 +111,13 @@ class App:
             self._token = encode_token(*wanted)
         return self._token
 
-    def staleness_line(self) -> str:
-        return staleness_line(self.clock.wall_ms(), hybrid.wall_part_ms(self.admin.applied_time))
+    def staleness_line(self, options: Options) -> str:
+        """How old the answer to a read may be; nothing for reads that miss nothing their caller knows of."""
+        if options.consistency not in ("stale", "bounded"):
+            return ""
+        return staleness_line(
+            self.admin.staleness_ms, self.clock.wall_ms(), hybrid.wall_part_ms(self.admin.applied_time)
+        )
 
     def counters(self) -> dict[str, Any]:
         """The front door's own metrics, by name."""

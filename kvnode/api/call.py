@@ -14,11 +14,19 @@ from kvnode.api.answer import ALWAYS, KIND_JSON, KIND_NONE, STATUS_LINE, Answer
 from kvnode.errors import BadRequest, KvnodeError, NoLeader, TooLarge, UnsupportedMediaType
 from kvnode.kv.interface import Consistency, Options
 from kvnode.kv.requests import KeyValue
+from kvnode.wire.token import decode_token
 
 if TYPE_CHECKING:
     from kvnode.api.app import App
 
+_CONSISTENCY: dict[bytes, Consistency] = {
+    b"linearizable": "linearizable",
+    b"causal": "causal",
+    b"bounded": "bounded",
+    b"stale": "stale",
+}
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+STALENESS_MS_MAX = 3_600_000
 _NO_FORWARD = {"0": True, "1": False}
 
 
@@ -61,18 +69,42 @@ class Call:
         limits = self.app.config.limits
         timeout_ms = limits.timeout_ms
         consistency: Consistency = "linearizable"
-        at_time = 0
+        at_time = least_revision = max_staleness_ms = 0
         if parameters:
             if "timeout" in parameters:
                 timeout_ms = query.parse_duration_ms(parameters["timeout"], "timeout", most_ms=limits.timeout_ms_max)
             if "consistency" in parameters:
                 consistency = _parse_consistency(parameters["consistency"])
+            if consistency == "bounded" or "max_staleness" in parameters:
+                max_staleness_ms = self._max_staleness_ms(consistency)
+            if consistency == "causal":
+                least_revision = self._least_revision()
             if "at_time" in parameters and "cursor" not in parameters:  # a cursor has pinned what the time has shown
                 at_time = query.parse_time(parameters["at_time"], "at_time", self.app.clock.wall_ms())
         no_forward = self.headers.get("Kv-No-Forward", "0")
         if no_forward not in _NO_FORWARD:
             raise BadRequest("Kv-No-Forward takes 1 or 0")
-        return Options(timeout_ms, consistency, self.request_id, at_time, _NO_FORWARD[no_forward])
+        return Options(
+            timeout_ms,
+            consistency,
+            self.request_id,
+            at_time,
+            least_revision,
+            max_staleness_ms,
+            _NO_FORWARD[no_forward],
+        )
+
+    def _max_staleness_ms(self, consistency: Consistency) -> int:
+        value = self.parameters.get("max_staleness")
+        if value is None or consistency != "bounded":
+            raise BadRequest("max_staleness=500ms and consistency=bounded go together", parameter="max_staleness")
+        return query.parse_duration_ms(value, "max_staleness", most_ms=STALENESS_MS_MAX)
+
+    def _least_revision(self) -> int:
+        token = self.headers.get("Kv-Token")
+        if token is None:
+            raise BadRequest("consistency=causal needs the Kv-Token of an answer whose state must not be missed")
+        return decode_token(token)[0]
 
     def revision_asked(self) -> int:
         """The revision that a read is to show; 0: the newest. Raises: BadRequest."""
@@ -190,13 +222,10 @@ def _absolute(address: str) -> str:
 
 
 def _parse_consistency(value: bytes) -> Consistency:
-    if value == b"linearizable":
-        return "linearizable"
-    if value == b"stale":
-        return "stale"
-    if value in {b"causal", b"bounded"}:
-        raise BadRequest(f"consistency={value.decode()} is not built yet; linearizable and stale are")
-    raise BadRequest("consistency= takes linearizable or stale", parameter="consistency")
+    found = _CONSISTENCY.get(value)
+    if found is None:
+        raise BadRequest("consistency= takes linearizable, causal, bounded or stale", parameter="consistency")
+    return found
 
 
 def key_lines(kv: KeyValue) -> str:
@@ -213,6 +242,11 @@ def version_lines(mod_revision: int, create_revision: int, version: int, time: i
     )
 
 
-def staleness_line(wall_ms: int, applied_ms: int) -> str:
-    """`Kv-Staleness-Ms`, an upper bound: nothing older than the newest applied entry can be missing."""
-    return f"Kv-Staleness-Ms: {max(0, wall_ms - applied_ms)}\r\n"
+def staleness_line(staleness_ms: int, wall_ms: int, applied_ms: int) -> str:
+    """`Kv-Staleness-Ms`, an upper bound: everything committed longer ago is there.
+
+    By the last confirmation of a leader on our own clock (-1: there was none) or, if that says less, by the newest
+    applied entry, as far as the clocks of the members agree: nothing older than that can be missing.
+    """
+    age_ms = max(0, wall_ms - applied_ms)
+    return f"Kv-Staleness-Ms: {age_ms if staleness_ms < 0 else min(age_ms, staleness_ms)}\r\n"

@@ -37,6 +37,7 @@ STATUS: dict[str, HTTPStatus] = {
     "try_again": HTTPStatus.SERVICE_UNAVAILABLE,
     "no_leader": HTTPStatus.SERVICE_UNAVAILABLE,
     "not_ready": HTTPStatus.SERVICE_UNAVAILABLE,
+    "stale_bound_unmet": HTTPStatus.SERVICE_UNAVAILABLE,
     "not_applied": HTTPStatus.SERVICE_UNAVAILABLE,
     "no_space": HTTPStatus.INSUFFICIENT_STORAGE,
     "unknown": HTTPStatus.GATEWAY_TIMEOUT,

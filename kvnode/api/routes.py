@@ -54,9 +54,12 @@ TIMEOUT = Parameter("timeout", "duration", "Deadline of the call: 500ms, 30s; de
 CONSISTENCY = Parameter(
     "consistency",
     "choice",
-    "linearizable (default), or stale: this node's applied state, without asking anybody.",
-    ("linearizable", "stale"),
+    "linearizable (default); causal: at least the Kv-Token sent; bounded: nothing older than max_staleness is missing; "
+    "stale: this node's applied state, without asking anybody.",
+    ("linearizable", "causal", "bounded", "stale"),
 )
+MAX_STALENESS = Parameter("max_staleness", "duration", "With bounded: how old the state may be.")
+TOKEN = Parameter("Kv-Token", "text", "With causal: of an answer whose state must not be missed.")
 META = Parameter("meta", "flag", "A JSON item instead of the raw value.")
 AT_REV = Parameter("at_rev", "integer", "The state as it was at this revision of the store; default: the newest.")
 AT_TIME = Parameter("at_time", "text", "The state as it was at this time: RFC 3339, a Kv-Time, or an age such as -5m.")
@@ -73,7 +76,7 @@ IF_MATCH = Parameter("If-Match", "text", 'Only if the key is at this entity tag 
 IF_NONE_MATCH_WRITE = Parameter("If-None-Match", "text", "* : only if there is no such key.")
 IF_NONE_MATCH_READ = Parameter("If-None-Match", "text", "304 without a body if the key is still at this entity tag.")
 
-_READ = ("compacted", "no_leader", "not_ready", "overloaded", "timeout")
+_READ = ("compacted", "no_leader", "not_ready", "stale_bound_unmet", "overloaded", "timeout")
 _WRITE = (
     "no_leader",
     "not_ready",
@@ -92,8 +95,8 @@ def _get_key(method: str, sentence: str) -> Route:
         "/v1/kv/{key}",
         kv.get_key,
         sentence,
-        parameters=(META, AT_REV, AT_TIME, CONSISTENCY, TIMEOUT),
-        headers=(IF_NONE_MATCH_READ, IF_MATCH, NO_FORWARD),
+        parameters=(META, AT_REV, AT_TIME, CONSISTENCY, MAX_STALENESS, TIMEOUT),
+        headers=(IF_NONE_MATCH_READ, IF_MATCH, TOKEN, NO_FORWARD),
         reply=bytes,
         errors=("bad_key", "key_not_found", "compare_failed", "too_large", "future_revision", *_READ),
     )
@@ -124,9 +127,10 @@ TABLE: tuple[Route, ...] = (
             AT_REV,
             AT_TIME,
             CONSISTENCY,
+            MAX_STALENESS,
             TIMEOUT,
         ),
-        (NO_FORWARD,), "", shapes.Listing, ("future_revision", "too_large", *_READ),
+        (TOKEN, NO_FORWARD), "", shapes.Listing, ("future_revision", "too_large", *_READ),
     ),
     Route(
         "DELETE", "/v1/kv", listing.delete_range, "Delete every key of a range, in one revision.",
@@ -141,9 +145,10 @@ TABLE: tuple[Route, ...] = (
             AT_REV,
             AT_TIME,
             CONSISTENCY,
+            MAX_STALENESS,
             TIMEOUT,
         ),
-        (NO_FORWARD,), "", shapes.Listing, ("bad_key", "key_not_found", "future_revision", "too_large", *_READ),
+        (TOKEN, NO_FORWARD), "", shapes.Listing, ("bad_key", "key_not_found", "future_revision", "too_large", *_READ),
     ),
     Route(
         "POST", "/v1/txn", txn.transact, "If every compare holds do success, else failure. All or nothing.",

@@ -78,6 +78,7 @@ def put(**given: Any) -> None:
 @click.argument("key")
 @past_options
 @click.option("--consistency", type=click.Choice(["linearizable", "stale"]), help="stale: this node's applied state.")
+@click.option("--max-staleness", help="Answered without asking the leader if nothing older is missing: 500ms, 30s.")
 @output_option("json", "table", "plain", default="plain")
 @endpoint_option
 @timeout_option()
@@ -94,8 +95,13 @@ def get(**given: Any) -> None:
       kvnode get greeting -o json
       kvnode get greeting --at-rev 7            as it was
       kvnode get greeting --at-time -5m         as it was five minutes ago
+      kvnode get greeting --max-staleness 1s    as it was a second ago, or newer
     """
+    if given["consistency"] and given["max_staleness"]:
+        raise click.UsageError("--max-staleness and --consistency exclude each other")
     query = {"consistency": given["consistency"]} if given["consistency"] else {}
+    if given["max_staleness"]:
+        query |= {"consistency": "bounded", "max_staleness": given["max_staleness"]}
     query |= _past(given)
     if given["output"] in {"json", "table"}:
         query["meta"] = "1"

@@ -62,6 +62,7 @@ from kvnode.kv.requests import (
     Txn,
     TxnReply,
 )
+from kvnode.wire.token import encode_token
 
 _CONNECT_MS_MAX = 2_000
 _GRACE_MS = 1_000  # the node answers 504 at the deadline; its answer gets this long to arrive
@@ -218,6 +219,8 @@ class _Exchange:
         self._headers = {"Accept-Encoding": "identity"}
         if options.request_id:
             self._headers["X-Request-Id"] = options.request_id
+        if options.least_revision:
+            self._headers["Kv-Token"] = encode_token(options.least_revision, 0)
         if not options.forward:
             self._headers["Kv-No-Forward"] = "1"
 
@@ -276,6 +279,8 @@ async def _read(sender: _Exchange, request: Range, options: Options) -> RangeRep
 def _how(options: Options) -> dict[str, bytes]:
     """The parameters of a read that come from its options."""
     query = {} if options.consistency == "linearizable" else {"consistency": options.consistency.encode()}
+    if options.max_staleness_ms:
+        query["max_staleness"] = b"%dms" % options.max_staleness_ms
     if options.at_time:
         query["at_time"] = hybrid.to_text(options.at_time).encode()
     return query

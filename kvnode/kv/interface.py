@@ -31,7 +31,9 @@ from kvnode.kv.requests import (
     TxnReply,
 )
 
-Consistency = Literal["linearizable", "stale"]
+Consistency = Literal["linearizable", "causal", "bounded", "stale"]
+"""Linearizable: everything committed before the read began. Causal: at least a revision that the caller names.
+Bounded: everything committed longer ago than a bound. Stale: what is applied here."""
 
 TIMEOUT_MS_DEFAULT = 5_000
 
@@ -43,6 +45,8 @@ class Options(msgspec.Struct, frozen=True, gc=False):
     consistency: Consistency = "linearizable"  # for reads
     request_id: str = ""  # for logs, echoed to the client
     at_time: int = 0  # for reads without a revision: the newest one made at or before this hybrid timestamp; 0: now
+    least_revision: int = 0  # for causal reads
+    max_staleness_ms: int = 0  # for bounded reads
     forward: bool = True  # False: refuse with NoLeader (detail `leader_url`) unless this node leads
 
 
@@ -191,6 +195,11 @@ class Admin(ABC):
     @abstractmethod
     def applied_time(self) -> int:
         """Hybrid timestamp of the newest applied entry; cheap."""
+
+    @property
+    @abstractmethod
+    def staleness_ms(self) -> int:
+        """By this node's own clock: everything committed longer ago is applied here; -1: not known. Cheap."""
 
     @abstractmethod
     def status(self) -> Status: ...

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import get_args
 
 from kvnode.clocks.clock import Clock
 from kvnode.config import LimitsSection, StorageSection
 from kvnode.errors import BadKey, BadRequest, NoSpace, TooLarge
 from kvnode.kv import keys
+from kvnode.kv.interface import Consistency, Options
 from kvnode.kv.requests import (
     ANY_REVISION,
     Compare,
@@ -25,6 +27,7 @@ from kvnode.wire.limits import CodecError
 
 FREE_SPACE_CHECK_MS = 1_000
 INTEGER_MAX = (1 << 63) - 1
+CONSISTENCIES = get_args(Consistency)
 TIME_MAX = (1 << 64) - 1
 PAYLOAD_SLACK_BYTES = 60 << 10
 """What a payload may take beyond `limits.request_bytes_max`; less than peer messages have room for beyond it."""
@@ -79,6 +82,18 @@ def check_past(request: ReadRequest, at_time: int) -> None:
         raise BadRequest("give a revision, or a time, not both")
     if not 0 <= at_time <= TIME_MAX:
         raise BadRequest("at_time is a hybrid timestamp: an unsigned 64-bit integer")
+
+
+def check_consistency(options: Options) -> None:
+    """Raises: BadRequest."""
+    if options.consistency == "linearizable":
+        return
+    if options.consistency not in CONSISTENCIES:
+        raise BadRequest(f"consistency is one of {', '.join(CONSISTENCIES)}, not {options.consistency!r}")
+    if options.consistency == "bounded" and options.max_staleness_ms < 1:
+        raise BadRequest("a bounded read names a bound of at least 1 ms")
+    if options.consistency == "causal" and not 1 <= options.least_revision <= INTEGER_MAX:
+        raise BadRequest("a causal read names the revision it must not miss")
 
 
 def _check_key(key: bytes, limits: LimitsSection) -> None:

@@ -75,7 +75,7 @@ class Applier:
         self._flush_timer: asyncio.TimerHandle | None = None
         self.commit_seconds = Histogram()
         self.flush_seconds = Histogram()
-        reads.applied(machine.applied_index)
+        reads.applied(machine.applied_index, machine.revision)
         waiting.skipped_to(machine.applied_index)
 
     @property
@@ -120,7 +120,7 @@ class Applier:
                 self._continue_next_turn()
                 break
         if machine.applied_index > before:
-            self._reads.applied(machine.applied_index)
+            self._reads.applied(machine.applied_index, machine.revision)
             self._raft.forget(machine.applied_index)
             self._consider_flush()
 
@@ -180,7 +180,7 @@ class Applier:
                 return
             assert entries, (first, last)
             self._apply(entries, self._clock.elapsed_ns() + SLICE_NS)
-            self._reads.applied(self._machine.applied_index)
+            self._reads.applied(self._machine.applied_index, self._machine.revision)
             self._consider_flush()
             self._continue()
 

@@ -94,7 +94,7 @@ class Driver:
         self._on_peer_up = on_peer_up
         self._on_failed = on_failed
         self.queue = UpdateQueue(items_max=queue_items_max, bytes_max=queue_bytes_max, wake=self.wake)
-        self.reads = Reads(loop, self.wake, clock.elapsed_ns, first_read)
+        self.reads = Reads(loop, self.wake, clock.elapsed_ns, clock.monotonic_ms, first_read)
         self.loop_lag_seconds = Histogram()
         self.heartbeats_late = 0
         self._scheduled = False

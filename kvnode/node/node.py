@@ -278,6 +278,10 @@ class Node(KV, Admin):
     def applied_time(self) -> int:
         return self._machine.applied_time
 
+    @property
+    def staleness_ms(self) -> int:
+        return self._path.staleness_ms
+
     def is_ready(self) -> bool:
         leader = self._raft.leader
         reachable = leader == self._raft.node or leader in self._driver.connected

@@ -17,7 +17,7 @@ from kvnode import errors
 from kvnode.clocks import hybrid
 from kvnode.clocks.clock import Clock
 from kvnode.config import LimitsSection
-from kvnode.errors import BadRequest, KvnodeError, NoLeader, NotReady, Overloaded, Timeout
+from kvnode.errors import BadRequest, KvnodeError, NoLeader, NotReady, Overloaded, StaleBoundUnmet, Timeout
 from kvnode.ids import NOBODY
 from kvnode.kv.interface import DEFAULT_OPTIONS, Options
 from kvnode.kv.keys import ONE_KEY
@@ -28,7 +28,7 @@ from kvnode.node.applier import Applier
 from kvnode.node.driver import Driver
 from kvnode.node.facts import FactLog
 from kvnode.node.range_reads import RangeReads
-from kvnode.node.reads import RoundFailed
+from kvnode.node.reads import NEVER_MS, RoundFailed
 from kvnode.node.update_queue import RETRY_AFTER_MS
 from kvnode.node.waiting_list import WaitingList
 from kvnode.raft.core import Raft
@@ -40,6 +40,9 @@ NO_LEADER_RETRY_MS = 20
 
 TIME_MARK = Txn((), ())
 TIME_MARK_RETRY_MS = 10
+
+BOUNDED_WAIT_MS = 250
+"""How long a bounded read waits for the confirmation it needs."""
 
 
 class RequestPath:
@@ -131,9 +134,17 @@ class RequestPath:
     async def _read(self, request: ReadRequest, options: Options) -> RangeReply:
         admission.check_read(request, self._limits)
         admission.check_past(request, options.at_time)
+        admission.check_consistency(options)
         deadline_ms = self._deadline(options.timeout_ms)
-        if options.consistency == "linearizable":
-            await self._reach_read_index(deadline_ms, options)
+        match options.consistency:
+            case "linearizable":
+                await self._reach_read_index(deadline_ms, options)
+            case "bounded":
+                await self._be_fresh(deadline_ms, options)
+            case "causal":
+                await self._reach_revision(deadline_ms, options)
+            case "stale":
+                pass
         if options.at_time:
             request = msgspec.structs.replace(request, revision=await self._revision_at(options, deadline_ms))
         if self._is_closed:
@@ -141,6 +152,53 @@ class RequestPath:
         if isinstance(request, Range) and request.end == ONE_KEY:
             return self._machine.range(request)
         return await self._read_in_slices(request, deadline_ms)
+
+    @property
+    def staleness_ms(self) -> int:
+        """See `Admin.staleness_ms`. One is added for the fraction of a millisecond that was cut off when asking."""
+        fresh_ms = self._driver.reads.fresh_ms
+        return -1 if fresh_ms == NEVER_MS else self._clock.monotonic_ms() - fresh_ms + 1
+
+    async def _be_fresh(self, deadline_ms: int, options: Options) -> None:
+        """Return once nothing committed longer ago than the bound is missing here.
+
+        The bound is measured on this node's clock from the moment it *asked* for a confirmation: wall clocks play no
+        part. A confirmation more than half as old as the bound allows is renewed, so that few reads have to wait for
+        one. Where none comes, because no leader hears us, the read is refused soon: it is late already.
+        """
+        staleness_ms = self.staleness_ms
+        if 0 <= staleness_ms <= options.max_staleness_ms:
+            if 2 * staleness_ms > options.max_staleness_ms:
+                self._driver.reads.renew()
+            return
+        until_ms = min(deadline_ms, self._clock.monotonic_ms() + BOUNDED_WAIT_MS)
+        try:
+            # It asks for an index only: that is no forwarding.
+            await self._reach_read_index(until_ms, msgspec.structs.replace(options, forward=True))
+        except (errors.TryAgain, errors.Unknown) as error:
+            known = f"{staleness_ms} ms ago" if staleness_ms >= 0 else "never"
+            raise StaleBoundUnmet(
+                f"no leader has confirmed this node's state within {options.max_staleness_ms} ms, the last one {known}",
+                **self._leader_hint(),
+            ) from error
+
+    async def _reach_revision(self, deadline_ms: int, options: Options) -> None:
+        """Return once the state here has reached the revision that the caller has seen elsewhere."""
+        try:
+            async with asyncio.timeout(max(0, deadline_ms - self._clock.monotonic_ms()) / 1e3):
+                await self._driver.reads.wait_for_revision(options.least_revision)
+        except TimeoutError as error:
+            if isinstance(error, KvnodeError):
+                raise
+            raise StaleBoundUnmet(
+                f"this node has not reached revision {options.least_revision} within the deadline; it is at "
+                f"{self._machine.revision}",
+                **self._leader_hint(),
+            ) from None
+
+    def _leader_hint(self) -> dict[str, str]:
+        url = self._leader_client_url()
+        return {"leader_url": url} if url else {}
 
     async def _revision_at(self, options: Options, deadline_ms: int) -> int:
         """The revision that a time shows, for ever: no entry at or before that time can come any more.

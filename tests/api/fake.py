@@ -168,6 +168,7 @@ class FakeAdmin(Admin):
         self.kv = kv
         self.ready = True
         self.quarantined = False
+        self.staleness = -1
         self.transferred: list[int] = []
 
     @property
@@ -185,6 +186,10 @@ class FakeAdmin(Admin):
     @property
     def applied_time(self) -> int:
         return self.kv.time
+
+    @property
+    def staleness_ms(self) -> int:
+        return self.staleness
 
     def status(self) -> Status:
         return Status(

@@ -26,7 +26,7 @@ def test_the_statuses_the_contract_names() -> None:
         412: {"compare_failed"},
         413: {"too_large"},
         429: {"overloaded"},
-        503: {"no_leader", "not_ready", "not_applied", "try_again"},
+        503: {"no_leader", "not_ready", "stale_bound_unmet", "not_applied", "try_again"},
         504: {"timeout", "leadership_lost", "connection_lost", "unknown"},
         507: {"no_space"},
     }

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from kvnode.kv.requests import Put
-from tests.api.fake import FakeKV
+from tests.api.fake import FakeAdmin, FakeKV
 from tests.api.raw import Door
 
 
@@ -198,6 +198,47 @@ async def test_every_stale_answer_says_how_stale(door: Door) -> None:
     assert [reply.status for reply in (found, missing, known, unwanted)] == [200, 404, 304, 412]
     for reply in (found, missing, known, unwanted):
         assert int(reply.headers["kv-staleness-ms"]) >= 0, reply.status
+
+
+@pytest.mark.parametrize("path", ["/v1/kv/k?", "/v1/kv?prefix=&", "/v1/history/k?"])
+async def test_bounded_and_causal_reads_say_what_they_want(door: Door, kv: FakeKV, path: str) -> None:
+    written = await door.ask("PUT", "/v1/kv/k", b"v")
+    bounded = await door.ask("GET", f"{path}consistency=bounded&max_staleness=500ms")
+    options = kv.seen[-1][1]
+    assert (bounded.status, options.consistency, options.max_staleness_ms) == (200, "bounded", 500)
+    assert int(bounded.headers["kv-staleness-ms"]) >= 0
+    causal = await door.ask("GET", f"{path}consistency=causal", Kv_Token=written.headers["kv-token"])
+    options = kv.seen[-1][1]
+    assert (causal.status, options.consistency, options.least_revision) == (200, "causal", 2)
+    assert "kv-staleness-ms" not in causal.headers
+
+
+async def test_staleness_is_the_least_that_is_known(door: Door, admin: FakeAdmin) -> None:
+    await door.ask("PUT", "/v1/kv/k", b"v")
+    admin.staleness = 7
+    found = await door.ask("GET", "/v1/kv/k?consistency=stale")
+    assert int(found.headers["kv-staleness-ms"]) <= 7
+
+
+@pytest.mark.parametrize(
+    ("query", "token"),
+    [
+        ("consistency=bounded", ""),
+        ("max_staleness=1s", ""),
+        ("consistency=stale&max_staleness=1s", ""),
+        ("consistency=bounded&max_staleness=0ms", ""),
+        ("consistency=bounded&max_staleness=61m", ""),
+        ("consistency=bounded&max_staleness=fast", ""),
+        ("consistency=causal", ""),
+        ("consistency=causal", "AAAA"),
+        ("consistency=Causal", ""),
+    ],
+)
+async def test_half_said_consistencies_are_refused(door: Door, kv: FakeKV, query: str, token: str) -> None:
+    headers = {"Kv_Token": token} if token else {}
+    answer = await door.ask("GET", f"/v1/kv/k?{query}", **headers)
+    assert answer.status == 400, answer.body
+    assert kv.seen == []
 
 
 async def test_reads_choose_consistency_and_deadline(door: Door, kv: FakeKV) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from kvnode.api.token import Cursor, decode_cursor, decode_token, encode_cursor, encode_token
 from kvnode.errors import BadEncoding
 from kvnode.kv.requests import KeyValue
+from kvnode.wire.token import Cursor, decode_cursor, decode_token, encode_cursor, encode_token
 from tests.api.fake import FakeKV
 from tests.api.raw import Door
 

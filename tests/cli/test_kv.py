@@ -122,6 +122,13 @@ def test_the_past_and_the_history_of_a_key(run: Run, monkeypatch: pytest.MonkeyP
     assert (future.exit_code, "[future_revision]" in future.stderr) == (1, True)
 
 
+def test_a_read_may_be_as_old_as_it_says(run: Run):
+    run("put", "old", "enough")
+    assert run("get", "old", "--max-staleness", "1s").stdout == "enough"
+    assert run("get", "old", "--max-staleness", "soon").exit_code == 1
+    assert run("get", "old", "--max-staleness", "1s", "--consistency", "stale").exit_code == 2
+
+
 def test_the_exit_code_is_the_errors_family(run: Run, shared: ServedNode):
     def fail_with(error: errors.KvnodeError, *arguments: str) -> tuple[int, str]:
         shared.node.refuse_next(error)

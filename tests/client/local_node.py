@@ -72,6 +72,10 @@ class LocalNode(KV, Admin):
     def applied_time(self) -> int:
         return self.machine.applied_time
 
+    @property
+    def staleness_ms(self) -> int:
+        return 0
+
     def status(self) -> Status:
         return Status(
             id=self.id,

@@ -11,9 +11,9 @@ from kvnode.api.answer import Answer
 from kvnode.api.call import Call
 from kvnode.api.http.listing import encode_page
 from kvnode.api.http.path import path_key
-from kvnode.api.token import Cursor, decode_cursor, encode_cursor
 from kvnode.errors import BadRequest, KeyNotFound
 from kvnode.kv.requests import History
+from kvnode.wire.token import Cursor, decode_cursor, encode_cursor
 
 _REVISION_BYTES = 8
 
@@ -24,7 +24,7 @@ async def list_versions(call: Call) -> Answer:
     options = call.options()
     call.refuse_body()
     reply = await call.app.kv.execute(request, options)
-    extra = call.app.staleness_line() if options.consistency == "stale" else ""
+    extra = call.app.staleness_line(options)
     if not reply.items and not request.before:
         missing = KeyNotFound(f"no version of the key {shapes.as_text(key)[0][:128]!r} is kept")
         return call.refuse(missing, revision=reply.revision, extra=extra)

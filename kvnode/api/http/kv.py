@@ -37,7 +37,7 @@ async def get_key(call: Call) -> Answer:
     options = call.options()
     call.refuse_body()
     reply = await call.app.kv.execute(Range(key, revision=revision), options)
-    staleness = call.app.staleness_line() if options.consistency == "stale" else ""
+    staleness = call.app.staleness_line(options)
     if not reply.items:
         when = f" at revision {reply.revision}" if revision or options.at_time else ""
         missing = KeyNotFound(f"there is no key {shapes.as_text(key)[0][:128]!r}{when}")

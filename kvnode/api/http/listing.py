@@ -13,10 +13,10 @@ import msgspec
 from kvnode.api import query, shapes
 from kvnode.api.answer import Answer
 from kvnode.api.call import Call
-from kvnode.api.token import Cursor, decode_cursor, encode_cursor
 from kvnode.errors import BadRequest, TooLarge
 from kvnode.kv import keys
 from kvnode.kv.requests import Delete, Range, RangeReply
+from kvnode.wire.token import Cursor, decode_cursor, encode_cursor
 
 _SLICE_ITEMS = 1_000
 
@@ -50,7 +50,7 @@ async def list_keys(call: Call) -> Answer:
         pinned = Cursor(reply.revision, reply.items[-1].key)
         cursor = encode_cursor(pinned, _fingerprint(start, end, request.descending))
     body = await encode_page(reply, cursor, keys_only=request.keys_only)
-    extra = call.app.staleness_line() if options.consistency == "stale" else ""
+    extra = call.app.staleness_line(options)
     return call.answer(200, body, revision=reply.revision, extra=extra)
 
 

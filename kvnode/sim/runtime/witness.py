@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 
 from kvnode.check.history import ANY, Operation, Seen
 from kvnode.kv.requests import History, KeyValue, Range, RangeReply
@@ -99,6 +100,18 @@ def judge_past(looked_back: Iterable[tuple[Range | History, int, RangeReply]], w
             made = witness.history(request.key.decode(), revision)
             assert versions == made[: len(versions)], ("not what happened", made, request, reply)
             assert len(versions) == len(made) or reply.more, ("a part of what happened", made, request, reply)
+
+
+def judge_bounded(bounded: Iterable[tuple[float, float, int]], operations: Iterable[Operation], stretch: float) -> None:
+    """A bounded read misses nothing that somebody had been told of before its bound. Raises: AssertionError.
+
+    `stretch`: how much true time the slowest clock takes for one unit of its own.
+    """
+    told = sorted((o.ret, o.rev) for o in operations if o.status == "ok" and o.ret is not None and o.rev)
+    newest = list(accumulate((rev for _, rev in told), max))
+    for asked_s, bound_s, revision in bounded:
+        before = bisect_right(told, (int((asked_s - bound_s * stretch) * 1e9) - 1, 0))
+        assert not before or revision >= newest[before - 1], ("older than its bound", asked_s, bound_s, revision)
 
 
 def _answered_before(operations: Sequence[Operation]) -> dict[int, int]:

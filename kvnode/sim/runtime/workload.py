@@ -25,6 +25,7 @@ from kvnode.kv.requests import Compare, Delete, DeleteReply, History, KeyValue, 
 from kvnode.kv.requests import Operation as StoreOperation
 
 PREFIX = "k"
+OTHER_KINDS = ("delete", "range", "txn", "stale", "past", "bounded", "causal")
 PATIENCE_S = 5.0
 """A client gives up on a node that is silent for so much longer than the request's deadline."""
 
@@ -42,9 +43,7 @@ class Mix:
     clients: int = 6
     pause_s: float = 0.05  # mean time between an answer and the next request
     keys: int = 5
-    weights: Mapping[str, int] = field(
-        default_factory=lambda: {"put": 4, "get": 4, "delete": 1, "range": 1, "txn": 1, "stale": 1, "past": 1}
-    )
+    weights: Mapping[str, int] = field(default_factory=lambda: {"put": 4, "get": 4} | dict.fromkeys(OTHER_KINDS, 1))
     conditional: float = 0.4  # share of writes that ask for a revision
     padding: int = 0  # bytes that some values carry besides their number
     timeouts_ms: tuple[int, ...] = (50, 300, 2_000)
@@ -66,6 +65,7 @@ class Workload:
         self.served_by = served_by
         self.operations: list[Operation] = []
         self.looked_back: list[tuple[Range | History, int, RangeReply]] = []  # request, time it named, answer
+        self.bounded: list[tuple[float, float, int]] = []  # asked at (s), bound (s), revision of the answer
         self.is_over = False
         self._ask = ask
         self._members = members
@@ -145,8 +145,11 @@ class Client:
             await self._look_back(key)
             return
         asked, request = self._make(kind, key)
-        options = self._load.options(self._rng, stale=kind == "stale")
-        asked = msgspec.structs.replace(asked, consistency=options.consistency)
+        options = self._options(kind)
+        asked = msgspec.structs.replace(
+            asked, consistency="linearizable" if options.consistency == "linearizable" else "stale"
+        )
+        least, began_s = self._newest, self._load.now_ns() / 1e9
         try:
             async with asyncio.timeout(options.timeout_ms / 1e3 + PATIENCE_S):
                 reply = await self._load.ask(self.member, request, options)
@@ -159,7 +162,20 @@ class Client:
         except TimeoutError:
             self._end(asked, status="info", note="gave up")
         else:
+            if kind == "causal":
+                assert reply.revision >= least, ("misses what its caller has seen", least, reply)
+            if kind == "bounded":
+                self._load.bounded.append((began_s, options.max_staleness_ms / 1e3, reply.revision))
             self._answered(kind, asked, reply)
+
+    def _options(self, kind: str) -> Options:
+        options = self._load.options(self._rng, stale=kind == "stale")
+        if kind == "causal":
+            return msgspec.structs.replace(options, consistency="causal", least_revision=self._newest)
+        if kind == "bounded":
+            bound_ms = self._rng.choice((20, 200, 2_000))
+            return msgspec.structs.replace(options, consistency="bounded", max_staleness_ms=bound_ms)
+        return options
 
     async def _look_back(self, key: str) -> None:
         """What was once told cannot lie in the future, wherever one asks, unless that is a time."""
