@@ -77,6 +77,7 @@ CANARIES = (
         "        if self._cluster_id and hello.cluster_id and self._cluster_id != hello.cluster_id:",
         "        if False:",
         ("tests/node/test_roster.py",),
+        sim=("runtime", 100),
         number=27,
     ),
     Canary(

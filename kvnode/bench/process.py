@@ -89,7 +89,7 @@ def stat_fields(pid: int) -> list[str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports nobody listens on, this process's own until it ends: no other caller anywhere is given them.
+    """Loopback ports nobody listens on, this process's own until it ends: no other caller is given them.
 
     Below the ranges that kernels hand out for outgoing connections (Linux from 32768, gVisor from 16000): such a
     connection would hold the port when a server wants it back after a restart. Raises: OSError if none is found.
@@ -98,8 +98,9 @@ def free_ports(count: int) -> list[int]:
     rng = random.Random()
     for _ in range(1000):
         port = rng.randrange(10_000, 16_000)
-        if _listens(port) or not _reserve(port):
+        if port in _given or _listens(port) or not _reserve(port):
             continue
+        _given.add(port)
         found.append(port)
         if len(found) == count:
             return found
@@ -116,11 +117,15 @@ def _listens(port: int) -> bool:
     return False
 
 
+_given: set[int] = set()
 _reserved: list[socket.socket] = []  # open as long as the process lives
 
 
 def _reserve(port: int) -> bool:
-    """A name that only one process of a network namespace can hold, and that leaves no file. Only Linux has them."""
+    """A name that only one process of a network namespace can hold, and that leaves no file.
+
+    Only Linux has them; elsewhere two processes may still be given the same port.
+    """
     if sys.platform != "linux":
         return True
     mark = socket.socket(socket.AF_UNIX)

@@ -189,7 +189,11 @@ class Roster:
         )
 
     def admit(self, hello: Hello) -> None:
-        """Record, durably, an accepted sender's incarnation and boot. Cheap when both are known already."""
+        """Record, durably, an accepted sender's incarnation and boot. Cheap when both are known already.
+
+        What was wrong with this member's directory is over: if two run, the other will be refused again, and say so.
+        """
+        self._alarms = {of: sentence for of, sentence in self._alarms.items() if of[0] != hello.member}
         if hello.member not in self._incarnations:
             self._save(self._cluster_id, {**self._incarnations, hello.member: hello.incarnation})
             self._incarnations[hello.member] = hello.incarnation

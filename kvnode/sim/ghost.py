@@ -1,12 +1,12 @@
 """What no single node can know: an observer of all nodes of a random run, kept incrementally.
 
 It remembers every entry ever handed to a disk (by a running hash of the log up to it), every commit, vote, leader and
-claim made to a client, and asserts the invariants that span nodes. Names I1 … I13 are those of docs/testing.md.
+claim made to a client, and asserts the invariants that span nodes. Names I1 … I31 are those of docs/testing.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from zlib import crc32
@@ -32,6 +32,14 @@ class Committed:
 
 
 @dataclass
+class Loss:
+    """What a node in quarantine may have acknowledged and lost."""
+
+    term: Term  # the last in which it can have acknowledged it
+    had: dict[tuple[Index, Term], bool]
+
+
+@dataclass
 class Ghost:
     """See the module docstring."""
 
@@ -49,7 +57,7 @@ class Ghost:
     reads: dict[int, Index] = field(default_factory=dict)  # unanswered: what was committed when the read was invoked
     reads_answered: int = 0
     held: dict[tuple[Index, Term], dict[NodeId, bool]] = field(default_factory=dict)  # on whose disks it ever was
-    lost: dict[NodeId, Term] = field(default_factory=dict)  # in quarantine: up to which term it may have lost entries
+    lost: dict[NodeId, Loss] = field(default_factory=dict)  # who is in quarantine, and what it had before
     whole: list[tuple[NodeId, Term, Index]] = field(default_factory=list)  # left it: that term, and its last entry then
 
     # ── one node ────────────────────────────────────────────────────────────────────────────────────
@@ -60,9 +68,11 @@ class Ghost:
         self.chains[node] = [self.entries[entry.index, entry.term][1] for entry in entries]
         assert [self.entries[entry.index, entry.term][0] for entry in entries] == entries, ("I26", node)
 
-    def on_lost(self, node: NodeId) -> None:
-        """A start found damage, and entries gone that this node may have acknowledged: quarantine."""
-        self.lost[node] = self.disks[node].hard_state.term
+    def on_lost(self, node: NodeId, before: Sequence[Entry]) -> None:
+        """Entries are gone that this node may have acknowledged; its disk held `before`. Its next start finds out."""
+        known = self.lost[node].had if node in self.lost else {}
+        had = known | {(entry.index, entry.term): True for entry in before}
+        self.lost[node] = Loss(self.disks[node].hard_state.term, had)
 
     def on_whole(self, node: NodeId) -> None:
         """It is durable that a quarantine is over.
@@ -70,12 +80,10 @@ class Ghost:
         I12: then the node has all that was committed in terms before the last in which it may have acknowledged what it
         lost. Of that last term its leader has told what counts, and commits nothing more by the lost ones (ADR 0007).
         """
-        term, disk = self.lost.pop(node), self.disks[node]
+        term, disk = self.lost.pop(node).term, self.disks[node]
         for index, committed in enumerate(self.committed, 1):
-            if committed.term < term:
-                is_there = disk.last_index >= index and disk.entries[index - 1].term == committed.term
-                assert is_there, ("I12: left quarantine without", node, index, committed, disk.last_index)
-            elif index > disk.last_index:
+            if disk.last_index < index or disk.entries[index - 1].term != committed.term:
+                assert committed.term >= term, ("I12: left quarantine without", node, index, committed, disk.last_index)
                 holders = self._holders(Index(index), committed.term)
                 assert has_majority(self.configuration, holders), (
                     "I12: left quarantine too early",
@@ -141,7 +149,8 @@ class Ghost:
         for peer, match in after.items():
             if match > before.get(peer, 0) and self.disks[peer].hard_state.term <= raft.term:
                 term = raft.state.log.term_at(match)
-                assert term is None or peer in self.held[match, term], ("I18: never held", raft.node, peer, match, term)
+                is_held = term is None or peer in self.held.get((match, term), {})
+                assert is_held, ("I18: never held", raft.node, peer, match, term)
 
     def _on_leader(self, raft: Raft) -> None:
         assert raft.term not in self.leaders, ("I1", raft.term, self.leaders[raft.term], raft.node)
@@ -246,13 +255,13 @@ class Ghost:
         disks = self.disks.items()
         holders = {n for n, disk in disks if disk.last_index >= index and disk.entries[index - 1].term == term}
         if self.lost:
-            holders |= {node for node in self.lost if node in self.held[index, term]}
+            holders |= {node for node, loss in self.lost.items() if (index, term) in loss.had}
         return holders
 
     def on_left(self, node: NodeId, send: Send) -> None:
         """I2 and I9: what a message claims is on its sender's disk when it leaves."""
         disk, message = self.disks[node], send.message
-        if isinstance(message, VoteReply) and message.granted:
+        if isinstance(message, VoteRequest) or (isinstance(message, VoteReply) and message.granted):
             assert node not in self.lost, ("I16: a vote from quarantine", node, message)
         if isinstance(message, VoteRequest | VoteReply) and message.pre:
             return

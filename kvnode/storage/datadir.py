@@ -88,8 +88,8 @@ class OwnBoot(PeerBoot, frozen=True):
     earlier: tuple[int, ...] = ()
 
 
-EARLIER_BOOTS_MAX = 64
-"""So many starts are remembered. A peer that has met none of them cannot tell an old copy by its numbers."""
+EARLIER_BOOTS_MAX = 512
+"""So many starts are remembered. A copy started more often than that beyond what a peer has seen can pass for old."""
 
 
 class _Format(msgspec.Struct):

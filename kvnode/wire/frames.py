@@ -139,6 +139,8 @@ class Refusal(msgspec.Struct, frozen=True, array_like=True, gc=False):
     sentence: str
 
 
+_EARLIER_BOOTS_MAX = 1_024
+
 _encoder = msgspec.msgpack.Encoder()
 _hello_decoder = msgspec.msgpack.Decoder(Hello)
 _refusal_decoder = msgspec.msgpack.Decoder(Refusal)
@@ -162,6 +164,8 @@ def decode_hello(data: bytes | memoryview) -> Hello:
         raise CodecError("hello: a random id is negative")
     if min((known.incarnation for known in hello.members), default=0) < 0:
         raise CodecError("hello: an incarnation is negative")
+    if len(hello.earlier_boots) > _EARLIER_BOOTS_MAX:
+        raise CodecError(f"hello: {len(hello.earlier_boots)} earlier starts, more than {_EARLIER_BOOTS_MAX}")
     if len(hello.nonce) != NONCE_BYTES:
         raise CodecError(f"hello: nonce of {len(hello.nonce)} bytes")
     if max(map(len, (hello.cluster_name, hello.address, hello.client_url, hello.software))) > _TEXT_MAX:

@@ -39,6 +39,7 @@ def test_another_process_is_not_given_it() -> None:
 def test_a_port_with_a_listener_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
     (free,) = free_ports(1)
     process._reserved.pop().close()
+    process._given.discard(free)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         drawn = iter([taken.getsockname()[1], free])
         monkeypatch.setattr(process.random.Random, "randrange", lambda *_: next(drawn))

@@ -11,6 +11,7 @@ import pytest
 
 from kvnode.ids import NodeId
 from kvnode.node.roster import Roster, derive_cluster_id
+from kvnode.storage.datadir import EARLIER_BOOTS_MAX
 from kvnode.wire.frames import Hello, Refusal
 from tests.transport.cluster import Directory, addresses
 
@@ -180,7 +181,19 @@ def test_an_old_backup_is_noticed_even_after_a_restart_of_the_judge() -> None:
     assert code(meet(up(backup), up(directories[0]))) == "stale_boot"
 
 
-@pytest.mark.parametrize("starts", [1, 2, 3, 20])
+def test_an_alarm_is_over_when_its_member_is_admitted_again() -> None:
+    """A greeting of the life before may come late, and looks like that of a copy."""
+    directories, rosters = cluster()
+    late = hello(rosters[1])
+    again = up(directories[1])
+    assert meet(again, rosters[0]) is None
+    assert code(rosters[0].judge(late)) == "stale_boot"
+    assert rosters[0].alarms
+    assert meet(again, rosters[0]) is None
+    assert rosters[0].alarms == ()
+
+
+@pytest.mark.parametrize("starts", [1, 2, 3, 20, 200])
 def test_an_old_backup_that_was_started_often_is_noticed(starts: int) -> None:
     """Its counter has reached or passed the one seen last, but the start seen last is none of its own."""
     directories, rosters = cluster()
@@ -198,7 +211,7 @@ def test_an_old_backup_that_was_started_often_is_noticed(starts: int) -> None:
 
 def test_a_member_is_let_in_after_more_starts_than_it_remembers() -> None:
     directories, rosters = cluster()
-    for _ in range(80):
+    for _ in range(EARLIER_BOOTS_MAX + 20):
         directories[1].start()
     assert meet(up(directories[1]), rosters[0]) is None
 

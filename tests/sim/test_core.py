@@ -9,7 +9,7 @@ import pytest
 
 from kvnode.ids import Index, NodeId, Term, WriteNumber
 from kvnode.raft import election
-from kvnode.raft.messages import AppendReply, Entry, EntryKind, ForwardProposals, PeerMessage, VoteReply
+from kvnode.raft.messages import AppendReply, Entry, EntryKind, ForwardProposals, PeerMessage, VoteReply, VoteRequest
 from kvnode.raft.output import Persist, Send
 from kvnode.sim.core import liveness
 from kvnode.sim.core import shrink as shrinking
@@ -207,7 +207,8 @@ def test_what_is_not_needed_is_left_out() -> None:
 
 
 def entry(index: int, term: int) -> Entry:
-    return Entry(Index(index), Term(term), index, EntryKind.COMMAND, b"%d.%d" % (index, term))
+    payload = b"%d.%d" % (index, term)
+    return Entry(term=Term(term), index=Index(index), time=index, kind=EntryKind.COMMAND, payload=payload)
 
 
 def write(number: int, *entries: Entry, cut: int = 0, commit: int = 0) -> Persist:
@@ -249,12 +250,18 @@ def test_who_leaves_quarantine_without_what_is_committed_is_found() -> None:
     assert chaos.ghost.committed
     assert not chaos.machines[victim].disk.entries
     ghost = chaos.ghost
+    before = chaos.machines[chaos.leaders()[0].node].disk.entries
     ghost.on_whole(victim)  # the other two hold what is of the last term
-    ghost.on_lost(victim)
-    ghost.lost[victim] = Term(ghost.lost[victim] + 1)
+    ghost.on_lost(victim, before)
+    ghost.lost[victim].term = Term(ghost.lost[victim].term + 1)
     with pytest.raises(AssertionError, match="I12: left quarantine without"):
         ghost.on_whole(victim)
-    ghost.on_lost(victim)
+    ghost.on_lost(victim, before)
+    other = [msgspec.structs.replace(entry, term=Term(99)) for entry in before]
+    chaos.machines[victim].disk.entries = other
+    ghost.on_whole(victim)  # others than were committed, and the two hold those
+    chaos.machines[victim].disk.entries = []
+    ghost.on_lost(victim, before)
     chaos.machines[chaos.leaders()[0].node].disk.entries.pop()
     with pytest.raises(AssertionError, match="I12: left quarantine too early"):
         ghost.on_whole(victim)
@@ -269,3 +276,6 @@ def test_a_vote_from_quarantine_is_found() -> None:
     chaos.ghost.on_left(voter, Send(NodeId(2), msgspec.structs.replace(reply, granted=False)))
     with pytest.raises(AssertionError, match="I16"):
         chaos.ghost.on_left(voter, Send(NodeId(2), reply))
+    request = VoteRequest(reply.term, voter, last_index=Index(0), last_term=Term(0), pre=True)
+    with pytest.raises(AssertionError, match="I16"):
+        chaos.ghost.on_left(voter, Send(NodeId(2), request))

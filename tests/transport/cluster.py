@@ -15,6 +15,7 @@ from kvnode.config import PeerSection
 from kvnode.ids import Index, NodeId, Term
 from kvnode.node.roster import Roster
 from kvnode.raft.messages import AppendEntries, AppendReply, Entry, PeerMessage
+from kvnode.storage.datadir import EARLIER_BOOTS_MAX
 from kvnode.transport.peers import PeerTransport
 
 SECRET = bytes(range(32))
@@ -70,7 +71,7 @@ class Directory:
         last = self.boot
         earlier = (last.nonce, *last.earlier) if last.counter else ()
         self.boot = SimpleNamespace(
-            counter=last.counter + 1, nonce=nonce or random.getrandbits(60) + 1, earlier=earlier[:64]
+            counter=last.counter + 1, nonce=nonce or random.getrandbits(60) + 1, earlier=earlier[:EARLIER_BOOTS_MAX]
         )
 
     def roster(self, members: Mapping[int, str], *, scope: Mapping[str, Any] | None = None) -> Roster:

@@ -107,6 +107,7 @@ def test_hello_survives_and_is_plain_messagepack() -> None:
         {"member": -1},
         {"incarnation": -1},
         {"earlier_boots": (5, -1)},
+        {"earlier_boots": tuple(range(1_025))},
         {"boot_counter": 1 << 63},
         {"cluster_id": -1},
         {"members": (KnownMember(NodeId(1), -1, "a:1"),)},

@@ -66,7 +66,7 @@ MARKS: dict[str, str] = {
     "quarantine_brought_back_cut_entries": "… and that entries are back which it had cut off",
     "quarantine_of_a_leader": "… after it had led",
     "quarantine_left": "the node has everything again, and votes",
-    "vote_refused_by_quarantine": "a node in quarantine is asked for its vote",
+    "vote_asked_in_quarantine": "a node in quarantine is asked for its vote",
     "everybody_down": "no process is alive",
 }
 
@@ -107,7 +107,7 @@ class Observer:
         if not state.is_voter:
             return
         if state.is_quarantined:
-            self.marks["vote_refused_by_quarantine"] += 1
+            self.marks["vote_asked_in_quarantine"] += 1
             return
         kind = "prevote" if request.pre else "vote"
         contact, now = state.leader_contact_ms, process.machine.local_ms(self._world.now_ms)

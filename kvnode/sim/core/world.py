@@ -173,7 +173,7 @@ class World(EventHeap):
         self.counts["logs damaged"] += 1
         before = machine.disk.entries
         machine.lose_records(kept)
-        self.ghost.on_lost(id_)
+        self.ghost.on_lost(id_, before)
         self.on_rotted(machine, before)
 
     def put(self, id_: NodeId, *causes: Input) -> None:

@@ -351,15 +351,13 @@ def _mistake(make: Callable[[Operators, NodeId], None]) -> Fault:
 
 def _old_backup(nemesis: Nemesis, victim: NodeId) -> bool:
     """A copy of the directory is put back, after its member has been started anew and met everybody."""
-    return nemesis.operators.has_backup(victim) and _mistake(Operators.restore_backup)(nemesis, victim)
+    return nemesis.operators.may_use_backup(victim) and _mistake(Operators.restore_backup)(nemesis, victim)
 
 
 def _cloned(nemesis: Nemesis, victim: NodeId) -> bool:
     """Such a copy is started beside its member."""
-    if not nemesis.operators.has_backup(victim):
-        return False
-    nemesis.operators.run_twice(victim)
-    return True
+    operators = nemesis.operators
+    return operators.may_err() and operators.may_use_backup(victim) and operators.run_twice(victim)
 
 
 FAULTS: dict[str, Fault] = {

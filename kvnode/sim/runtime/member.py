@@ -24,9 +24,9 @@ from kvnode.node.status import NodeIdentity
 from kvnode.server import Switchboard, make_roster, open_log_of
 from kvnode.sim.disk import FakeDisk, SimulatedCrash
 from kvnode.sim.loop import VirtualWorker
-from kvnode.sim.runtime.applied import WatchedMachine
+from kvnode.sim.runtime.applied import AppliedLog, WatchedMachine
 from kvnode.sim.runtime.node_loop import NodeLoop
-from kvnode.sim.runtime.observer import Observer, WatchedRaft, watch
+from kvnode.sim.runtime.observer import Observer, StrayObserver, WatchedRaft, watch
 from kvnode.sim.runtime.transport import VirtualTransport
 from kvnode.storage.datadir import DataDir
 from kvnode.storage.memory_backend import MemoryBackend
@@ -66,6 +66,7 @@ class Member:
         self._node: Node | None = None
         self._cluster = cluster
         self._observer = observer
+        self._is_stray = isinstance(observer, StrayObserver)
         self._config = config
         self._rng = cluster.fork(f"process-{member}-{life}")
         self._switchboard = Switchboard()
@@ -134,19 +135,29 @@ class Member:
             loop=self.own_loop,
             on_failed=self.failed,
             on_left=self._observer.on_left,
+            on_come_up=self._observer.on_come_up,
         )
         self.transport.open(self._switchboard)
 
     def _take_part(self) -> None:
         config, cluster, data = self._config, self._cluster, self.data
-        cluster.bootstrapped[self.id] = True
+        if self._is_stray:
+            applied = AppliedLog()  # what it applies is nobody's state
+        else:
+            applied = cluster.applied
+            cluster.bootstrapped[self.id] = True
         backend = cluster.open_store(self.id, config)
-        machine = WatchedMachine(backend, config.limits, node=self.id, log=cluster.applied)
+        machine = WatchedMachine(backend, config.limits, node=self.id, log=applied)
         random_u64 = partial(self._rng.getrandbits, 64)
         wal, recovered, salvaged = open_log_of(config, data, self.disk, machine, random_u64=random_u64)
         watch(wal, partial(self._observer.on_written, self.id), self._observer.on_rolled)
         self._observer.on_recovered(
-            self.id, wal, recovered, was_lied_to=self.disk.has_lied, has_rotted=self.disk.has_rotted
+            self.id,
+            wal,
+            recovered,
+            was_salvaged=salvaged is not None,
+            was_lied_to=self.disk.has_lied,
+            has_rotted=self.disk.has_rotted,
         )
         if salvaged is not None:
             self._observer.mark("quarantine_entered")

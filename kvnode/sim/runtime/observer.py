@@ -81,6 +81,7 @@ class Observer:
     leader_changes: int = 0
     truncations: int = 0
     segment_rolls: int = 0
+    lifting: set[NodeId] = field(default_factory=set)  # whose core has asked for the end of its quarantine
 
     @classmethod
     def of(cls, members: Sequence[NodeId]) -> Observer:
@@ -121,6 +122,8 @@ class Observer:
         self.ghost.on_output(raft, ours)
 
     def _count(self, node: NodeId, output: Output) -> None:
+        if output.lift_quarantine:
+            self.lifting.add(node)
         for fact in output.facts:
             match fact:
                 case BecameLeader():
@@ -129,6 +132,7 @@ class Observer:
                     self.truncations += 1
                 case QuarantineEnded():
                     self.mark("quarantine_left")
+                    self.lifting.discard(node)
                     self.ghost.on_whole(node)
                 case BecameFollower(reason=reason) if "disk" in reason:
                     self.mark("hung_disk_step_down")
@@ -148,6 +152,9 @@ class Observer:
             disk.queue.append(write)
             disk.complete()
 
+    def on_come_up(self, node: NodeId, peer: NodeId) -> None:
+        """A connection is up."""
+
     def on_rolled(self) -> None:
         self.segment_rolls += 1
 
@@ -160,7 +167,7 @@ class Observer:
             del self.ghost.reads[number]
 
     def on_recovered(
-        self, node: NodeId, wal: Wal, recovered: Recovered, *, was_lied_to: bool, has_rotted: bool
+        self, node: NodeId, wal: Wal, recovered: Recovered, *, was_salvaged: bool, was_lied_to: bool, has_rotted: bool
     ) -> None:
         """I26, I19: exactly what was durable, plus a beginning of what was being written.
 
@@ -169,11 +176,16 @@ class Observer:
         """
         disk = self.disks[node]
         entries = _whole_log(wal, recovered, disk.entries if has_rotted else None)
-        if recovered.quarantine is not None:
+        if was_salvaged:
+            before = list(disk.entries)
             self._on_salvaged(node, entries, recovered)
-            self.ghost.on_lost(node)
+            self.ghost.on_lost(node, before)
+            self.lifting.discard(node)
             return
-        if node in self.ghost.lost:
+        if (node in self.ghost.lost) != (recovered.quarantine is not None):
+            assert recovered.quarantine is None, ("I16: in quarantine, and nobody knows why", node)
+            assert node in self.lifting, ("I16: a quarantine is forgotten", node)
+            self.lifting.discard(node)
             self.ghost.on_whole(node)  # it ended before it could say so
         if was_lied_to:
             self._check_genuine(node, entries)
@@ -255,8 +267,11 @@ class StrayObserver(Observer):
     def on_ended(self, node: NodeId) -> None:
         pass
 
+    def on_come_up(self, node: NodeId, peer: NodeId) -> None:
+        raise AssertionError(("I27: let a member in that runs on what is not its own", node, peer))
+
     def on_recovered(
-        self, node: NodeId, wal: Wal, recovered: Recovered, *, was_lied_to: bool, has_rotted: bool
+        self, node: NodeId, wal: Wal, recovered: Recovered, *, was_salvaged: bool, was_lied_to: bool, has_rotted: bool
     ) -> None:
         pass
 

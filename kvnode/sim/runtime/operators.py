@@ -1,28 +1,25 @@
 """What operators do wrong: a process that comes up on what is not its member's own, or beside the member, from a copy.
 
-At most one member is astray at a time: from its process to what it was before takes an operator, who keeps what was the
-member's own and gives it back (`put_back`, as part of healing), or never does. Its peers have to refuse it for as long,
-whatever else happens, and so it must not matter to anybody (F60–F63, F66; I27). What it does on its own, on a disk that
-is not the member's, is nobody's log.
+At most one member is astray at a time. What was its own is kept, and given back when things are healed (`put_back`), or
+never. As long as it is astray its peers have to refuse it, whatever else happens, so that it matters to nobody (faults
+F60–F63, F66 of the reliability notes; I27). What it does by itself, on a disk that is not its own, is nobody's log.
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from kvnode.config import Config
 from kvnode.ids import NodeId
-from kvnode.node.roster import derive_cluster_id
 from kvnode.server import make_roster
-from kvnode.sim.disk import FakeDisk
+from kvnode.sim.disk import UNLIMITED, FakeDisk
 from kvnode.sim.runtime.member import DATA_DIR
 from kvnode.sim.runtime.transport import VirtualTransport
-from kvnode.storage.datadir import DataDir, MemberIdentity
+from kvnode.storage.datadir import DataDir
 from kvnode.storage.memory_backend import MemoryBackend
 
 if TYPE_CHECKING:
@@ -30,7 +27,15 @@ if TYPE_CHECKING:
 
 OTHER_SETTING: dict[str, object] = {"limits.key_bytes_max": 100}
 STARTS_MAX = 6
-"""A supervisor starts a refused process again and again. Its boot counter may so pass what its peers have seen."""
+"""A process that is refused is started again by hand. Its boot counter may so pass what its peers have seen."""
+
+EXPECTED: dict[str, set[str]] = {
+    "wiped": {"wrong_incarnation"},
+    "foreign": {"wrong_cluster"},
+    "other_limits": {"setting_differs"},
+    "old_backup": {"stale_boot", "cloned"},
+}
+"""How peers refuse each kind of stray. `wrong_direction` and the like can come beside it."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +82,11 @@ class Operators:
         self._lead_astray(member, "wiped", disk=self._new_disk())
 
     def move_in_from_elsewhere(self, member: NodeId) -> None:
-        """Its directory is that of a member of another cluster, which has the same name, ids and addresses."""
-        cluster, disk = self._cluster, self._new_disk()
-        data = self._open(member, disk)
-        known = {
-            other: MemberIdentity(data.identity.incarnation if other == member else self._rng.getrandbits(64), address)
-            for other, address in cluster.configs[member].initial_members().items()
-        }
-        cluster_id = derive_cluster_id({NodeId(o): (found.incarnation, found.address) for o, found in known.items()})
-        data.save_identity(msgspec.structs.replace(data.identity, cluster_id=cluster_id, members=known))
+        """Its directory says another cluster id, and so does everything else fit: only that can tell."""
+        own = self._open(member, _copy_of(self._cluster.disks[member])).identity
+        disk = self._new_disk()
+        data = self._open(member, disk, incarnation=own.incarnation)
+        data.save_identity(msgspec.structs.replace(data.identity, cluster_id=own.cluster_id ^ 1, members=own.members))
         data.close()
         self._lead_astray(member, "foreign", disk=disk)
 
@@ -94,7 +95,7 @@ class Operators:
         self._lead_astray(member, "other_limits", config=self._cluster.reconfigured(member, OTHER_SETTING))
 
     def restore_backup(self, member: NodeId) -> None:
-        """Its directory is an old copy. Needs `has_backup`."""
+        """Its directory is an old copy. Needs `may_use_backup`."""
         self._lead_astray(member, "old_backup", disk=self._restored(member))
 
     # ── backups ─────────────────────────────────────────────────────────────────────────────────────
@@ -105,7 +106,7 @@ class Operators:
         if found.takes_part and member not in self._backups:
             self._backups[member] = Backup(found.disk.kill(), found.data.boot.counter)
 
-    def has_backup(self, member: NodeId) -> bool:
+    def may_use_backup(self, member: NodeId) -> bool:
         """Whether all peers have met a later start of this member than its backup is of.
 
         A copy restored before anybody has seen a later start cannot be told from the original.
@@ -115,8 +116,8 @@ class Operators:
             return False
         return found.connections == [other for other in self._cluster.ids if other != member]
 
-    def run_twice(self, member: NodeId) -> None:
-        """A copy of its directory is started on another machine, beside the member. Needs `has_backup`.
+    def run_twice(self, member: NodeId) -> bool:
+        """A copy of its directory is started on another machine, beside the member. Needs `may_use_backup`.
 
         It dials those whom the member dials, higher ids; from the others' side only the member is at its address.
         """
@@ -125,9 +126,10 @@ class Operators:
         data = self._open(member, disk)
         roster = make_roster(cluster.configs[member], data, f"http://copy-of-{member}")
         self._copy = _Copy(cluster.network, member, roster=roster, loop=cluster.loop, on_failed=self._fail)
-        for other in cluster.ids:
-            if other > member:
-                cluster.network.knock(self._copy, other)
+        higher = [other for other in cluster.ids if other > member]
+        for other in higher:
+            cluster.network.knock(self._copy, other)
+        return bool(higher)
 
     # ── amends ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -141,6 +143,8 @@ class Operators:
         found = self._cluster.members[self.stray.member]
         assert not found.connections, ("I27: let in", self.stray.what, found.id, found.connections)
         assert not (found.takes_part and self.stray.what == "wiped"), ("I27: takes part", found.id)
+        expected = EXPECTED[self.stray.what]
+        assert not found.refusals or expected & set(found.refusals), ("I27: refused", self.stray.what, found.refusals)
         if found.refusals:
             self._cluster.observer.mark(f"refused_{self.stray.what}")
 
@@ -180,23 +184,31 @@ class Operators:
 
     def _restored(self, member: NodeId) -> FakeDisk:
         """A backup's disk, as it is after some starts."""
-        disk = self._backups[member].disk.kill()
+        disk = _copy_of(self._backups[member].disk)
         for _ in range(self._rng.randrange(STARTS_MAX)):
             self._open(member, disk).close()
         return disk
 
-    def _open(self, member: NodeId, disk: FakeDisk) -> DataDir:
+    def _open(self, member: NodeId, disk: FakeDisk, *, incarnation: int = 0) -> DataDir:
+        numbers = iter([incarnation] if incarnation else [])
         return DataDir.open(
             disk,
             DATA_DIR,
             member=member,
             cluster_name=self._cluster.configs[member].cluster.name,
-            random_u64=partial(self._rng.getrandbits, 64),
+            random_u64=lambda: next(numbers, 0) or self._rng.getrandbits(64),
             allow_unsafe_filesystem=False,
         )
 
     def _fail(self, error: BaseException) -> None:
         self._cluster.errors.append({"message": "a copy of a member failed", "exception": error})
+
+
+def _copy_of(disk: FakeDisk) -> FakeDisk:
+    """What is on it, on another disk: what is wrong with the one is not with the other."""
+    copy = disk.kill()
+    copy.capacity_bytes = UNLIMITED
+    return copy
 
 
 class _Copy(VirtualTransport):

@@ -36,6 +36,7 @@ class VirtualTransport:
         loop: asyncio.AbstractEventLoop | None = None,
         on_failed: Callable[[BaseException], None],
         on_left: Callable[[NodeId, NodeId, PeerMessage], None] | None = None,
+        on_come_up: Callable[[NodeId, NodeId], None] | None = None,
         secret: bytes = SECRET,
     ) -> None:
         self.node = node
@@ -44,6 +45,7 @@ class VirtualTransport:
         self.loop = loop  # None: everything is told at once
         self.on_failed = on_failed
         self.on_left = on_left  # told of each message, with its sender and receiver, before it leaves
+        self.on_come_up = on_come_up  # told of each connection, with this node and the peer
         self.receiver: Receiver | None = None
         self.connected: dict[NodeId, int] = {}
         self.refusals: dict[NodeId, str] = {}  # peer → code of the newest refusal, either side's
@@ -73,6 +75,8 @@ class VirtualTransport:
         self._epochs[peer] = self._epochs.get(peer, 0) + 1
         self.connected[peer] = self._epochs[peer]
         self.refusals.pop(peer, None)
+        if self.on_come_up is not None:
+            self.on_come_up(self.node, peer)
         assert self.receiver is not None
         self.tell(self.receiver.on_connected, peer)
 

@@ -31,9 +31,11 @@ PATIENCE_S = 5.0
 
 
 class Asked(Protocol):
-    """Carries a request to a member and its answer back. Raises: KvnodeError."""
+    """Carries a request to a member, which may have to come up first, and its answer back. Raises: KvnodeError."""
 
-    def __call__(self, member: NodeId, request: Any, options: Options) -> Awaitable[Any]: ...
+    def __call__(
+        self, member: NodeId, request: Any, options: Options, on_sent: Callable[[], None]
+    ) -> Awaitable[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,8 @@ class Workload:
         timeout_ms = rng.choice(self._mix.timeouts_ms)
         return Options(timeout_ms=timeout_ms, consistency="stale" if stale else "linearizable")
 
-    async def ask(self, member: NodeId, request: Any, options: Options) -> Any:
-        return await self._ask(member, request, options)
+    async def ask(self, member: NodeId, request: Any, options: Options, on_sent: Callable[[], None]) -> Any:
+        return await self._ask(member, request, options, on_sent)
 
     def now_ns(self) -> int:
         return int(self._loop.time() * 1e9)
@@ -137,6 +139,7 @@ class Client:
         self._rng = rng
         self._number = load.number()
         self._known: dict[str, int] = {}  # key → the revision last heard of
+        self._served_by = 0  # the process life that has the open request
         self._newest = 1  # of the revisions it was told
         self._newest_time = 0  # of the writes it was told of
 
@@ -152,7 +155,7 @@ class Client:
         least, began_s = self._newest, self._load.now_ns() / 1e9
         try:
             async with asyncio.timeout(options.timeout_ms / 1e3 + PATIENCE_S):
-                reply = await self._load.ask(self.member, request, options)
+                reply = await self._load.ask(self.member, request, options, self._on_sent)
         except CompareFailed as error:
             found = error.detail["revision"]
             self._known[key] = found
@@ -167,6 +170,9 @@ class Client:
             if kind == "bounded":
                 self._load.bounded.append((began_s, options.max_staleness_ms / 1e3, reply.revision))
             self._answered(kind, asked, reply)
+
+    def _on_sent(self) -> None:
+        self._served_by = self._load.served_by(self.member)
 
     def _options(self, kind: str) -> Options:
         options = self._load.options(self._rng, stale=kind == "stale")
@@ -189,7 +195,7 @@ class Client:
         options = msgspec.structs.replace(self._load.options(rng), at_time=time)
         try:
             async with asyncio.timeout(options.timeout_ms / 1e3 + PATIENCE_S):
-                reply = await self._load.ask(self.member, request, options)
+                reply = await self._load.ask(self.member, request, options, self._on_sent)
         except (TryAgain, Unknown, TimeoutError):
             return
         except BadRequest:
@@ -272,8 +278,7 @@ class Client:
     def _end(self, asked: Operation, **what: Any) -> None:
         ret = None if what.get("status") == "info" else self._load.now_ns()
         self._newest = max(self._newest, what.get("rev", 0))
-        node = self._load.served_by(self.member)
-        self._load.operations.append(msgspec.structs.replace(asked, ret=ret, node=node, **what))
+        self._load.operations.append(msgspec.structs.replace(asked, ret=ret, node=self._served_by, **what))
         if ret is None:
             self._number = self._load.number()
 
