@@ -61,6 +61,10 @@ CONSISTENCY = Parameter(
 MAX_STALENESS = Parameter("max_staleness", "duration", "With bounded: how old the state may be.")
 TOKEN = Parameter("Kv-Token", "text", "With causal: of an answer whose state must not be missed.")
 META = Parameter("meta", "flag", "A JSON item instead of the raw value.")
+WAIT = Parameter("wait", "duration", "Wait so long for a newer version; 304 if none comes. On top of timeout.")
+AFTER_REV = Parameter(
+    "after_rev", "integer", "With wait: newer than this mod revision; default: than the one there now."
+)
 AT_REV = Parameter("at_rev", "integer", "The state as it was at this revision of the store; default: the newest.")
 AT_TIME = Parameter("at_time", "text", "The state as it was at this time: RFC 3339, a Kv-Time, or an age such as -5m.")
 CURSOR = "From the page before; {what} must be the same."
@@ -95,7 +99,7 @@ def _get_key(method: str, sentence: str) -> Route:
         "/v1/kv/{key}",
         kv.get_key,
         sentence,
-        parameters=(META, AT_REV, AT_TIME, CONSISTENCY, MAX_STALENESS, TIMEOUT),
+        parameters=(META, WAIT, AFTER_REV, AT_REV, AT_TIME, CONSISTENCY, MAX_STALENESS, TIMEOUT),
         headers=(IF_NONE_MATCH_READ, IF_MATCH, TOKEN, NO_FORWARD),
         reply=bytes,
         errors=("bad_key", "key_not_found", "compare_failed", "too_large", "future_revision", *_READ),

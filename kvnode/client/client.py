@@ -21,6 +21,7 @@ import random
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import Any, Self, assert_never, overload
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -48,10 +49,13 @@ from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options
 from kvnode.kv.keys import ONE_KEY
 from kvnode.kv.requests import (
     MUST_EXIST,
+    NEWEST,
+    Await,
     Compare,
     Delete,
     DeleteReply,
     History,
+    KeyValue,
     Put,
     PutReply,
     Range,
@@ -118,6 +122,8 @@ class Client(KV):
     @overload
     async def execute(self, request: History, options: Options = ...) -> RangeReply: ...
     @overload
+    async def execute(self, request: Await, options: Options = ...) -> RangeReply: ...
+    @overload
     async def execute(self, request: Txn, options: Options = ...) -> TxnReply: ...
     async def execute(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Reply:
         """Carry out one request. Raises: a `KvnodeError`; see `kvnode.errors` for what its family promises."""
@@ -179,6 +185,8 @@ class Client(KV):
                 return await _read(sender, request, options)
             case History():
                 return await _read_history(sender, request, options)
+            case Await():
+                return await _await(sender, request, options)
             case Txn():
                 status, _, body = await sender.post("/v1/txn", bodies.txn_body(request))
                 return bodies.txn_reply(request, _json(status, body))
@@ -224,19 +232,22 @@ class _Exchange:
         if not options.forward:
             self._headers["Kv-No-Forward"] = "1"
 
-    async def get(self, path: str, query: Mapping[str, bytes]) -> tuple[int, Mapping[str, str], bytes]:
-        return await self._send("GET", path, {**self._query, **query}, None)
+    async def get(
+        self, path: str, query: Mapping[str, bytes], *, wait_ms: int = 0
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """`wait_ms`: how much longer than its deadline the request was told to take."""
+        return await self._send("GET", path, {**self._query, **query}, None, wait_ms)
 
     async def post(self, path: str, body: Any) -> tuple[int, Mapping[str, str], bytes]:
         return await self._send("POST", path, self._query, bodies.encode(body))
 
     async def _send(
-        self, method: str, path: str, query: Mapping[str, str | bytes], body: bytes | None
+        self, method: str, path: str, query: Mapping[str, str | bytes], body: bytes | None, wait_ms: int = 0
     ) -> tuple[int, Mapping[str, str], bytes]:
         # The path and query are bytes percent-encoded by us; yarl must not touch them. A plus is a plus, not a space.
         url = URL(f"http://{self._address}{path}?{urlencode(query, quote_via=quote)}", encoded=True)
         connect_s = min(self._left_ms, _CONNECT_MS_MAX) / 1000
-        answer_s = (self._left_ms + _GRACE_MS) / 1000
+        answer_s = (self._left_ms + wait_ms + _GRACE_MS) / 1000
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=answer_s)
         try:
             async with (
@@ -259,6 +270,7 @@ class _Exchange:
             refusal = error_from(response.status, response.headers.get("Kv-Outcome", ""), data, write=method != "GET")
             if isinstance(refusal, KeyNotFound):  # an answer, too: absent at this revision
                 refusal.detail["revision"] = int(response.headers.get("Kv-Revision", "0"))
+                refusal.detail["mod_revision"] = int(response.headers.get("Kv-Mod-Revision", "0"))
             raise refusal
         return response.status, response.headers, data
 
@@ -274,6 +286,21 @@ async def _read(sender: _Exchange, request: Range, options: Options) -> RangeRep
         return RangeReply(error.detail["revision"], (), 0)
     item = bodies.key_value_from_headers(request.start, body, headers)
     return RangeReply(int(headers["Kv-Revision"]), (item,), 1)
+
+
+async def _await(sender: _Exchange, request: Await, options: Options) -> RangeReply:
+    query = {**_how(options), "wait": b"%dms" % max(1, request.wait_ms)}
+    if request.after_revision != NEWEST:
+        query["after_rev"] = b"%d" % request.after_revision
+    try:
+        status, headers, body = await sender.get(key_path(request.key), query, wait_ms=request.wait_ms)
+    except KeyNotFound as error:
+        tombstone = KeyValue(request.key, b"", 0, error.detail["mod_revision"], 0)
+        return RangeReply(error.detail["revision"], (tombstone,), 1)
+    revision = int(headers["Kv-Revision"])
+    if status == HTTPStatus.NOT_MODIFIED:
+        return RangeReply(revision, (), 0)
+    return RangeReply(revision, (bodies.key_value_from_headers(request.key, body, headers),), 1)
 
 
 def _how(options: Options) -> dict[str, bytes]:
@@ -307,7 +334,7 @@ def _json(status: int, body: bytes) -> Any:
 def _only_reads(request: Request) -> bool:
     if isinstance(request, Txn):
         return all(isinstance(operation, Range) for operation in (*request.success, *request.failure))
-    return isinstance(request, ReadRequest)
+    return isinstance(request, ReadRequest | Await)
 
 
 def _now_ms() -> int:

@@ -15,6 +15,8 @@ from kvnode.ids import NodeId, Revision, Term
 from kvnode.kv import keys
 from kvnode.kv.requests import (
     ANY_REVISION,
+    NEWEST,
+    Await,
     Compare,
     Delete,
     DeleteReply,
@@ -70,6 +72,8 @@ class KV(ABC):
     @overload
     async def execute(self, request: History, options: Options = ...) -> RangeReply: ...
     @overload
+    async def execute(self, request: Await, options: Options = ...) -> RangeReply: ...
+    @overload
     async def execute(self, request: Txn, options: Options = ...) -> TxnReply: ...
     @abstractmethod
     async def execute(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Reply:
@@ -88,6 +92,14 @@ class KV(ABC):
     ) -> KeyValue | None:
         """The newest version of a key, or the one that `revision` shows; None if there was none."""
         reply = await self.execute(Range(as_bytes(key), revision=revision), Options(consistency=consistency))
+        return reply.items[0] if reply.items else None
+
+    async def wait(self, key: str | bytes, *, after_revision: int = NEWEST, wait_ms: int = 30_000) -> KeyValue | None:
+        """The next version of a key after that mod revision (of a deletion `version` is 0); None: none came in time.
+
+        It is the newest by then: versions in between are in the history.
+        """
+        reply = await self.execute(Await(as_bytes(key), after_revision, wait_ms))
         return reply.items[0] if reply.items else None
 
     async def history(self, key: str | bytes, *, limit: int = 0, before: int = 0) -> RangeReply:

@@ -3,7 +3,7 @@
 Every front end builds these, the log stores the writing ones, the state machine applies them. They are
 frozen msgspec Structs, arrays on the wire: append fields with defaults, never reorder, never reuse a tag.
 
-Writes (stored in the log): Put, Delete, Txn. Reads (never in the log): Range, History.
+Writes (stored in the log): Put, Delete, Txn. Reads (never in the log): Range, History, Await.
 `Batch` is a front-door convenience: its operations are proposed one by one and answered one by one.
 """
 
@@ -74,6 +74,24 @@ class History(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
     before: int = 0  # only versions older than this mod revision: where a cursor goes on; 0 = from the newest
 
 
+NEWEST = -1
+"""`after_revision` meaning "the version that is the newest when the request is read"."""
+
+
+WAIT_MS_MAX = 600_000
+
+
+class Await(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
+    """Wait until a key has a version newer than one that is known: a long poll.
+
+    Answered with that version, a tombstone if it was deleted, or with none if nothing newer came within `wait_ms`.
+    """
+
+    key: bytes
+    after_revision: int = NEWEST  # a mod revision; 0 = any version at all
+    wait_ms: int = 0
+
+
 CompareTarget = Literal["value", "version", "create_revision", "mod_revision", "lease", "exists"]
 CompareOp = Literal["=", "!=", "<", ">"]
 
@@ -104,7 +122,7 @@ WriteRequest = Put | Delete | Txn
 ReadRequest = Range | History
 """What is answered from the applied state."""
 
-Request = Put | Delete | Txn | ReadRequest
+Request = Put | Delete | Txn | ReadRequest | Await
 
 
 class PutReply(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):

@@ -12,6 +12,9 @@ from kvnode.kv import keys
 from kvnode.kv.interface import Consistency, Options
 from kvnode.kv.requests import (
     ANY_REVISION,
+    NEWEST,
+    WAIT_MS_MAX,
+    Await,
     Compare,
     Delete,
     History,
@@ -74,6 +77,17 @@ def check_read(request: ReadRequest, limits: LimitsSection) -> None:
         raise BadRequest(f"limit must be between 0 and {limits.page_items_max}", limit=limits.page_items_max)
     if not 0 <= request.revision <= INTEGER_MAX:
         raise BadRequest("a revision is a positive 64-bit integer")
+
+
+def check_await(request: Await, options: Options, limits: LimitsSection) -> None:
+    """Raises: BadKey, BadRequest, TooLarge."""
+    _check_key(request.key, limits)
+    if not NEWEST <= request.after_revision <= INTEGER_MAX:
+        raise BadRequest("after_revision is a mod revision, 0 or NEWEST")
+    if not 0 <= request.wait_ms <= WAIT_MS_MAX:
+        raise BadRequest(f"a request waits for at most {WAIT_MS_MAX} ms", limit=WAIT_MS_MAX)
+    if options.at_time:
+        raise BadRequest("the past does not change: at_time cannot be waited for")
 
 
 def check_past(request: ReadRequest, at_time: int) -> None:

@@ -20,6 +20,7 @@ from kvnode.kv.requests import ApplyResult, Put
 from kvnode.machine.backend import Backend
 from kvnode.machine.machine import StateMachine
 from kvnode.machine.rows import Cut
+from kvnode.node.changes import Changes
 from kvnode.node.ports import LogStore
 from kvnode.node.reads import Reads
 from kvnode.node.waiting_list import WaitingList
@@ -48,6 +49,7 @@ class Applier:
         flusher: Worker,
         waiting: WaitingList,
         reads: Reads,
+        changes: Changes,
         loop: asyncio.AbstractEventLoop,
         clock: Clock,
         settings: StorageSection,
@@ -61,6 +63,7 @@ class Applier:
         self._flusher = flusher
         self._waiting = waiting
         self._reads = reads
+        self._changes = changes
         self._loop = loop
         self._clock = clock
         self._settings = settings
@@ -133,7 +136,7 @@ class Applier:
         self._guarded(self._continue)
 
     def _apply(self, entries: Sequence[Entry], stop_ns: int) -> None:
-        machine, waiting = self._machine, self._waiting
+        machine, waiting, changes = self._machine, self._waiting, self._changes
         now_ns = self._clock.elapsed_ns
         for count, entry in enumerate(entries):
             is_put = False
@@ -146,6 +149,8 @@ class Applier:
                     break
                 if waiting.has_placed:
                     self._answer(entry, applied.result)
+                if changes.is_awaited:
+                    changes.applied(applied.events)
             else:
                 machine.skip(entry.index, entry.time)
                 waiting.applied(entry.index, entry.term, None)
@@ -161,6 +166,7 @@ class Applier:
             return False
         self._unfinished = None
         self._answer(entry, applied.result)
+        self._changes.applied(applied.events)
         self._waiting.skipped_to(entry.index)
         return True
 

@@ -25,6 +25,7 @@ from kvnode.machine.backend import Backend
 from kvnode.machine.machine import StateMachine
 from kvnode.node import admission, status
 from kvnode.node.applier import Applier
+from kvnode.node.changes import Changes
 from kvnode.node.driver import Driver
 from kvnode.node.facts import FactLog
 from kvnode.node.log_health import LogHealth
@@ -127,6 +128,7 @@ class Node(KV, Admin):
             on_failed=self._fail,
             send=self._driver.send,
         )
+        changes = Changes(loop)
         self._applier = Applier(
             raft=raft,
             machine=machine,
@@ -136,6 +138,7 @@ class Node(KV, Admin):
             flusher=workers.flusher,
             waiting=self._waiting,
             reads=self._driver.reads,
+            changes=changes,
             loop=loop,
             clock=clock,
             settings=config.storage,
@@ -147,6 +150,7 @@ class Node(KV, Admin):
             machine=machine,
             driver=self._driver,
             applier=self._applier,
+            changes=changes,
             waiting=self._waiting,
             facts=self._facts,
             space=self._space,

@@ -21,10 +21,23 @@ from kvnode.errors import BadRequest, KvnodeError, NoLeader, NotReady, Overloade
 from kvnode.ids import NOBODY
 from kvnode.kv.interface import DEFAULT_OPTIONS, Options
 from kvnode.kv.keys import ONE_KEY
-from kvnode.kv.requests import ApplyResult, Range, RangeReply, ReadRequest, Refusal, Request, Txn, WriteRequest
+from kvnode.kv.requests import (
+    NEWEST,
+    ApplyResult,
+    Await,
+    History,
+    Range,
+    RangeReply,
+    ReadRequest,
+    Refusal,
+    Request,
+    Txn,
+    WriteRequest,
+)
 from kvnode.machine.machine import StateMachine
 from kvnode.node import admission
 from kvnode.node.applier import Applier
+from kvnode.node.changes import Changes
 from kvnode.node.driver import Driver
 from kvnode.node.facts import FactLog
 from kvnode.node.range_reads import RangeReads
@@ -41,6 +54,8 @@ NO_LEADER_RETRY_MS = 20
 TIME_MARK = Txn((), ())
 TIME_MARK_RETRY_MS = 10
 
+LOCALLY = Options(consistency="stale")
+
 BOUNDED_WAIT_MS = 250
 """How long a bounded read waits for the confirmation it needs."""
 
@@ -55,6 +70,7 @@ class RequestPath:
         machine: StateMachine,
         driver: Driver,
         applier: Applier,
+        changes: Changes,
         waiting: WaitingList,
         facts: FactLog,
         space: admission.SpaceGuard,
@@ -67,6 +83,7 @@ class RequestPath:
         self._machine = machine
         self._driver = driver
         self._applier = applier
+        self._changes = changes
         self._waiting = waiting
         self._facts = facts
         self._space = space
@@ -84,6 +101,7 @@ class RequestPath:
         self._waiting.fail_all(error)
         self._driver.reads.fail_all(error)
         self._range_reads.fail_all(error)
+        self._changes.wake_all()
         self._facts.wake_all()
 
     async def catch_up(self) -> None:
@@ -100,6 +118,8 @@ class RequestPath:
         """Carry out one request; see `KV.execute`."""
         if isinstance(request, ReadRequest):
             return self._read(request, options)
+        if isinstance(request, Await):
+            return self._await(request, options)
         return self._write(request, options)
 
     async def _write(self, request: WriteRequest, options: Options) -> ApplyResult:
@@ -152,6 +172,41 @@ class RequestPath:
         if isinstance(request, Range) and request.end == ONE_KEY:
             return self._machine.range(request)
         return await self._read_in_slices(request, deadline_ms)
+
+    async def _await(self, request: Await, options: Options) -> RangeReply:
+        """Each look is a read as `options` want it; only the one that a change has called for is local.
+
+        That one shows at least the change, and so at least what the look before it showed.
+        """
+        admission.check_await(request, options, self._limits)
+        until_ms = self._clock.monotonic_ms() + request.wait_ms
+        newest = History(request.key, limit=1)
+        after = request.after_revision
+        look = options
+        while True:
+            change = self._changes.wait(request.key)  # before the look: a change right after it must not be missed
+            try:
+                reply = await self._read(newest, look)
+                found = reply.items[0].mod_revision if reply.items else 0
+                if after == NEWEST:
+                    after = found
+                if found > after:
+                    return RangeReply(reply.revision, reply.items, 1)
+                left_ms = until_ms - self._clock.monotonic_ms()
+                if left_ms <= 0:
+                    return RangeReply(reply.revision, (), 0)
+                look = LOCALLY if await self._changed(change, left_ms) else options
+            finally:
+                self._changes.forget(request.key, change)
+
+    @staticmethod
+    async def _changed(change: asyncio.Future[None], within_ms: int) -> bool:
+        try:
+            async with asyncio.timeout(within_ms / 1e3):
+                await change
+        except TimeoutError:
+            return False
+        return True
 
     @property
     def staleness_ms(self) -> int:

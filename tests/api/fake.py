@@ -13,6 +13,7 @@ from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Admin, MemberInfo, Options,
 from kvnode.kv.requests import (
     ANY_REVISION,
     MUST_EXIST,
+    Await,
     Compare,
     Delete,
     DeleteReply,
@@ -40,6 +41,7 @@ class FakeKV(KV):
         self.fail: KvnodeError | Exception | None = None
         self.fail_if: Callable[[Any], KvnodeError | None] = lambda _: None
         self.gate: asyncio.Event | None = None
+        self.wait_for: asyncio.Event | None = None  # a long poll looks again when this is set
 
     @property
     def live(self) -> dict[bytes, KeyValue]:
@@ -54,6 +56,14 @@ class FakeKV(KV):
         error = self.fail or self.fail_if(request)
         if error is not None:
             raise error
+        if isinstance(request, Await):
+            found = self._history(History(request.key, 1), self.revision).items
+            while self.wait_for is not None and not (found and found[0].mod_revision > request.after_revision):
+                await self.wait_for.wait()
+                self.wait_for = None
+                found = self._history(History(request.key, 1), self.revision).items
+            newer = found and found[0].mod_revision > request.after_revision
+            return RangeReply(self.revision, found if newer else (), len(found))
         reply = self._carry_out(request, options)
         if self.gate is not None:
             await self.gate.wait()

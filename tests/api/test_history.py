@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
 import pytest
 
-from kvnode.kv.requests import History
+from kvnode.kv.requests import Await, History
 from tests.api.fake import START_MS, FakeKV
 from tests.api.raw import Door
 
@@ -183,3 +184,43 @@ async def test_a_time_gives_the_revision_it_shows(door: Door) -> None:
     page = (await door.ask("GET", "/v1/history/k?limit=1&at_time=2026-11-22T10:00:00.003Z")).json
     rest = await door.ask("GET", f"/v1/history/k?at_time=2026-11-22T10:00:00.003Z&cursor={page['cursor']}")
     assert revisions(rest.json) == [2]
+
+
+# ── the future ──────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_long_poll_answers_with_the_newer_version(door: Door, kv: FakeKV) -> None:
+    await live_through(door)
+    at_once = await door.ask("GET", "/v1/kv/k?wait=30s&after_rev=3")
+    assert (at_once.status, at_once.body, at_once.headers["etag"]) == (200, b"three", '"5"')
+    kv.wait_for = asyncio.Event()
+    waits = asyncio.ensure_future(door.ask("GET", "/v1/kv/k?wait=30s&after_rev=5&meta=1"))
+    seen = len(kv.seen)
+    while len(kv.seen) == seen:
+        await asyncio.sleep(0)
+    assert kv.seen[-1][0] == Await(b"k", 5, 5_000), "in pieces, so that a client who has left is not waited for"
+    await door.ask("PUT", "/v1/kv/k", b"four")
+    kv.wait_for.set()
+    assert (await waits).json["value"] == "four"
+
+
+async def test_a_long_poll_says_that_nothing_came_or_that_the_key_is_gone(door: Door, kv: FakeKV) -> None:
+    await live_through(door)
+    nothing = await door.ask("GET", "/v1/kv/k?wait=12s&after_rev=5")
+    assert (nothing.status, nothing.body) == (304, b"")
+    assert [request.wait_ms for request, _ in kv.seen if isinstance(request, Await)] == [5_000, 5_000, 2_000]
+    from_now = await door.ask("GET", "/v1/kv/k?wait=1s")
+    assert from_now.status == 304
+    assert kv.seen[-1][0].after_revision == 5
+    await door.ask("DELETE", "/v1/kv/k")
+    gone = await door.ask("GET", "/v1/kv/k?wait=1s&after_rev=5")
+    assert (gone.status, gone.code, gone.headers["kv-mod-revision"]) == (404, "key_not_found", "6")
+
+
+@pytest.mark.parametrize(
+    "query", ["after_rev=1", "wait=1s&at_rev=2", "wait=0s", "wait=11m", "wait=soon", "wait=1s&after_rev=x"]
+)
+async def test_what_cannot_be_waited_for(door: Door, kv: FakeKV, query: str) -> None:
+    answer = await door.ask("GET", f"/v1/kv/k?{query}")
+    assert (answer.status, answer.code) == (400, "bad_request")
+    assert kv.seen == []

@@ -37,8 +37,6 @@ PUT = b"PUT /v1/kv/k HTTP/1.1\r\n" + HOST
         ("PUT", "/v1/kv/k?lease=1", 400, "unknown_parameter"),
         ("PUT", "/v1/kv/k?ttl=30s", 400, "unknown_parameter"),
         ("PUT", "/v1/kv/k?fence=a:1", 400, "unknown_parameter"),
-        ("GET", "/v1/kv/k?wait=1s", 400, "unknown_parameter"),
-        ("GET", "/v1/kv/k?after_rev=1", 400, "unknown_parameter"),
         ("PUT", "/v1/kv/k?meta=1", 400, "unknown_parameter"),
         ("GET", "/v1/kv/k?Meta=1", 400, "unknown_parameter"),
         ("GET", "/v1/kv/k?meta=1&meta=1", 400, "bad_request"),

@@ -18,7 +18,7 @@ from kvnode.clocks.hybrid import HybridClock
 from kvnode.config import ClientSection, Config
 from kvnode.ids import Index, NodeId, Revision, Term
 from kvnode.kv.interface import KV, Admin, Options, Status
-from kvnode.kv.requests import ReadRequest, Refusal
+from kvnode.kv.requests import Await, History, RangeReply, ReadRequest, Refusal
 from kvnode.machine.machine import StateMachine
 from kvnode.machine.pace import Pace, in_one_go
 from kvnode.storage.memory_backend import MemoryBackend
@@ -45,6 +45,10 @@ class LocalNode(KV, Admin):
         if self.refusals:
             raise self.refusals.popleft()
         self.executed.append(request)
+        if isinstance(request, Await):
+            found = (await self.execute(History(request.key, 1))).items
+            newer = found and found[0].mod_revision > max(request.after_revision, 0)
+            return RangeReply(self.machine.revision, found if newer else (), 1)
         if isinstance(request, ReadRequest):
             pace = Pace()
             if options.at_time:

@@ -78,6 +78,19 @@ async def test_the_past_is_the_same_as_a_nodes_own(node: LocalNode, kv: Client):
         await kv.get("k", revision=99)
 
 
+async def test_waiting_for_a_newer_version(kv: Client):
+    put = await kv.put("k", bytes(range(256)))
+    found = await kv.wait("k", after_revision=put.revision - 1)
+    assert found == await kv.get("k")
+    assert await kv.wait("k", after_revision=put.revision, wait_ms=1) is None
+    assert await kv.wait("k", wait_ms=1) is None
+    await kv.delete("k")
+    gone = await kv.wait("k", after_revision=put.revision)
+    assert gone is not None
+    assert (gone.version, gone.mod_revision) == (0, put.revision + 1)
+    assert await kv.wait("never", after_revision=0, wait_ms=1) is None
+
+
 async def test_replies_equal_the_nodes_own(node: LocalNode, kv: Client):
     for position, key in enumerate(AWKWARD):
         await kv.put(key, key * position)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from kvnode.api import shapes
-from kvnode.api.answer import KIND_RAW, Answer
+from kvnode.api import query, shapes
+from kvnode.api.answer import KIND_NONE, KIND_RAW, Answer
 from kvnode.api.call import Call, key_lines, version_lines
 from kvnode.api.http.conditions import is_known_to_caller, is_unwanted, write_condition
 from kvnode.api.http.path import path_key
-from kvnode.errors import CompareFailed, KeyNotFound
-from kvnode.kv.requests import Delete, Put, Range
+from kvnode.errors import BadRequest, CompareFailed, KeyNotFound
+from kvnode.kv.interface import Options
+from kvnode.kv.requests import NEWEST, WAIT_MS_MAX, Await, Delete, History, Put, Range, RangeReply
+
+PIECE_MS = 5_000
+"""A long poll looks this often whether its client is still there."""
 
 
 async def put_key(call: Call) -> Answer:
@@ -36,9 +40,16 @@ async def get_key(call: Call) -> Answer:
     revision = call.revision_asked()
     options = call.options()
     call.refuse_body()
-    reply = await call.app.kv.execute(Range(key, revision=revision), options)
+    if call.parameters.keys() & {"wait", "after_rev"}:
+        reply = await _await_newer(call, key, options)
+        if not reply.items:
+            return call.answer(304, b"", kind=KIND_NONE, revision=reply.revision)
+    else:
+        reply = await call.app.kv.execute(Range(key, revision=revision), options)
     staleness = call.app.staleness_line(options)
-    if not reply.items:
+    if not reply.items or not reply.items[0].version:
+        if reply.items:  # deleted: the version to go on waiting after
+            staleness += f"Kv-Mod-Revision: {reply.items[0].mod_revision}\r\n"
         when = f" at revision {reply.revision}" if revision or options.at_time else ""
         missing = KeyNotFound(f"there is no key {shapes.as_text(key)[0][:128]!r}{when}")
         return call.refuse(missing, revision=reply.revision, extra=staleness)
@@ -52,6 +63,26 @@ async def get_key(call: Call) -> Answer:
     if meta:
         return call.json(200, shapes.item_of(kv), revision=reply.revision, extra=extra)
     return call.answer(200, kv.value, kind=KIND_RAW, revision=reply.revision, extra=extra)
+
+
+async def _await_newer(call: Call, key: bytes, options: Options) -> RangeReply:
+    """The long poll: `wait=` with `after_rev=`. In pieces, so that a client who has left is not waited for."""
+    given = call.parameters
+    if "wait" not in given:
+        raise BadRequest("after_rev= and wait= go together", parameter="after_rev")
+    if "at_rev" in given:
+        raise BadRequest("the past does not change: at_rev cannot be waited for", parameter="at_rev")
+    left_ms = query.parse_duration_ms(given["wait"], "wait", most_ms=WAIT_MS_MAX)
+    after = query.parse_integer(given["after_rev"], "after_rev") if "after_rev" in given else NEWEST
+    if after == NEWEST:
+        now = await call.app.kv.execute(History(key, limit=1), options)
+        after = now.items[0].mod_revision if now.items else 0
+    while True:
+        piece_ms = min(left_ms, PIECE_MS)
+        reply = await call.app.kv.execute(Await(key, after, piece_ms), options)
+        left_ms -= piece_ms
+        if reply.items or left_ms <= 0 or call.request.transport is None:
+            return reply
 
 
 async def delete_key(call: Call) -> Answer:

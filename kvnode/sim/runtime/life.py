@@ -18,7 +18,7 @@ from kvnode.sim.runtime.cluster import Cluster
 from kvnode.sim.runtime.faults import FAULTS
 from kvnode.sim.runtime.nemesis import Nemesis
 from kvnode.sim.runtime.swarm import World, draw
-from kvnode.sim.runtime.witness import Witness, judge_bounded, judge_by_log, judge_past
+from kvnode.sim.runtime.witness import Witness, judge_awaited, judge_bounded, judge_by_log, judge_past
 from kvnode.sim.runtime.workload import PREFIX, Workload
 from kvnode.sim.trace import Trace
 
@@ -80,6 +80,7 @@ class Life:
         operations, witness = self.workload.operations, Witness(self.cluster.applied.changes())
         judge_by_log(operations, witness)
         judge_past(self.workload.looked_back, witness)
+        judge_awaited(self.workload.awaited, witness)
         if not {"freeze", "drift"} & set(self.world.faults):  # a bound is as good as the clock it is measured by
             judge_bounded(self.workload.bounded, operations, 1 / (1 - self.world.drift))
         final = {key: item for key, item in witness.final().items() if key.startswith(PREFIX)}
@@ -155,6 +156,7 @@ class Life:
             found[name] = found.get(name, 0) + 1
         found["reads_of_the_past"] = len(self.workload.looked_back)
         found["histories_undecided"] = int(self.was_undecided)
+        found["long_polls"] = len(self.workload.awaited)
         found["bounded_reads"] = len(self.workload.bounded)
         cluster = self.cluster
         found["starts"] = cluster.starts

@@ -149,6 +149,7 @@ class Member:
         backend = cluster.open_store(self.id, config)
         machine = WatchedMachine(backend, config.limits, node=self.id, log=applied)
         random_u64 = partial(self._rng.getrandbits, 64)
+        self._observer.on_opening(self.id)
         wal, recovered, salvaged = open_log_of(config, data, self.disk, machine, random_u64=random_u64)
         watch(wal, partial(self._observer.on_written, self.id), self._observer.on_rolled)
         self._observer.on_recovered(

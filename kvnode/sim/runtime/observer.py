@@ -82,6 +82,7 @@ class Observer:
     truncations: int = 0
     segment_rolls: int = 0
     lifting: set[NodeId] = field(default_factory=set)  # whose core has asked for the end of its quarantine
+    opening: dict[NodeId, int] = field(default_factory=dict)  # starts that began to open the log, and none finished
 
     @classmethod
     def of(cls, members: Sequence[NodeId]) -> Observer:
@@ -166,6 +167,10 @@ class Observer:
         for number in [number for number in self.ghost.reads if number >> 96 == node]:
             del self.ghost.reads[number]
 
+    def on_opening(self, node: NodeId) -> None:
+        """A start looks at its log now. It may be cut short, after it has set damage aside."""
+        self.opening[node] = self.opening.get(node, 0) + 1
+
     def on_recovered(
         self, node: NodeId, wal: Wal, recovered: Recovered, *, was_salvaged: bool, was_lied_to: bool, has_rotted: bool
     ) -> None:
@@ -176,7 +181,8 @@ class Observer:
         """
         disk = self.disks[node]
         entries = _whole_log(wal, recovered, disk.entries if has_rotted else None)
-        if was_salvaged:
+        was_interrupted = self.opening.pop(node) > 1
+        if was_salvaged or (was_interrupted and has_rotted and recovered.quarantine is not None):
             before = list(disk.entries)
             self._on_salvaged(node, entries, recovered)
             self.ghost.on_lost(node, before)
@@ -265,6 +271,9 @@ class StrayObserver(Observer):
         pass
 
     def on_ended(self, node: NodeId) -> None:
+        pass
+
+    def on_opening(self, node: NodeId) -> None:
         pass
 
     def on_come_up(self, node: NodeId, peer: NodeId) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 
 from kvnode.check.history import ANY, Operation, Seen
-from kvnode.kv.requests import History, KeyValue, Range, RangeReply
+from kvnode.kv.requests import Await, History, KeyValue, Range, RangeReply
 
 
 class Witness:
@@ -100,6 +100,16 @@ def judge_past(looked_back: Iterable[tuple[Range | History, int, RangeReply]], w
             made = witness.history(request.key.decode(), revision)
             assert versions == made[: len(versions)], ("not what happened", made, request, reply)
             assert len(versions) == len(made) or reply.more, ("a part of what happened", made, request, reply)
+
+
+def judge_awaited(awaited: Iterable[tuple[Await, RangeReply]], witness: Witness) -> None:
+    """A long poll tells the newest version if that is newer, and nothing if it is not. Raises: AssertionError."""
+    for request, reply in awaited:
+        made = witness.history(request.key.decode(), reply.revision)
+        newest = made[0] if made and made[0][0] > request.after_revision else None
+        kv = reply.items[0] if reply.items else None
+        found = None if kv is None else (kv.mod_revision, kv.value.decode() if kv.version else None)
+        assert found == newest, ("not the newest", newest, request, reply)
 
 
 def judge_bounded(bounded: Iterable[tuple[float, float, int]], operations: Iterable[Operation], stretch: float) -> None:

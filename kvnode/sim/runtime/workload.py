@@ -21,11 +21,11 @@ from kvnode.errors import BadRequest, CompareFailed, KvnodeError, TryAgain, Unkn
 from kvnode.ids import NodeId
 from kvnode.kv.interface import Options
 from kvnode.kv.keys import prefix_end
-from kvnode.kv.requests import Compare, Delete, DeleteReply, History, KeyValue, Put, Range, RangeReply, Txn
+from kvnode.kv.requests import Await, Compare, Delete, DeleteReply, History, KeyValue, Put, Range, RangeReply, Txn
 from kvnode.kv.requests import Operation as StoreOperation
 
 PREFIX = "k"
-OTHER_KINDS = ("delete", "range", "txn", "stale", "past", "bounded", "causal")
+OTHER_KINDS = ("delete", "range", "txn", "stale", "past", "bounded", "causal", "await")
 PATIENCE_S = 5.0
 """A client gives up on a node that is silent for so much longer than the request's deadline."""
 
@@ -67,6 +67,7 @@ class Workload:
         self.served_by = served_by
         self.operations: list[Operation] = []
         self.looked_back: list[tuple[Range | History, int, RangeReply]] = []  # request, time it named, answer
+        self.awaited: list[tuple[Await, RangeReply]] = []
         self.bounded: list[tuple[float, float, int]] = []  # asked at (s), bound (s), revision of the answer
         self.is_over = False
         self._ask = ask
@@ -147,6 +148,9 @@ class Client:
         if kind == "past":
             await self._look_back(key)
             return
+        if kind == "await":
+            await self._await_newer(key)
+            return
         asked, request = self._make(kind, key)
         options = self._options(kind)
         asked = msgspec.structs.replace(
@@ -182,6 +186,19 @@ class Client:
             bound_ms = self._rng.choice((20, 200, 2_000))
             return msgspec.structs.replace(options, consistency="bounded", max_staleness_ms=bound_ms)
         return options
+
+    async def _await_newer(self, key: str) -> None:
+        """A long poll, often for what is there already, sometimes for what never comes."""
+        rng, least = self._rng, self._newest
+        request = Await(key.encode(), rng.choice((0, self._newest, self._newest)), rng.choice((0, 50, 1_000)))
+        options = self._load.options(rng)
+        try:
+            async with asyncio.timeout((2 * options.timeout_ms + request.wait_ms) / 1e3 + PATIENCE_S):
+                reply = await self._load.ask(self.member, request, options, self._on_sent)
+        except (TryAgain, Unknown, TimeoutError):
+            return
+        assert reply.revision >= least, ("misses what its caller has seen", least, reply)
+        self._load.awaited.append((request, reply))
 
     async def _look_back(self, key: str) -> None:
         """What was once told cannot lie in the future, wherever one asks, unless that is a time."""

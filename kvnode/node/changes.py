@@ -1,0 +1,63 @@
+"""Changes: who waits for the next change of which key. Told at each apply; costs nothing while nobody waits.
+
+Bounded by `WAITING_MAX` waiters; beyond that `Overloaded`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from kvnode.errors import Overloaded
+from kvnode.kv.events import Event
+from kvnode.node.awaited import finish
+
+WAITING_MAX = 65_536
+RETRY_AFTER_MS = 1_000
+
+
+class Changes:
+    """Lives on the node's loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: dict[bytes, list[asyncio.Future[None]]] = {}
+        self._count = 0
+
+    @property
+    def is_awaited(self) -> bool:
+        """Cheap: asked at each entry applied."""
+        return self._count > 0
+
+    def wait(self, key: bytes) -> asyncio.Future[None]:
+        """Done at the next change of `key`; give it back with `forget`. Raises: Overloaded."""
+        if self._count >= WAITING_MAX:
+            raise Overloaded("too many requests wait for changes", retry_after_ms=RETRY_AFTER_MS)
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._waiting.setdefault(key, []).append(future)
+        self._count += 1
+        return future
+
+    def forget(self, key: bytes, future: asyncio.Future[None]) -> None:
+        """Nobody waits for this any more. Idempotent."""
+        futures = self._waiting.get(key, [])
+        if future in futures:
+            futures.remove(future)
+            self._count -= 1
+            if not futures:
+                del self._waiting[key]
+
+    def applied(self, events: Sequence[Event]) -> None:
+        """These versions can be read from now on."""
+        for event in events:
+            futures = self._waiting.pop(event.kv.key, None)
+            if futures is not None:
+                self._count -= len(futures)
+                finish(futures)
+
+    def wake_all(self) -> None:
+        """The node stops: let everybody look, and be told so."""
+        for futures in self._waiting.values():
+            finish(futures)
+        self._waiting.clear()
+        self._count = 0
