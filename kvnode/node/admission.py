@@ -100,8 +100,6 @@ def check_past(request: ReadRequest, at_time: int) -> None:
 
 def check_consistency(options: Options) -> None:
     """Raises: BadRequest."""
-    if options.consistency == "linearizable":
-        return
     if options.consistency not in CONSISTENCIES:
         raise BadRequest(f"consistency is one of {', '.join(CONSISTENCIES)}, not {options.consistency!r}")
     if options.consistency == "bounded" and options.max_staleness_ms < 1:

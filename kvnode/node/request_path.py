@@ -153,18 +153,17 @@ class RequestPath:
 
     async def _read(self, request: ReadRequest, options: Options) -> RangeReply:
         admission.check_read(request, self._limits)
-        admission.check_past(request, options.at_time)
-        admission.check_consistency(options)
+        if options.at_time:
+            admission.check_past(request, options.at_time)
         deadline_ms = self._deadline(options.timeout_ms)
-        match options.consistency:
-            case "linearizable":
-                await self._reach_read_index(deadline_ms, options)
-            case "bounded":
+        if options.consistency == "linearizable":
+            await self._reach_read_index(deadline_ms, options)
+        else:
+            admission.check_consistency(options)
+            if options.consistency == "bounded":
                 await self._be_fresh(deadline_ms, options)
-            case "causal":
+            elif options.consistency == "causal":
                 await self._reach_revision(deadline_ms, options)
-            case "stale":
-                pass
         if options.at_time:
             request = msgspec.structs.replace(request, revision=await self._revision_at(options, deadline_ms))
         if self._is_closed:

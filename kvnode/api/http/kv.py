@@ -37,10 +37,10 @@ async def get_key(call: Call) -> Answer:
     """GET and HEAD: HEAD has the same headers and no body."""
     key = path_key(call)
     meta = call.flag("meta")
-    revision = call.revision_asked()
+    revision = call.revision_asked() if call.parameters else 0
     options = call.options()
     call.refuse_body()
-    if call.parameters.keys() & {"wait", "after_rev"}:
+    if call.parameters and call.parameters.keys() & {"wait", "after_rev"}:
         reply = await _await_newer(call, key, options)
         if not reply.items:
             return call.answer(304, b"", kind=KIND_NONE, revision=reply.revision)
