@@ -87,6 +87,10 @@ class Reads:
             self._unseen.add(revision, [future])
         return future
 
+    def give_up_revision(self, future: asyncio.Future[None]) -> None:
+        """A wait for a revision is over, one way or the other: it may be one that never comes. Idempotent."""
+        self._unseen.give_up(future)
+
     def _new_future(self) -> asyncio.Future[None]:
         if len(self._gathering) + self._behind.count + self._unseen.count >= WAITING_MAX:
             raise Overloaded("too many reads are waiting", retry_after_ms=RETRY_AFTER_MS)

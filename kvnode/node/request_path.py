@@ -238,9 +238,10 @@ class RequestPath:
 
     async def _reach_revision(self, deadline_ms: int, options: Options) -> None:
         """Return once the state here has reached the revision that the caller has seen elsewhere."""
+        reached = self._driver.reads.wait_for_revision(options.least_revision)
         try:
             async with asyncio.timeout(max(0, deadline_ms - self._clock.monotonic_ms()) / 1e3):
-                await self._driver.reads.wait_for_revision(options.least_revision)
+                await reached
         except TimeoutError as error:
             if isinstance(error, KvnodeError):
                 raise
@@ -249,6 +250,8 @@ class RequestPath:
                 f"{self._machine.revision}",
                 **self._leader_hint(),
             ) from None
+        finally:
+            self._driver.reads.give_up_revision(reached)
 
     def _leader_hint(self) -> dict[str, str]:
         url = self._leader_client_url()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -11,19 +10,8 @@ from kvnode.clocks import hybrid
 from kvnode.errors import BadRequest, Timeout
 from kvnode.kv.interface import Options
 from kvnode.kv.requests import History, Put, Range
-from kvnode.sim.loop import run_virtual
 from kvnode.sim.runtime.cluster import Cluster
-
-
-def simulate(scenario: Callable[[Cluster], Awaitable[None]], *, size: int = 3) -> None:
-    async def main() -> None:
-        cluster = Cluster(1, size)
-        await cluster.start_all()
-        await cluster.elect()
-        await scenario(cluster)
-        assert not cluster.failures, cluster.failures
-
-    run_virtual(main())
+from tests.node.scenario import simulate
 
 
 def now(cluster: Cluster, member: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -14,19 +13,8 @@ from kvnode.kv.interface import Options
 from kvnode.kv.requests import WAIT_MS_MAX, Await, KeyValue
 from kvnode.node import changes as changes_module
 from kvnode.node.changes import Changes
-from kvnode.sim.loop import run_virtual
 from kvnode.sim.runtime.cluster import Cluster
-
-
-def simulate(scenario: Callable[[Cluster], Awaitable[None]], *, size: int = 3) -> None:
-    async def main() -> None:
-        cluster = Cluster(1, size)
-        await cluster.start_all()
-        await cluster.elect()
-        await scenario(cluster)
-        assert not cluster.failures, cluster.failures
-
-    run_virtual(main())
+from tests.node.scenario import simulate
 
 
 def waiting(cluster: Cluster, member: NodeId) -> int:

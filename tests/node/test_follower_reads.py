@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -11,19 +10,8 @@ from kvnode.errors import BadRequest, StaleBoundUnmet
 from kvnode.ids import NodeId
 from kvnode.kv.interface import Options
 from kvnode.kv.requests import Range
-from kvnode.sim.loop import run_virtual
 from kvnode.sim.runtime.cluster import Cluster
-
-
-def simulate(scenario: Callable[[Cluster], Awaitable[None]], *, size: int = 3) -> None:
-    async def main() -> None:
-        cluster = Cluster(1, size)
-        await cluster.start_all()
-        await cluster.elect()
-        await scenario(cluster)
-        assert not cluster.failures, cluster.failures
-
-    run_virtual(main())
+from tests.node.scenario import simulate
 
 
 async def a_follower(cluster: Cluster) -> NodeId:
@@ -135,6 +123,7 @@ def test_a_causal_read_of_what_never_comes_is_refused_at_its_deadline() -> None:
             await read(cluster, follower, Options(consistency="causal", least_revision=99, timeout_ms=300))
         assert "leader_url" in refusal.value.detail
         assert cluster.loop.time() - began < 0.4
+        assert cluster.nodes()[follower]._driver.reads._unseen.count == 0, "it leaves nothing behind"
 
     simulate(scenario)
 

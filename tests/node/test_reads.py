@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
-from kvnode.errors import ConnectionLost
+from kvnode.errors import ConnectionLost, Overloaded
 from kvnode.ids import Index, Revision
+from kvnode.node import reads as reads_module
 from kvnode.node.reads import CONFIRMED_MAX, NEVER_MS, Reads, RoundFailed
 
 clock = [0]
@@ -115,6 +116,28 @@ async def test_confirmed_rounds_of_a_state_that_does_not_move_are_bounded() -> N
     assert len(reads._confirmed) == CONFIRMED_MAX
     reads.applied(Index(10 + 3 * CONFIRMED_MAX), Revision(1))
     assert reads.fresh_ms == 3 * CONFIRMED_MAX - 1
+
+
+async def test_waits_for_what_never_comes_do_not_use_up_the_room_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forged token names a revision that the store will not reach; its wait is over at its deadline."""
+    monkeypatch.setattr(reads_module, "WAITING_MAX", 8)
+    reads, _ = make()
+    stays = reads.wait_for_revision(5)
+    for _ in range(100):
+        never = reads.wait_for_revision(1 << 60)
+        reads.give_up_revision(never)
+        reads.give_up_revision(never)
+    assert reads._unseen.count == 1
+    assert len(reads._unseen._heap) <= 3
+    soon = reads.wait_for_revision(4)
+    reads.give_up_revision(soon)
+    reads.applied(Index(9), Revision(5))
+    await stays
+    assert (reads._unseen.count, reads._unseen._given_up, reads._unseen._heap) == (0, 0, [])
+    for _ in range(8):
+        reads.wait_for_revision(1 << 60)
+    with pytest.raises(Overloaded):
+        reads.wait_for_revision(1 << 60)
 
 
 async def test_a_causal_read_waits_for_its_revision() -> None:

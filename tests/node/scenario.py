@@ -1,0 +1,19 @@
+"""A scenario on a started cluster that has elected, in virtual time; nothing may have failed behind its back."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from kvnode.sim.loop import run_virtual
+from kvnode.sim.runtime.cluster import Cluster
+
+
+def simulate(scenario: Callable[[Cluster], Awaitable[None]], *, size: int = 3) -> None:
+    async def main() -> None:
+        cluster = Cluster(1, size)
+        await cluster.start_all()
+        await cluster.elect()
+        await scenario(cluster)
+        assert not cluster.failures, cluster.failures
+
+    run_virtual(main())
