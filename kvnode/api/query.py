@@ -87,7 +87,7 @@ def parse_time(value: bytes, name: str, now_ms: int) -> int:
         return max(0, now_ms - age_ms) << hybrid.COUNTER_BITS | _LAST_COUNTER
     try:
         if _HYBRID_TIME.fullmatch(text):
-            return hybrid.from_text(text)
+            return max(1, hybrid.from_text(text))  # 0 would mean "now"
         if _RFC_3339.fullmatch(text):
             moment = datetime.fromisoformat(text.upper())
             ms = (moment - _EPOCH) // timedelta(milliseconds=1)

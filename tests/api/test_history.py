@@ -139,6 +139,7 @@ async def test_bad_histories_are_refused(door: Door) -> None:
     ("text", "stamp"),
     [
         ("2026-11-22T10:00:00.123Z.0007", START_MS + 123 << 16 | 7),
+        ("1970-01-01T00:00:00.000Z.0000", 1),
         ("2026-11-22T10:00:00.123Z.65535", START_MS + 123 << 16 | 65_535),
         ("2026-11-22T10:00:00Z", START_MS << 16 | 65_535),
         ("2026-11-22t10:00:00z", START_MS << 16 | 65_535),
@@ -218,7 +219,16 @@ async def test_a_long_poll_says_that_nothing_came_or_that_the_key_is_gone(door: 
 
 
 @pytest.mark.parametrize(
-    "query", ["after_rev=1", "wait=1s&at_rev=2", "wait=0s", "wait=11m", "wait=soon", "wait=1s&after_rev=x"]
+    "query",
+    [
+        "after_rev=1",
+        "wait=1s&at_rev=2",
+        "wait=1s&at_time=-1s",
+        "wait=0s",
+        "wait=11m",
+        "wait=soon",
+        "wait=1s&after_rev=x",
+    ],
 )
 async def test_what_cannot_be_waited_for(door: Door, kv: FakeKV, query: str) -> None:
     answer = await door.ask("GET", f"/v1/kv/k?{query}")

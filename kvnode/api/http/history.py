@@ -1,4 +1,4 @@
-"""``GET /v1/history/{key}``: the versions of a key that are still kept, newest first; and how any GET names the past.
+"""``GET /v1/history/{key}``: the versions of a key that are still kept, newest first.
 
 The first page pins its revision, so all pages show the history up to one moment, however many versions are made
 while the walk goes on.

@@ -70,8 +70,8 @@ async def _await_newer(call: Call, key: bytes, options: Options) -> RangeReply:
     given = call.parameters
     if "wait" not in given:
         raise BadRequest("after_rev= and wait= go together", parameter="after_rev")
-    if "at_rev" in given:
-        raise BadRequest("the past does not change: at_rev cannot be waited for", parameter="at_rev")
+    for past in given.keys() & {"at_rev", "at_time"}:
+        raise BadRequest(f"the past does not change: {past} cannot be waited for", parameter=past)
     left_ms = query.parse_duration_ms(given["wait"], "wait", most_ms=WAIT_MS_MAX)
     after = query.parse_integer(given["after_rev"], "after_rev") if "after_rev" in given else NEWEST
     if after == NEWEST:
