@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -18,8 +19,8 @@ def now(cluster: Cluster, member: int) -> int:
     return cluster.members[cluster.ids[member - 1]].clock.wall_ms() << hybrid.COUNTER_BITS | 0xFFFF
 
 
-async def get(cluster: Cluster, member: int, at_time: int, **options: object) -> tuple[int, bytes | None]:
-    reply = await cluster.kv(member).execute(Range(b"k"), Options(at_time=at_time, **options))  # type: ignore[arg-type]
+async def get(cluster: Cluster, member: int, at_time: int, **options: Any) -> tuple[int, bytes | None]:
+    reply = await cluster.kv(member).execute(Range(b"k"), Options(at_time=at_time, **options))
     return reply.revision, reply.items[0].value if reply.items else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -19,8 +20,8 @@ async def a_follower(cluster: Cluster) -> NodeId:
     return next(member for member in cluster.ids if member != leader)
 
 
-def bounded(max_staleness_ms: int, **options: object) -> Options:
-    return Options(consistency="bounded", max_staleness_ms=max_staleness_ms, **options)  # type: ignore[arg-type]
+def bounded(max_staleness_ms: int, **options: Any) -> Options:
+    return Options(consistency="bounded", max_staleness_ms=max_staleness_ms, **options)
 
 
 async def read(cluster: Cluster, member: NodeId, options: Options) -> bytes | None:
@@ -133,7 +134,7 @@ def test_half_said_options_are_refused() -> None:
         for options in (
             Options(consistency="bounded"),
             Options(consistency="causal"),
-            Options(consistency="eventual"),  # type: ignore[arg-type]
+            Options(consistency="eventual"),
         ):
             with pytest.raises(BadRequest):
                 await read(cluster, cluster.ids[0], options)

@@ -334,7 +334,7 @@ def watch(wal: Wal, written: Callable[[Sequence[Persist]], None], rolled: Callab
         rolled()
 
     wal.write = watched  # type: ignore[method-assign]  # `open_log` makes it, so no subclass can
-    wal._roll = watched_roll  # type: ignore[method-assign]
+    wal._roll = watched_roll  # type: ignore[method-assign]  # likewise
 
 
 def _of(node: NodeId, number: int) -> RequestId:
