@@ -17,13 +17,17 @@ class Rows:
     """A batch that is already encoded."""
 
     items: Sequence[Row]
+    gone: Sequence[bytes] = ()
 
     def rows(self) -> Sequence[Row]:
         return self.items
 
+    def removed(self) -> Sequence[bytes]:
+        return self.gone
 
-def commit(backend: Backend, *items: Row) -> None:
-    backend.commit(Rows(sorted(items)))
+
+def commit(backend: Backend, *items: Row, gone: Sequence[bytes] = ()) -> None:
+    backend.commit(Rows(sorted(items), gone))
 
 
 def all_rows(backend: Backend, start: bytes = b"\x01") -> list[Row]:
@@ -75,6 +79,14 @@ class BackendSuite:
         commit(backend, (b"meta", b"2"), (b"zz", b""))
         assert all_rows(backend) == [(b"meta", b"2"), (b"zz", b"")]
 
+    def test_rows_go_with_the_commit_that_removes_them(self, backend: Backend) -> None:
+        commit(backend, (b"a", b"1"), (b"b", b"2"), (b"d", b"4"))
+        commit(backend, (b"c", b"3"), (b"d", b"5"), gone=(b"b", b"d", b"nothing", b"c\x00"))
+        assert all_rows(backend) == [(b"a", b"1"), (b"c", b"3")], "written and removed at once is removed"
+        assert backend.seek(b"b") == (b"c", b"3")
+        commit(backend, (b"b", b"6"))
+        assert all_rows(backend) == [(b"a", b"1"), (b"b", b"6"), (b"c", b"3")]
+
     def test_the_longest_key_and_a_large_value(self, backend: Backend) -> None:
         key, value = b"k" * KEY_BYTES_MAX, bytes(1 << 20)
         commit(backend, (key, value))
@@ -107,7 +119,10 @@ class BackendSuite:
                 for _ in range(chance.randrange(60))
             }
             expected.update(batch)
-            commit(backend, *batch.items())
+            gone = chance.sample(sorted(expected), len(expected) // 4)
+            for key in gone:
+                del expected[key]
+            commit(backend, *batch.items(), gone=gone)
             assert all_rows(backend) == sorted(expected.items())
             with backend.read() as cursor:
                 for _ in range(10):

@@ -2,8 +2,8 @@
 
 A backend is one ordered map from byte strings to byte strings, in byte order. Keys are 1 to
 `KEY_BYTES_MAX` bytes long. Reading happens on the event loop and never waits for a commit; `commit` is
-called from one other thread, one call at a time. Rows are never changed into something else once written,
-except the meta row: that is what lets a read be the union of a backend and the recent table.
+called from one other thread, one call at a time. A version's row is never changed into something else once written,
+and goes only when nobody may read it any more: that is what lets a read be the union of a backend and the recent table.
 
 `tests/backend_suite.py` holds every implementation to this page.
 """
@@ -25,6 +25,10 @@ class Batch(Protocol):
 
     def rows(self) -> Sequence[Row]:
         """Ascending by key, keys unique. Called once, in the thread that commits: encoding is part of its cost."""
+        ...
+
+    def removed(self) -> Sequence[bytes]:
+        """Keys whose rows go, after `rows` are written (so one may be in both); those that have none do not matter."""
         ...
 
 
@@ -56,7 +60,7 @@ class Backend(Protocol):
         ...
 
     def commit(self, batch: Batch) -> None:
-        """Write the batch's rows as a whole; visible to views opened afterwards, and durable on return.
+        """Write and remove the batch's rows as a whole; visible to views opened afterwards, and durable on return.
 
         Until it returns nothing of it is promised: a power loss leaves all of it or none.
         Raises: StorageFailed; after it the backend must not be written any more.

@@ -43,6 +43,7 @@ from kvnode.machine.operations import Operations
 from kvnode.machine.pace import SLICE_STEPS, Pace, Work, in_one_go
 from kvnode.machine.recent import Recent
 from kvnode.machine.rows import Cut, Meta, decode_meta
+from kvnode.machine.side_rows import SideRows
 from kvnode.machine.txn import Transactions, check_readable
 
 __all__ = ["Applied", "Cut", "StateMachine", "logical_bytes"]
@@ -80,6 +81,7 @@ class StateMachine:
         self._unfinished: Work[Applied] | None = None
         self._pace = Pace(slice_steps)
         self._recent = Recent()
+        self._side = SideRows()
         self._versions = versions = Versions(backend, self._recent)
         self._operations = Operations(versions, self._recent, limits)
         self._transactions = Transactions(versions, self._recent, self._operations, limits)
@@ -257,7 +259,7 @@ class StateMachine:
             digest=self.digest,
             logical_bytes=self.logical_bytes,
         )
-        return Cut(meta, layer.changes, layer.bytes)
+        return Cut(meta, layer.changes, layer.bytes, self._side.take())
 
     def evict(self, cut: Cut) -> None:
         """Drop a cut's versions from memory: its commit is durable, reads find them in the backend."""

@@ -12,7 +12,7 @@ Values are MessagePack arrays (append fields with defaults, never reorder); keys
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 
 import msgspec
@@ -100,12 +100,17 @@ def decode_revision(row: Row) -> tuple[int, int, RevisionRow]:
     return revision, number, _revision_decoder.decode(row[1])
 
 
+RowKey = bytes
+SideChanges = Mapping[RowKey, msgspec.Struct | None]
+
+
 class Cut(msgspec.Struct, frozen=True):
     """Everything applied since the previous cut, frozen between two entries: what one commit writes."""
 
     meta: Meta
     changes: Sequence[KeyValue]  # in the order they were made; never changed any more
     bytes: int  # of the recent table
+    side: SideChanges = {}  # changed rows beside them, by row key; None: removed
 
     @property
     def applied_index(self) -> Index:
@@ -128,4 +133,10 @@ class Cut(msgspec.Struct, frozen=True):
             revisions.append((keycode.revision_row_key(revision, number), encode(change)))
         # One call of `sort` keeps the interpreter to itself until it is done: a long one would stall the loop.
         pieces = [sorted(versions[first : first + SORTED_AT_ONCE]) for first in range(0, len(versions), SORTED_AT_ONCE)]
-        return [(keycode.META_KEY, encode(self.meta)), *heapq.merge(*pieces), *revisions]
+        side = sorted((key, encode(row)) for key, row in self.side.items() if row is not None)
+        assert all(keycode.VERSIONS_END <= key < keycode.REVISIONS for key, _ in side), "or the whole is not sorted"
+        return [(keycode.META_KEY, encode(self.meta)), *heapq.merge(*pieces), *side, *revisions]
+
+    def removed(self) -> list[RowKey]:
+        """Rows to remove once the others are written."""
+        return [key for key, row in self.side.items() if row is None]

@@ -27,6 +27,7 @@ from kvnode.node import admission, status
 from kvnode.node.applier import Applier
 from kvnode.node.changes import Changes
 from kvnode.node.driver import Driver
+from kvnode.node.duties import Duties
 from kvnode.node.facts import FactLog
 from kvnode.node.log_health import LogHealth
 from kvnode.node.log_writer import LogWriter
@@ -159,6 +160,15 @@ class Node(KV, Admin):
             clock=clock,
             leader_client_url=self.leader_client_url,
         )
+        self._duties = Duties(
+            raft=raft,
+            machine=machine,
+            driver=self._driver,
+            waiting=self._waiting,
+            loop=loop,
+            clock=clock,
+            on_failed=self._fail,
+        )
         self._log_store = log_store
         self._log_health = LogHealth(
             log_store,
@@ -185,6 +195,7 @@ class Node(KV, Admin):
     def start(self) -> None:
         """Take part: elections, replication, requests."""
         self._driver.start()
+        self._duties.start()
         self._log_health.start()
         self._catch_up = self._loop.create_task(self._path.catch_up(), name="catch-up")
         self._catch_up.add_done_callback(self._on_catch_up_done)
@@ -200,6 +211,7 @@ class Node(KV, Admin):
         self._stopping = True
         log.info("node.stopping", node=self._raft.node, waiting=len(self._waiting))
         self._log_health.stop()
+        self._duties.stop()
         if self._catch_up is not None:
             self._catch_up.cancel()
         if self._failure is None:
@@ -231,6 +243,7 @@ class Node(KV, Admin):
         """Stop at once and answer everybody "unknown": what a killed process does, for tests and the simulator."""
         self._stopping = True
         self._log_health.stop()
+        self._duties.stop()
         if self._catch_up is not None:
             self._catch_up.cancel()
         self._driver.stop()
@@ -249,6 +262,7 @@ class Node(KV, Admin):
             return
         self._failure = error
         self._log_health.stop()
+        self._duties.stop()
         self._driver.stop()
         self._applier.halt()
         self._path.close(ConnectionLost(f"the node failed: {error}"))

@@ -28,6 +28,7 @@ from kvnode.raft.messages import (
     ForwardProposals,
     ForwardReply,
     Input,
+    LeaderProposals,
     Overflowed,
     PeerConnected,
     PeerDisconnected,
@@ -90,6 +91,8 @@ class Raft:
                 replication.on_append_entries(state, cause)
             case Proposals():
                 forwarding.on_proposals(state, cause.batch)
+            case LeaderProposals():
+                forwarding.on_leader_proposals(state, cause)
             case Persisted():
                 election.on_persisted(state, cause.number)
             case ReadRequest():
@@ -216,6 +219,11 @@ class Raft:
                 return "candidate"
             case Role.FOLLOWER:
                 return "follower" if self.state.is_voter else "learner"
+
+    @property
+    def leads_from(self) -> Index:
+        """The first entry of the term that this node leads; 0 if it does not lead."""
+        return self.state.leadership.first_index if self.state.leadership is not None else Index(0)
 
     @property
     def leader(self) -> NodeId:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from kvnode.ids import NOBODY, Index, RequestId
 from kvnode.raft import replication
-from kvnode.raft.messages import ForwardProposals, ForwardReply, Overflowed, Proposed
+from kvnode.raft.messages import ForwardProposals, ForwardReply, LeaderProposals, Overflowed, Proposed
 from kvnode.raft.output import Forwarded, Placed, Refused
 from kvnode.raft.state import RaftState
 
@@ -22,6 +22,18 @@ def on_proposals(state: RaftState, batch: tuple[Proposed, ...]) -> None:
     if state.leadership is None:
         state.proposals_waiting.extend(batch)
         return
+    _append_own(state, batch)
+
+
+def on_leader_proposals(state: RaftState, cause: LeaderProposals) -> None:
+    """Commands that this node has decided on as the leader of a term: void in any other, and at any other node."""
+    if cause.term == state.term:
+        _append_own(state, cause.batch)
+    else:
+        _refuse(state, cause.batch, _NO_LEADER)
+
+
+def _append_own(state: RaftState, batch: tuple[Proposed, ...]) -> None:
     first = Index(state.log.last_index + 1)
     taken, code = _append(state, batch)
     term = state.term

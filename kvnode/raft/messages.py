@@ -222,6 +222,13 @@ class Proposals(msgspec.Struct, frozen=True, gc=False):
     batch: tuple[Proposed, ...]
 
 
+class LeaderProposals(msgspec.Struct, frozen=True, gc=False):
+    """Commands that only the leader of `term` may append (it decided them by its own clock); never forwarded."""
+
+    term: Term
+    batch: tuple[Proposed, ...]
+
+
 class Overflowed(msgspec.Struct, frozen=True, gc=False):
     """Proposals that `peer` forwarded found no room in the update queue: they are refused unseen."""
 
@@ -287,6 +294,7 @@ class Fetched(msgspec.Struct, frozen=True, gc=False):
 LocalInput = (
     Tick
     | Proposals
+    | LeaderProposals
     | Overflowed
     | ReadRequest
     | Persisted

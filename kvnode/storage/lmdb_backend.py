@@ -70,19 +70,21 @@ class LmdbBackend(Backend):
             yield _LmdbCursor(view.cursor())
 
     def commit(self, batch: Batch) -> None:
-        rows = batch.rows()
+        rows, removed = batch.rows(), batch.removed()
         try:
-            self._write(rows)
+            self._write(rows, removed)
         except lmdb.Error as error:  # a full map, a full or failing disk
             raise StorageFailed(f"a commit to the store failed: {error}") from error
 
-    def _write(self, rows: Sequence[Row]) -> None:
+    def _write(self, rows: Sequence[Row], removed: Sequence[bytes] = ()) -> None:
         with self._env.begin(write=True) as write:
             cursor = write.cursor()
             last: bytes = cursor.key() if cursor.last() else b""
             inside = _count_up_to(rows, last)
             cursor.putmulti(rows[:inside])
             cursor.putmulti(rows[inside:], append=True)
+            for key in removed:
+                write.delete(key)
 
     @property
     def bytes_used(self) -> int:

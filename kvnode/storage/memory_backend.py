@@ -39,7 +39,7 @@ class MemoryBackend(Backend):
 
     def stage(self, batch: Batch) -> None:
         """The first half of a commit: visible, not yet durable."""
-        rows = batch.rows()
+        rows, removed = batch.rows(), batch.removed()
         with self._lock:
             for key, value in rows:
                 assert 0 < len(key) <= KEY_BYTES_MAX, len(key)
@@ -47,6 +47,11 @@ class MemoryBackend(Backend):
                 self._undo.setdefault(key, before)
                 self._bytes += len(value) - len(before) if before is not None else len(key) + len(value)
             self._rows.update(rows)
+            for key in removed:
+                before = self._rows.pop(key, None)
+                if before is not None:
+                    self._undo.setdefault(key, before)
+                    self._bytes -= len(key) + len(before)
 
     def sync(self) -> None:
         """The second half: what was staged survives `lose_power`."""
@@ -57,8 +62,9 @@ class MemoryBackend(Backend):
         """Forget what was staged since the last sync."""
         with self._lock:
             for key, before in self._undo.items():
-                lost = self._rows.pop(key)
-                self._bytes -= len(key) + len(lost)
+                lost = self._rows.pop(key, None)
+                if lost is not None:
+                    self._bytes -= len(key) + len(lost)
                 if before is not None:
                     self._rows[key] = before
                     self._bytes += len(key) + len(before)

@@ -8,6 +8,7 @@ from kvnode.raft.messages import (
     AppendReply,
     ForwardProposals,
     ForwardReply,
+    LeaderProposals,
     Overflowed,
     PeerDisconnected,
     Proposals,
@@ -147,3 +148,17 @@ def test_proposals_of_a_node_that_lost_office_in_the_same_batch_are_not_lost() -
     output = cluster.feed(1, Proposals(batch(1)), deposed, Proposals(batch(2)))
     assert [p.id for p in output.placed] == [1]
     assert [r.id for r in output.refused] == [2]
+
+
+def test_what_a_leader_has_decided_is_void_in_any_other_term_and_never_forwarded() -> None:
+    """etcd #15247: a leader that was stuck must not carry out its old decision, nor have it carried out."""
+    cluster = Cluster(3)
+    cluster.elect(1)
+    term = cluster.member(1).raft.term
+    placed = cluster.step(1, LeaderProposals(term, batch(1))).placed
+    assert [(each.id, each.term) for each in placed] == [(1, term)]
+    for member, its_term in ((2, term), (1, Term(term - 1)), (1, Term(term + 1))):
+        output = cluster.step(member, LeaderProposals(its_term, batch(2)))
+        assert output.refused == [Refused(RequestId(2), "no_leader")]
+        assert not output.placed
+        assert not output.forwarded

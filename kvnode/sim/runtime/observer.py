@@ -18,7 +18,7 @@ from kvnode.errors import LogCorrupted
 from kvnode.ids import NO_WRITE, Index, NodeId, RequestId, Term
 from kvnode.raft import invariants
 from kvnode.raft.core import Raft
-from kvnode.raft.messages import Entry, HardState, Input, PeerMessage, Proposals, ReadRequest
+from kvnode.raft.messages import Entry, HardState, Input, LeaderProposals, PeerMessage, Proposals, ReadRequest
 from kvnode.raft.output import (
     BecameFollower,
     BecameLeader,
@@ -96,7 +96,7 @@ class Observer:
 
     def on_cause(self, node: NodeId, cause: Input) -> None:
         self.steps += 1
-        if type(cause) is Proposals:
+        if isinstance(cause, Proposals | LeaderProposals):
             for proposed in cause.batch:
                 self.ghost.on_proposed(_of(node, proposed.id), proposed.payload)
         elif type(cause) is ReadRequest:

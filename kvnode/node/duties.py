@@ -1,0 +1,143 @@
+"""Duties: what the leader's node does beside replication, by its own clock: compaction, ending what has expired.
+
+A duty begins once this node has applied an entry of the term it leads, so that it has seen everything earlier leaders
+did, and ends with the term. What it decides is proposed as the leader of that very term: in any other the proposal is
+void, and it is never forwarded (etcd #15247: a leader that was stuck must not carry out an old decision). Whether the
+decision still holds is checked again at apply. Looked at every `TURN_MS`; nothing is decided between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from kvnode.clocks.clock import Clock
+from kvnode.errors import KvnodeError
+from kvnode.ids import Term
+from kvnode.kv.requests import ApplyResult, WriteRequest
+from kvnode.machine.machine import StateMachine
+from kvnode.node.driver import Driver
+from kvnode.node.waiting_list import WaitingList
+from kvnode.observe.log import get_logger
+from kvnode.raft.core import Raft
+from kvnode.raft.messages import LeaderProposals, Proposed
+from kvnode.wire.codec import encode_request
+
+TURN_MS = 100
+PROPOSAL_MS = 5_000
+"""A proposal that has no fate by then is given up; what is still due is decided anew."""
+
+NOT_LEADING = Term(0)
+
+log = get_logger("duties")
+
+
+class Duty(Protocol):
+    """One thing to look after. Each has at most one proposal under way."""
+
+    def begin(self, now_ms: int) -> None:
+        """This node leads from now on; nothing an earlier leader knew by its clock is known here."""
+        ...
+
+    def end(self) -> None:
+        """It does not lead any more."""
+        ...
+
+    def decide(self, now_ms: int) -> WriteRequest | None:
+        """What is to be proposed now, if anything. Not called again before the fate of that is known."""
+        ...
+
+
+class Duties:
+    """Calls the duties and proposes what they decide. Lives on the node's loop."""
+
+    def __init__(
+        self,
+        *,
+        raft: Raft,
+        machine: StateMachine,
+        driver: Driver,
+        waiting: WaitingList,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
+        on_failed: Callable[[BaseException], None],
+    ) -> None:
+        self._raft = raft
+        self._machine = machine
+        self._driver = driver
+        self._waiting = waiting
+        self._loop = loop
+        self._clock = clock
+        self._on_failed = on_failed
+        self._duties: list[Duty] = []
+        self._under_way: dict[int, asyncio.Future[ApplyResult]] = {}  # by position of the duty
+        self._timer: asyncio.TimerHandle | None = None
+        self.term = NOT_LEADING
+        """The term that this node leads and whose first entry it has applied; NOT_LEADING otherwise."""
+
+    def add(self, duty: Duty) -> None:
+        """Before `start`."""
+        self._duties.append(duty)
+
+    def start(self) -> None:
+        self._timer = self._loop.call_later(TURN_MS / 1e3, self._turn)
+
+    def stop(self) -> None:
+        """Decide nothing more. Idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._end()
+
+    def look(self) -> None:
+        """Notice at once that leadership has come or gone, instead of at the next turn."""
+        leads_from = self._raft.leads_from
+        leads = 0 < leads_from <= self._machine.applied_index
+        term = self._raft.term if leads else NOT_LEADING
+        if term != self.term:
+            self._end()
+            self.term = term
+            if leads:
+                now_ms = self._clock.monotonic_ms()
+                for duty in self._duties:
+                    duty.begin(now_ms)
+
+    def _turn(self) -> None:
+        self._timer = self._loop.call_later(TURN_MS / 1e3, self._turn)
+        try:
+            self.look()
+            if self.term != NOT_LEADING:
+                self._decide()
+        except BaseException as error:  # noqa: BLE001 - a node that lets its duties rest must not go on
+            self._on_failed(error)
+
+    def _decide(self) -> None:
+        now_ms = self._clock.monotonic_ms()
+        for position, duty in enumerate(self._duties):
+            if position not in self._under_way:
+                request = duty.decide(now_ms)
+                if request is not None:
+                    self._propose(position, request, now_ms)
+
+    def _propose(self, position: int, request: WriteRequest, now_ms: int) -> None:
+        request_id, fate = self._waiting.add(now_ms + PROPOSAL_MS, self._clock.elapsed_ns())
+        self._under_way[position] = fate
+        fate.add_done_callback(lambda done: self._on_fate(position, done))
+        proposed = Proposed(request_id, encode_request(request))
+        self._driver.queue.put_control(LeaderProposals(self.term, (proposed,)))
+
+    def _on_fate(self, position: int, fate: asyncio.Future[ApplyResult]) -> None:
+        if self._under_way.get(position) is fate:
+            del self._under_way[position]
+        if not fate.cancelled() and (error := fate.exception()) is not None:
+            if not isinstance(error, KvnodeError):
+                self._on_failed(error)
+                return
+            log.info("duty.not_done", node=self._raft.node, error=error.code)
+
+    def _end(self) -> None:
+        if self.term != NOT_LEADING:
+            self.term = NOT_LEADING
+            for duty in self._duties:
+                duty.end()
+        self._under_way.clear()
