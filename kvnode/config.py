@@ -245,6 +245,8 @@ class LimitsSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         int, _cluster("Most key and value bytes in a listing page.", unit="bytes", ge=64 * KIB)
     ] = 8 * MIB
     delete_keys_max: Annotated[int, _cluster("Keys one command may delete; above it 413.", ge=1)] = 100_000
+    leases_max: Annotated[int, _cluster("Leases at one time; beyond it 429.", ge=1)] = 100_000
+    lease_keys_max: Annotated[int, _cluster("Keys that one lease holds; above it 413.", ge=1)] = 100_000
     queue_items_max: Annotated[int, _node("Proposals in the update queue; beyond it 429.", ge=16)] = 32_768
     queue_bytes_max: Annotated[
         int, _node("Proposal bytes in the update queue; beyond it 429.", unit="bytes", ge=1 * MIB)

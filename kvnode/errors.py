@@ -9,13 +9,16 @@ KvnodeError
 │   │   └── FutureRevision      future_revision
 │   ├── NotFound        not_found
 │   │   ├── KeyNotFound         key_not_found
+│   │   ├── LeaseNotFound       lease_not_found
 │   │   └── MemberNotFound      member_not_found
 │   ├── PermissionDenied        permission_denied
 │   ├── MethodNotAllowed        method_not_allowed
 │   ├── UnsupportedMediaType    unsupported_media_type
 │   ├── Conflict                conflict
+│   │   └── LockHeld            lock_held
 │   ├── Compacted               compacted
 │   ├── CompareFailed           compare_failed
+│   ├── Fenced                  fenced
 │   └── TooLarge                too_large
 ├── TryAgain            certainly not applied, now and for ever; the same request may succeed later
 │   ├── NoLeader                no_leader
@@ -115,6 +118,12 @@ class KeyNotFound(NotFound):
     code = "key_not_found"
 
 
+class LeaseNotFound(NotFound):
+    """The lease never was, was revoked or has expired."""
+
+    code = "lease_not_found"
+
+
 class MemberNotFound(NotFound):
     code = "member_not_found"
 
@@ -135,6 +144,18 @@ class UnsupportedMediaType(Rejected):
 
 class Conflict(Rejected):
     code = "conflict"
+
+
+class LockHeld(Conflict):
+    """Another holds the lock, or leads. Detail: owner, token, lease of who does."""
+
+    code = "lock_held"
+
+
+class Fenced(Rejected):
+    """The lock or election is not held with that token (any more). Detail: token."""
+
+    code = "fenced"
 
 
 class Compacted(Rejected):

@@ -44,7 +44,15 @@ from kvnode.storage.wal import Recovered, Stamp, Wal
 from kvnode.storage.wal_salvage import Salvaged, open_log
 from kvnode.transport.peers import PeerTransport
 
-APPLIED_LIMITS = ("delete_keys_max", "page_bytes_max", "page_items", "page_items_max", "txn_operations_max")
+APPLIED_LIMITS = (
+    "delete_keys_max",
+    "lease_keys_max",
+    "leases_max",
+    "page_bytes_max",
+    "page_items",
+    "page_items_max",
+    "txn_operations_max",
+)
 """Limits that the state machine itself goes by."""
 
 log = get_logger("server")
@@ -337,7 +345,7 @@ def open_log_of(
         create=not identity.has_log,
         may_salvage=len(identity.members) > 1,
     )
-    if not identity.has_log or not identity.applied_limits:
+    if not identity.has_log or identity.applied_limits.keys() != limits.keys():
         # Before the node takes part in anything: from here on a missing log is a loss.
         data.save_identity(msgspec.structs.replace(identity, has_log=True, applied_limits=limits))
     return found

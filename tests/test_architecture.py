@@ -20,16 +20,17 @@ SOURCE = ROOT / "kvnode"
 ROWS: tuple[frozenset[str], ...] = (
     frozenset({"ids", "kv", "clocks", "config", "errors", "observe", "tls", "version", "checkout", "perturb"}),
     frozenset({"raft", "machine", "gossip", "check", "wire"}),
-    frozenset({"node", "storage", "transport", "api", "client", "recipes"}),
+    frozenset({"recipes"}),
+    frozenset({"node", "storage", "transport", "api", "client"}),
     frozenset({"server"}),
     frozenset({"embedded", "process"}),
     frozenset({"sim", "bench"}),
     frozenset({"cli"}),
     frozenset({"__init__", "__main__"}),
 )
-"""A file imports from rows below its own; in rows 1 and 2 never from a neighbour. The last row is the facade."""
+"""A file imports from rows below its own; in rows 1 to 3 never from a neighbour. The last row is the facade."""
 
-NEIGHBOURS_MEET = frozenset({0, 3, 4, 5, 6, 7})
+NEIGHBOURS_MEET = frozenset({0, 4, 5, 6, 7, 8})
 EXCEPTIONS = {("wire", "raft"), ("wire", "machine"), ("wire", "gossip")}
 
 PURE = frozenset({"raft", "machine", "gossip", "check", "wire", "kv", "clocks"})

@@ -11,7 +11,7 @@ import msgspec
 from kvnode.api import shapes
 from kvnode.api.errors import STATUS, ErrorBody
 from kvnode.api.http import operations, txn
-from kvnode.api.routes import COMMON_ERRORS, KEY_SUFFIX, TABLE, Parameter, Route
+from kvnode.api.routes import COMMON_ERRORS, TABLE, Parameter, Route
 from kvnode.version import __version__
 
 Json = dict[str, Any]
@@ -26,6 +26,11 @@ _SCHEMA_OF_KIND: dict[str, Json] = {
     "bytes": {"type": "string", "description": "Percent-encoded bytes; + is a plus."},
     "choice": {"type": "string"},
     "text": {"type": "string"},
+}
+_VARIABLES: dict[str, tuple[str, Json]] = {
+    "key": ("The rest of the path, percent-decoded: any bytes, slashes included, at least one.", {"type": "string"}),
+    "name": ("Any bytes, percent-encoded; slashes may stand as they are.", {"type": "string"}),
+    "id": ("A lease.", {"type": "integer", "minimum": 1}),
 }
 _ANSWER_HEADERS = {
     "Kv-Node": "Member id of the node that answers.",
@@ -76,14 +81,13 @@ def document() -> Json:
 def _operation(route: Route) -> Json:
     parameters = [_parameter(parameter, "query") for parameter in route.parameters]
     parameters += [_parameter(header, "header") for header in route.headers]
-    if route.path.endswith(KEY_SUFFIX):
-        words = "The rest of the path, percent-decoded: any bytes, slashes included, at least one."
-        parameters.insert(
-            0, {"name": "key", "in": "path", "required": True, "description": words, "schema": {"type": "string"}}
-        )
+    if route.variable:
+        words, of_variable = _VARIABLES[route.variable]
+        in_path = {"name": route.variable, "in": "path", "required": True, "description": words, "schema": of_variable}
+        parameters.insert(0, in_path)
     operation: Json = {
         "summary": route.sentence,
-        "operationId": route.method.lower() + "_" + route.handler.__name__,
+        "operationId": route.method.lower() + "_" + (route.name or route.handler.__name__),
         "parameters": parameters,
         "responses": _responses(route),
     }
@@ -112,7 +116,7 @@ def _parameter(parameter: Parameter, place: str) -> Json:
 
 def _responses(route: Route) -> Json:
     names = dict(_ANSWER_HEADERS)
-    if route.path.endswith(KEY_SUFFIX) and route.method != "DELETE":
+    if route.variable == "key" and route.method != "DELETE":
         names |= _KEY_HEADERS
     ok: Json = {
         "description": route.sentence,
@@ -164,6 +168,7 @@ _FIELD_SCHEMAS: dict[str, Json] = {
     "limit": {"type": "integer", "minimum": 1},
     "order": {"enum": ["asc", "desc"], "default": "asc"},
     "if_rev": _REVISION,
+    "lease": {"type": "integer", "minimum": 1},
 }
 
 

@@ -1,7 +1,8 @@
 """Every call there is, once: method, path, parameters, shapes, errors, a sentence.
 
 The router (`Router`), ``/openapi.json`` (`kvnode.api.openapi`) and the tests read this table; nothing else
-registers a path. A path may end in ``{key}``: everything after the slash is the key, slashes included.
+registers a path. A path may have one variable part, ``{key}`` at its end or ``{name}`` before a last word: everything
+there belongs to it, slashes included. Of two paths that fit the longer ending wins.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import msgspec
 from kvnode.api import shapes
 from kvnode.api.answer import Answer
 from kvnode.api.call import Call
-from kvnode.api.http import batch, history, kv, listing, node, txn
+from kvnode.api.http import batch, history, kv, leases, listing, locks, node, txn
 from kvnode.errors import MethodNotAllowed, NotFound
 from kvnode.kv.interface import Status
 
@@ -44,10 +45,16 @@ class Route(msgspec.Struct, frozen=True):
     reply: Any = None  # a Struct type, bytes, str (plain text), or None for no body
     errors: tuple[str, ...] = ()  # codes beside those every call may answer
     redirects: bool = False  # 307 to the leader even when not asked for
+    name: str = ""  # in the description, where the handler's is not one of its own
 
     @property
     def names(self) -> frozenset[str]:
         return frozenset(parameter.name for parameter in self.parameters)
+
+    @property
+    def variable(self) -> str:
+        """Name of the variable part of the path; "" if it has none."""
+        return self.path.partition("{")[2].partition("}")[0]
 
 
 TIMEOUT = Parameter("timeout", "duration", "Deadline of the call: 500ms, 30s; default 5s, at most 60s.")
@@ -57,6 +64,9 @@ CONSISTENCY = Parameter(
     "linearizable (default); causal: at least the Kv-Token sent; bounded: nothing older than max_staleness is missing; "
     "stale: this node's applied state, without asking anybody.",
     ("linearizable", "causal", "bounded", "stale"),
+)
+PLAIN_CONSISTENCY = Parameter(
+    "consistency", "choice", "linearizable (default) or stale: this node's applied state.", ("linearizable", "stale")
 )
 MAX_STALENESS = Parameter("max_staleness", "duration", "With bounded: how old the state may be.")
 TOKEN = Parameter("Kv-Token", "text", "With causal: of an answer whose state must not be missed.")
@@ -75,6 +85,12 @@ RANGE = (
     Parameter("start", "bytes", "First key of the range; from the first key when left out."),
     Parameter("end", "bytes", "First key after the range; to the last key when left out."),
 )
+LEASE = Parameter("lease", "integer", "The key goes when this lease ends; without it the key is on no lease.")
+OWN_TTL = Parameter("ttl", "duration", "The key gets a lease of its own that lives so long; Kv-Lease names it.")
+TTL = Parameter("ttl", "duration", "How long the lease lives without being renewed: 1s to 366 days.", required=True)
+HOLD_TTL = Parameter("ttl", "duration", "How long it is held without being renewed; default 30s.")
+QUEUE_WAIT = Parameter("wait", "duration", "Wait in the queue so long; 409 if that was in vain. Default: do not.")
+HOLDER_TOKEN = Parameter("token", "integer", "The token that the POST answered.", required=True)
 NO_FORWARD = Parameter("Kv-No-Forward", "flag", "1: answer 307 with the leader's address instead of forwarding.")
 IF_MATCH = Parameter("If-Match", "text", 'Only if the key is at this entity tag ("7"), or exists at all (*).')
 IF_NONE_MATCH_WRITE = Parameter("If-None-Match", "text", "* : only if there is no such key.")
@@ -106,11 +122,38 @@ def _get_key(method: str, sentence: str) -> Route:
     )
 
 
+def _queue(kind: str, field: str, words: str, ways: tuple[Handler, str, Handler, str, type]) -> tuple[Route, ...]:
+    """Locks and elections are alike but for words."""
+    enter, enter_words, show, show_words, shown = ways
+    path = f"/v1/{kind}/{{name}}"
+    return (
+        Route(
+            "POST", path, enter, enter_words,
+            (HOLD_TTL, QUEUE_WAIT, Parameter(field, "bytes", words), TIMEOUT), (NO_FORWARD,), "", locks.Holder,
+            ("bad_key", "lock_held", "lease_not_found", "too_large", *_WRITE),
+        ),
+        Route(
+            "GET", path, show, show_words, (PLAIN_CONSISTENCY, TIMEOUT), (NO_FORWARD,), "", shown,
+            ("bad_key", "not_found", "too_large", *_READ),
+        ),
+        Route(
+            "POST", f"{path}/keepalive", locks.keep_alive, "Hold it for the whole time to live from now on.",
+            (HOLDER_TOKEN, TIMEOUT), (NO_FORWARD,), "", leases.LeaseAnswer, ("bad_key", "fenced", "too_large", *_WRITE),
+            name=f"keep_{kind}",
+        ),
+        Route(
+            "DELETE", path, locks.release, "Let it go, or leave the queue.",
+            (HOLDER_TOKEN, TIMEOUT), (NO_FORWARD,), "", leases.LeaseEndedAnswer,
+            ("bad_key", "fenced", "too_large", *_WRITE), name=f"leave_{kind}",
+        ),
+    )  # fmt: skip
+
+
 TABLE: tuple[Route, ...] = (
     Route(
         "PUT", "/v1/kv/{key}", kv.put_key, "Set a key to the request's body.",
-        (IF_REV, PREV, TIMEOUT), (IF_MATCH, IF_NONE_MATCH_WRITE, NO_FORWARD), "bytes", shapes.PutAnswer,
-        ("bad_key", "compare_failed", "too_large", *_WRITE),
+        (LEASE, OWN_TTL, IF_REV, PREV, TIMEOUT), (IF_MATCH, IF_NONE_MATCH_WRITE, NO_FORWARD), "bytes",
+        shapes.PutAnswer, ("bad_key", "compare_failed", "lease_not_found", "too_large", *_WRITE),
     ),
     _get_key("GET", "The value of a key, as raw bytes."),
     _get_key("HEAD", "The headers of the GET."),
@@ -162,6 +205,40 @@ TABLE: tuple[Route, ...] = (
         "POST", "/v1/batch", batch.execute_batch, "Many operations in order, each its own transaction. Not atomic.",
         (TIMEOUT,), (NO_FORWARD,), "batch", shapes.BatchAnswer, ("bad_key", "too_large"),
     ),
+    Route(
+        "POST", "/v1/leases", leases.grant, "Begin a lease: keys put under it go when it ends.",
+        (TTL, TIMEOUT), (NO_FORWARD,), "", leases.LeaseAnswer, _WRITE,
+    ),
+    Route(
+        "GET", "/v1/leases", leases.list_all, "A page of the leases there are, by id.",
+        (
+            Parameter("after", "integer", "Only leases with greater ids: the last of the page before."),
+            Parameter("limit", "integer", "Most leases of a page; default 1000."),
+            PLAIN_CONSISTENCY,
+            TIMEOUT,
+        ),
+        (NO_FORWARD,), "", leases.LeaseListing, _READ,
+    ),
+    Route(
+        "GET", "/v1/leases/{id}", leases.show, "What is left of a lease, and its keys.",
+        (TIMEOUT,), (NO_FORWARD,), "", leases.LeaseShown, ("lease_not_found", *_READ),
+    ),
+    Route(
+        "POST", "/v1/leases/{id}/keepalive", leases.keep_alive, "Let a lease live for its whole time from now on.",
+        (TIMEOUT,), (NO_FORWARD,), "", leases.LeaseAnswer, ("lease_not_found", *_WRITE),
+    ),
+    Route(
+        "DELETE", "/v1/leases/{id}", leases.revoke, "End a lease; its keys go in one revision.",
+        (TIMEOUT,), (NO_FORWARD,), "", leases.LeaseEndedAnswer, ("lease_not_found", *_WRITE),
+    ),
+    *_queue("locks", "owner", "Who takes it, in words of its own.", (
+        locks.acquire, "Take a lock, or a place in its queue.",
+        locks.show_lock, "Who holds a lock, and who waits for it.", locks.Queue,
+    )),
+    *_queue("elections", "value", "What the others see of this candidate.", (
+        locks.campaign, "Stand for election; answered once elected.",
+        locks.show_leader, "Who leads.", locks.Holder,
+    )),
     Route("GET", "/v1/status", node.show_status, "This node as it sees itself.", (TIMEOUT,), reply=Status),
     Route(
         "POST", "/v1/admin/transfer", node.transfer_leadership, "Hand leadership to a member.",
@@ -181,8 +258,6 @@ TABLE: tuple[Route, ...] = (
 COMMON_ERRORS = ("bad_request", "bad_encoding", "unknown_parameter", "permission_denied", "internal")
 """What any call may answer."""
 
-KEY_SUFFIX = "{key}"
-
 Methods = dict[str, tuple[Handler, frozenset[str]]]
 
 
@@ -191,26 +266,32 @@ class Router:
 
     def __init__(self, table: tuple[Route, ...] = TABLE) -> None:
         self._exact: dict[str, Methods] = {}
-        self._prefix: dict[str, Methods] = {}
+        self._variable: dict[tuple[str, str, str], Methods] = {}  # by what stands before, its name, what stands after
         for route in table:
-            ends_in_key = route.path.endswith(KEY_SUFFIX)
-            paths = self._prefix if ends_in_key else self._exact
-            methods = paths.setdefault(route.path.removesuffix(KEY_SUFFIX), {})
+            before, _, rest = route.path.partition("{")
+            if rest:
+                variable, _, after = rest.partition("}")
+                methods = self._variable.setdefault((before, variable, after), {})
+            else:
+                methods = self._exact.setdefault(before, {})
             assert route.method not in methods, route
             methods[route.method] = (route.handler, route.names)
-        for methods in (*self._exact.values(), *self._prefix.values()):
+        for methods in (*self._exact.values(), *self._variable.values()):
             if "GET" in methods:  # HTTP: what can be fetched has a head (RFC 9110 §9.3.2)
                 methods.setdefault("HEAD", methods["GET"])
-        self._prefixes = tuple(self._prefix.items())
+        # Keys come first, as they are asked for most; of paths that begin alike the longer ending.
+        ordered = sorted(self._variable, key=lambda parts: -len(parts[2]))
+        self._variables = [(before, after, self._variable[before, name, after]) for before, name, after in ordered]
+        self._variables.sort(key=lambda parts: parts[0] != "/v1/kv/")
 
     def find(self, method: str, path: str) -> tuple[Handler, frozenset[str], str]:
-        """(handler, parameter names, rest of the path). Raises: NotFound, MethodNotAllowed."""
+        """(handler, parameter names, variable part of the path). Raises: NotFound, MethodNotAllowed."""
         rest = ""
         methods = self._exact.get(path)
         if methods is None:
-            for prefix, candidate in self._prefixes:
-                if path.startswith(prefix):
-                    methods, rest = candidate, path[len(prefix) :]
+            for before, after, candidate in self._variables:
+                if path.startswith(before) and path.endswith(after):
+                    methods, rest = candidate, path[len(before) : len(path) - len(after)]
                     break
             else:
                 raise NotFound("there is no such path; /openapi.json lists them all")
@@ -223,5 +304,9 @@ class Router:
     def paths(self) -> set[tuple[str, str]]:
         """(method, path) of all that is routed: `TABLE`, and a HEAD for each GET. For the test that compares them."""
         exact = {(method, path) for path, methods in self._exact.items() for method in methods}
-        prefix = {(method, path + KEY_SUFFIX) for path, methods in self._prefix.items() for method in methods}
-        return exact | prefix
+        variable = {
+            (method, f"{before}{{{name}}}{after}")
+            for (before, name, after), methods in self._variable.items()
+            for method in methods
+        }
+        return exact | variable

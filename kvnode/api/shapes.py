@@ -33,6 +33,13 @@ class Item(msgspec.Struct, kw_only=True, frozen=True, gc=False):
     deleted: bool | UnsetType = UNSET  # true for a deletion, in a history only
 
 
+class KeyName(msgspec.Struct, kw_only=True, frozen=True, gc=False):
+    """A key without its value."""
+
+    key: str
+    key_encoding: str | UnsetType = UNSET
+
+
 class Listing(msgspec.Struct, kw_only=True, frozen=True):
     """One page of keys, or of the versions of one."""
 
@@ -124,6 +131,11 @@ def as_text(raw: bytes) -> tuple[str, str | UnsetType]:
         return raw.decode(), UNSET
     except UnicodeDecodeError:
         return base64.b64encode(raw).decode(), "base64"
+
+
+def key_name(key: bytes) -> KeyName:
+    text, encoding = as_text(key)
+    return KeyName(key=text, key_encoding=encoding)
 
 
 def item_of(kv: KeyValue, *, keys_only: bool = False) -> Item:

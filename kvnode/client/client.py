@@ -22,7 +22,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Self, assert_never, overload
+from typing import Any, Self
 from urllib.parse import quote, urlencode, urlsplit
 
 import aiohttp
@@ -53,18 +53,15 @@ from kvnode.kv.requests import (
     Await,
     Compare,
     Delete,
-    DeleteReply,
     History,
     KeyValue,
     Put,
-    PutReply,
     Range,
     RangeReply,
     ReadRequest,
     Reply,
     Request,
     Txn,
-    TxnReply,
 )
 from kvnode.wire.token import encode_token
 
@@ -113,19 +110,7 @@ class Client(KV):
         if self._session is not None:
             await self._session.close()
 
-    @overload
-    async def execute(self, request: Put, options: Options = ...) -> PutReply: ...
-    @overload
-    async def execute(self, request: Delete, options: Options = ...) -> DeleteReply: ...
-    @overload
-    async def execute(self, request: Range, options: Options = ...) -> RangeReply: ...
-    @overload
-    async def execute(self, request: History, options: Options = ...) -> RangeReply: ...
-    @overload
-    async def execute(self, request: Await, options: Options = ...) -> RangeReply: ...
-    @overload
-    async def execute(self, request: Txn, options: Options = ...) -> TxnReply: ...
-    async def execute(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Reply:
+    async def execute(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Any:
         """Carry out one request. Raises: a `KvnodeError`; see `kvnode.errors` for what its family promises."""
         if self._closed:
             raise NotReady("this client is closed")
@@ -155,7 +140,8 @@ class Client(KV):
         reply = await self.execute(Txn((Compare(key, "exists", "=", 1),), (plain,)), options)
         if not reply.succeeded:
             raise CompareFailed("the key does not exist", revision=0)
-        return reply.results[0]
+        found: Reply = reply.results[0]
+        return found
 
     def _learn(self, address: str, error: KvnodeError) -> None:
         now_ms = _now_ms()
@@ -198,7 +184,7 @@ class Client(KV):
                     raise error_from(result["status"], result.get("outcome", ""), bodies.encode(result), write=True)
                 return bodies.operation_reply(request, result)
             case _:
-                assert_never(request)
+                raise NotImplementedError(request)
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -17,14 +17,28 @@ from kvnode.kv.requests import (
     ANY_REVISION,
     NEWEST,
     Await,
+    Campaign,
     Compare,
     Delete,
     DeleteReply,
     History,
     KeyValue,
+    LeaseEnded,
+    LeaseGrant,
+    LeaseKeepAlive,
+    LeaseList,
+    LeaseListReply,
+    LeaseRead,
+    LeaseReadReply,
+    LeaseRenew,
+    LeaseReply,
+    LeaseRevoke,
+    LeaseUpkeep,
     Operation,
     Put,
     PutReply,
+    QueueRead,
+    QueueReply,
     Range,
     RangeReply,
     Reply,
@@ -75,6 +89,18 @@ class KV(ABC):
     async def execute(self, request: Await, options: Options = ...) -> RangeReply: ...
     @overload
     async def execute(self, request: Txn, options: Options = ...) -> TxnReply: ...
+    @overload
+    async def execute(
+        self, request: LeaseGrant | LeaseRenew | LeaseKeepAlive | Campaign, options: Options = ...
+    ) -> LeaseReply: ...
+    @overload
+    async def execute(self, request: LeaseRevoke | LeaseUpkeep, options: Options = ...) -> LeaseEnded: ...
+    @overload
+    async def execute(self, request: LeaseRead, options: Options = ...) -> LeaseReadReply: ...
+    @overload
+    async def execute(self, request: LeaseList, options: Options = ...) -> LeaseListReply: ...
+    @overload
+    async def execute(self, request: QueueRead, options: Options = ...) -> QueueReply: ...
     @abstractmethod
     async def execute(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Reply:
         """Carry out one request.

@@ -3,7 +3,8 @@
 Every front end builds these, the log stores the writing ones, the state machine applies them. They are
 frozen msgspec Structs, arrays on the wire: append fields with defaults, never reorder, never reuse a tag.
 
-Writes (stored in the log): Put, Delete, Txn. Reads (never in the log): Range, History, Await.
+Writes (stored in the log): Put, Delete, Txn, and those about leases. Reads (never in the log): Range, History, Await,
+LeaseRead, LeaseList, QueueRead. `LeaseKeepAlive` is neither: the leader's clock takes it, and mostly no log.
 `Batch` is a front-door convenience: its operations are proposed one by one and answered one by one.
 """
 
@@ -116,13 +117,86 @@ class Txn(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
 Operation = Put | Delete | Range
 """What may stand inside a transaction. Nested transactions are not offered."""
 
-WriteRequest = Put | Delete | Txn
+TTL_MS_MIN = 1_000
+TTL_MS_MAX = 366 * 86_400_000
+
+
+class LeaseGrant(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
+    """Begin a lease. With a `put` the lease is that key's own: it ends when the key is deleted or taken from it."""
+
+    ttl_ms: int
+    id: int = 0  # 0: the index of the entry, or the next free number
+    put: Put | None = None
+
+
+class LeaseRevoke(msgspec.Struct, frozen=True, array_like=True, tag=10, gc=False):
+    """End a lease: all its keys are deleted, in one revision."""
+
+    id: int
+
+
+class LeaseUpkeep(msgspec.Struct, frozen=True, array_like=True, tag=11, gc=False):
+    """What the leader has found by its own clock. Each part holds only while the count of logged renewals is that."""
+
+    expired: tuple[tuple[int, int], ...]  # (lease, renewals): over; all their keys go in one revision
+    checkpoints: tuple[tuple[int, int, int], ...] = ()  # (lease, renewals, ms that remain): for the leaders after it
+
+
+class LeaseRenew(msgspec.Struct, frozen=True, array_like=True, tag=12, gc=False):
+    """A renewal that has to be logged: it takes back a checkpoint, and voids an expiry that was decided before it."""
+
+    id: int
+
+
+class Campaign(msgspec.Struct, frozen=True, array_like=True, tag=14, gc=False):
+    """Stand in the queue for `name`: begin a lease, and under it the key ``name/<lease in hex>`` with this value.
+
+    Of the keys of that form the one with the lowest create revision holds the name; that revision is its fencing token.
+    """
+
+    name: bytes
+    ttl_ms: int
+    value: bytes = b""
+
+
+class LeaseKeepAlive(msgspec.Struct, frozen=True, array_like=True, tag=21, gc=False):
+    """Let a lease live for its whole TTL from now on."""
+
+    id: int
+
+
+class LeaseRead(msgspec.Struct, frozen=True, array_like=True, tag=22, gc=False):
+    """A lease's remaining time, by the leader's clock, and its keys."""
+
+    id: int
+
+
+class LeaseList(msgspec.Struct, frozen=True, array_like=True, tag=23, gc=False):
+    """Leases in order of their ids."""
+
+    after: int = 0  # only ids greater than this: where the next page goes on
+    limit: int = 0  # 0 = the server's page size
+
+
+class QueueRead(msgspec.Struct, frozen=True, array_like=True, tag=24, gc=False):
+    """Who holds a name and who waits for it, first come first."""
+
+    name: bytes
+    limit: int = 0  # 0 = the server's page size
+    lease: int = 0  # not 0: only the one before this lease in the queue (none if it is the first), and this one
+    token: int = 0  # not 0: only the one with this create revision
+
+
+WriteRequest = Put | Delete | Txn | LeaseGrant | LeaseRevoke | LeaseUpkeep | LeaseRenew | Campaign
 """What the log stores as a client command."""
 
 ReadRequest = Range | History
-"""What is answered from the applied state."""
+"""What is answered from the versions of the applied state."""
 
-Request = Put | Delete | Txn | ReadRequest | Await
+TableRequest = LeaseList | QueueRead
+"""What is answered from the leases of the applied state."""
+
+Request = WriteRequest | ReadRequest | TableRequest | Await | LeaseKeepAlive | LeaseRead
 
 
 class PutReply(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
@@ -153,6 +227,51 @@ class TxnReply(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
     results: tuple[OperationReply, ...]
 
 
+class LeaseReply(msgspec.Struct, frozen=True, array_like=True, tag=20, gc=False):
+    """A lease that has begun, or goes on."""
+
+    id: int
+    ttl_ms: int
+    revision: int
+    put: PutReply | None = None  # its first key's, whose create revision is the token of a campaign
+
+
+class LeaseEnded(msgspec.Struct, frozen=True, array_like=True, tag=21, gc=False):
+    """What became of a `LeaseRevoke` or `LeaseUpkeep`."""
+
+    revision: int
+    leases: tuple[int, ...]  # those that ended, ascending
+    deleted: int  # keys
+    noted: int = 0  # checkpoints
+
+
+class LeaseView(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    id: int
+    ttl_ms: int
+    keys: int  # how many
+
+
+class LeaseReadReply(msgspec.Struct, frozen=True, array_like=True, tag=22, gc=False):
+    id: int
+    ttl_ms: int
+    remaining_ms: int
+    revision: int
+    keys: tuple[bytes, ...]  # ascending; at most a page of them
+    count: int  # of all of them
+
+
+class LeaseListReply(msgspec.Struct, frozen=True, array_like=True, tag=23, gc=False):
+    revision: int
+    leases: tuple[LeaseView, ...]
+    more: bool
+
+
+class QueueReply(msgspec.Struct, frozen=True, array_like=True, tag=24, gc=False):
+    revision: int
+    waiting: tuple[KeyValue, ...]  # the first holds the name; its create revision is the token
+    more: bool
+
+
 class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
     """A deterministic refusal by the state machine: code of a `Rejected` error, and its words.
 
@@ -166,5 +285,6 @@ class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
 
 
 OperationReply = PutReply | DeleteReply | RangeReply
-Reply = PutReply | DeleteReply | RangeReply | TxnReply
-ApplyResult = PutReply | DeleteReply | RangeReply | TxnReply | Refusal
+WriteReply = PutReply | DeleteReply | TxnReply | LeaseReply | LeaseEnded
+Reply = WriteReply | RangeReply | LeaseReadReply | LeaseListReply | QueueReply
+ApplyResult = WriteReply | Refusal

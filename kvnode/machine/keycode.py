@@ -9,7 +9,9 @@ One table of prefixes; a row's first byte names its table.
     0x10    user key, escaped, 00 01, inverted revision (8)        versions, user key fits
     0x10    stem, 00 02, digest of user key (24), inverted         versions, user key is longer
             revision (8)
-    0x20 … 0xE0                                                    free: leases, sessions, members …
+    0x20    lease (8)                                              leases
+    0x21    lease (8), digest of user key (24)                     keys of leases
+    0x22 … 0xE0                                                    free
     0xF0    revision (8), number within the revision (4)           revisions, in the order they were made
 
 Escaping turns each NUL of a user key into 00 FF, so 00 01 ends a key and sorts before every longer one.
@@ -31,6 +33,8 @@ from kvnode.kv.keys import TO_THE_END
 META_KEY = b"\x01state"
 VERSIONS = b"\x10"
 VERSIONS_END = b"\x11"
+LEASES = b"\x20"
+LEASE_KEYS = b"\x21"
 REVISIONS = b"\xf0"
 REVISIONS_END = b"\xf1"
 
@@ -118,6 +122,14 @@ def range_bounds(start: bytes, end: bytes) -> tuple[bytes, bytes]:
 def revision_row_key(revision: int, number: int) -> bytes:
     """Key of the `number`-th change of a revision, counted from 0."""
     return REVISIONS + revision.to_bytes(REVISION_BYTES, "big") + number.to_bytes(4, "big")
+
+
+def lease_row_key(lease: int) -> bytes:
+    return LEASES + lease.to_bytes(8, "big")
+
+
+def lease_key_row_key(lease: int, key: bytes) -> bytes:
+    return LEASE_KEYS + lease.to_bytes(8, "big") + blake2b(key, digest_size=DIGEST_BYTES).digest()
 
 
 def split_revision_row_key(row_key: bytes) -> tuple[int, int]:

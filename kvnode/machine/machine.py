@@ -29,15 +29,21 @@ from kvnode.kv.requests import (
     Delete,
     History,
     KeyValue,
+    LeaseList,
+    LeaseListReply,
     Put,
+    QueueReply,
     Range,
     RangeReply,
     ReadRequest,
+    TableRequest,
     Txn,
     WriteRequest,
 )
 from kvnode.machine import digest, keycode
 from kvnode.machine.backend import Backend
+from kvnode.machine.lease_commands import LeaseCommands
+from kvnode.machine.leases import Leases
 from kvnode.machine.mvcc import Versions
 from kvnode.machine.operations import Operations
 from kvnode.machine.pace import SLICE_STEPS, Pace, Work, in_one_go
@@ -83,7 +89,9 @@ class StateMachine:
         self._recent = Recent()
         self._side = SideRows()
         self._versions = versions = Versions(backend, self._recent)
-        self._operations = Operations(versions, self._recent, limits)
+        self.leases = leases = Leases(backend, self._side)  # to be read only
+        self._operations = Operations(versions, self._recent, leases, limits)
+        self._lease_commands = LeaseCommands(leases, versions, self._operations, limits)
         self._transactions = Transactions(versions, self._recent, self._operations, limits)
 
     @property
@@ -137,16 +145,22 @@ class StateMachine:
             return applied
         return None
 
-    def _apply_in_slices(self, index: Index, time: int, request: Delete | Txn) -> Work[Applied]:
+    def _apply_in_slices(self, index: Index, time: int, request: WriteRequest) -> Work[Applied]:
         events: list[Event] = []
         result: ApplyResult
-        if isinstance(request, Delete):
-            result = yield from self._operations.delete_range(request, self.revision, time, events, self._pace)
-        else:
-            assert isinstance(request, Txn), request
-            result = yield from self._transactions.apply(
-                request, self.revision, self.compact_revision, time, events, pace=self._pace
-            )
+        match request:
+            case Delete():
+                result = yield from self._operations.delete_range(request, self.revision, time, events, self._pace)
+            case Txn():
+                result = yield from self._transactions.apply(
+                    request, self.revision, self.compact_revision, time, events, pace=self._pace
+                )
+            case Put():
+                raise AssertionError("puts are finished at once")
+            case _:
+                result = yield from self._lease_commands.apply(
+                    request, index, revision=self.revision, time=time, events=events, pace=self._pace
+                )
         if len(events) < MANY_CHANGES:
             return self._finish(index, time, events, result)
         return (yield from self._finish_in_slices(index, time, events, result))
@@ -158,6 +172,8 @@ class StateMachine:
             for kv in changes:
                 assert kv.mod_revision == self.revision, (kv.mod_revision, self.revision)
                 self.logical_bytes += logical_bytes(kv)
+            if self.leases:
+                self.leases.track(events)
         self._advance(index, time, digest.advance(self.digest, index, time, changes, result))
         return Applied(result, tuple(events))
 
@@ -176,6 +192,7 @@ class StateMachine:
             size += sum(map(logical_bytes, changes))
         self.revision = revision
         self.logical_bytes += size
+        self.leases.track(events)
         self._advance(index, time, rolling.finish(result))
         return Applied(result, tuple(events))
 
@@ -212,6 +229,12 @@ class StateMachine:
         if isinstance(request, History):
             return (yield from self._operations.history(request, revision, pace))
         return (yield from self._operations.range(request, revision, pace))
+
+    def look_up(self, request: TableRequest) -> LeaseListReply | QueueReply:
+        """What the tables beside the keys say, at the applied state."""
+        if isinstance(request, LeaseList):
+            return self._lease_commands.list(request, self.revision)
+        return self._lease_commands.queue(request, self.revision)
 
     def revision_at(self, time: int) -> int:
         """The newest revision made at or before hybrid `time`: what the store showed then.

@@ -29,6 +29,7 @@ from kvnode.kv.requests import (
     RangeReply,
     Refusal,
 )
+from kvnode.machine.leases import Leases
 from kvnode.machine.mvcc import Versions
 from kvnode.machine.pace import STEP_BYTES, Pace, Work
 from kvnode.machine.recent import Recent
@@ -41,8 +42,9 @@ KEY_BYTES_MAX = 64 << 10
 class Operations:
     """The three operations over one store. `revision` is the store's current one, before this entry."""
 
-    def __init__(self, versions: Versions, recent: Recent, limits: LimitsSection) -> None:
+    def __init__(self, versions: Versions, recent: Recent, leases: Leases, limits: LimitsSection) -> None:
         self._versions = versions
+        self._leases = leases
         self._recent = recent
         self._limits = limits
 
@@ -51,21 +53,31 @@ class Operations:
         if not 0 < len(key) <= KEY_BYTES_MAX:
             return Refusal("bad_key", f"a key has 1 to {KEY_BYTES_MAX} bytes, not {len(key)}", revision)
         if request.lease:
-            return Refusal("not_found", f"lease {request.lease} does not exist", revision)
+            refusal = self._check_lease(request.lease, revision)
+            if refusal is not None:
+                return refusal
         before = self._versions.current(key)
         if request.if_revision != ANY_REVISION:
             refusal = check_revision(request.if_revision, before, revision)
             if refusal is not None:
                 return refusal
-        made = revision + 1
+        made, lease = revision + 1, request.lease
         if before is None:
-            kv = KeyValue(key, request.value, made, made, 1, 0, time)
+            kv = KeyValue(key, request.value, made, made, 1, lease, time)
         else:
-            kv = KeyValue(key, request.value, before.create_revision, made, before.version + 1, 0, time)
+            kv = KeyValue(key, request.value, before.create_revision, made, before.version + 1, lease, time)
         self._recent.add(kv)
         events.append(Event(kv, before))
         previous = before if request.return_previous else None
         return PutReply(made, before is None, kv.create_revision, kv.version, time, previous)
+
+    def _check_lease(self, lease_id: int, revision: Revision) -> Refusal | None:
+        lease = self._leases.get(lease_id)
+        if lease is None:
+            return Refusal("lease_not_found", f"lease {lease_id} does not exist", revision)
+        if len(lease.keys) >= self._limits.lease_keys_max:
+            return Refusal("too_large", f"a lease holds at most {self._limits.lease_keys_max} keys", revision)
+        return None
 
     def delete_one(self, request: Delete, revision: Revision, time: int, events: list[Event]) -> DeleteReply | Refusal:
         """Delete a single key."""
@@ -76,7 +88,7 @@ class Operations:
                 return refusal
         if before is None:
             return DeleteReply(revision + bool(events), 0)
-        self._bury(before.key, revision + 1, time, before, events)
+        self.bury(before.key, revision + 1, time, before, events)
         return DeleteReply(revision + 1, 1, (before,) if request.return_previous else ())
 
     def delete_range(
@@ -113,11 +125,12 @@ class Operations:
             if pace.left <= 0:
                 yield
             pace.left -= 1
-            self._bury(key, revision + 1, time, before, events)
+            self.bury(key, revision + 1, time, before, events)
         previous = tuple(before for _, before in found if before is not None) if request.return_previous else ()
         return DeleteReply(revision + bool(events), len(found), previous)
 
-    def _bury(self, key: bytes, made: int, time: int, before: KeyValue | None, events: list[Event]) -> None:
+    def bury(self, key: bytes, made: int, time: int, before: KeyValue | None, events: list[Event]) -> None:
+        """Delete a key that exists, at revision `made`; `before` is what its event tells of it."""
         tombstone = KeyValue(key, b"", 0, made, 0, 0, time)
         self._recent.add(tombstone)
         events.append(Event(tombstone, before))

@@ -6,6 +6,8 @@ Values are MessagePack arrays (append fields with defaults, never reorder); keys
     ---------  -------------------------------------------------------------------------------------------
     meta       `Meta`: format, applied index and time, revision, compact revision, digest, logical bytes
     versions   `VersionRow`: value, create revision, version (0 = deleted), lease, time, user key if long
+    leases     `LeaseRow`: TTL, logged renewals, checkpointed remainder, whether it is its key's own
+    keys of leases  `LeaseKeyRow`: user key, its create revision
     revisions  `RevisionRow`: time, kind (1 put, 2 delete), user key
 """
 
@@ -53,6 +55,18 @@ class VersionRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     key: bytes = b""  # the user key, where the row's own key does not hold all of it
 
 
+class LeaseRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    ttl_ms: int
+    renewals: int  # that were logged
+    remaining_ms: int  # by the last checkpoint; 0: none since the last logged renewal
+    is_own: bool  # ends with its key
+
+
+class LeaseKeyRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    key: bytes
+    create_revision: int
+
+
 class ChangeKind(IntEnum):
     PUT = 1
     DELETE = 2
@@ -66,6 +80,8 @@ class RevisionRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 _meta_decoder = msgspec.msgpack.Decoder(Meta)
 _version_decoder = msgspec.msgpack.Decoder(VersionRow)
+_lease_decoder = msgspec.msgpack.Decoder(LeaseRow)
+_lease_key_decoder = msgspec.msgpack.Decoder(LeaseKeyRow)
 _revision_decoder = msgspec.msgpack.Decoder(RevisionRow)
 
 
@@ -92,6 +108,14 @@ def decode_version(row: Row) -> KeyValue:
         found.lease,
         found.time,
     )
+
+
+def decode_lease(row: Row) -> tuple[int, LeaseRow]:
+    return int.from_bytes(row[0][1:], "big"), _lease_decoder.decode(row[1])
+
+
+def decode_lease_key(row: Row) -> tuple[int, LeaseKeyRow]:
+    return int.from_bytes(row[0][1:9], "big"), _lease_key_decoder.decode(row[1])
 
 
 def decode_revision(row: Row) -> tuple[int, int, RevisionRow]:

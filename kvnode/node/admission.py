@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import get_args
+from typing import assert_never, get_args
 
 from kvnode.clocks.clock import Clock
 from kvnode.config import LimitsSection, StorageSection
@@ -13,14 +13,23 @@ from kvnode.kv.interface import Consistency, Options
 from kvnode.kv.requests import (
     ANY_REVISION,
     NEWEST,
+    TTL_MS_MAX,
+    TTL_MS_MIN,
     WAIT_MS_MAX,
     Await,
+    Campaign,
     Compare,
     Delete,
     History,
+    LeaseGrant,
+    LeaseRenew,
+    LeaseRevoke,
+    LeaseUpkeep,
     Operation,
     Put,
+    QueueRead,
     ReadRequest,
+    TableRequest,
     Txn,
     WriteRequest,
 )
@@ -28,6 +37,7 @@ from kvnode.machine.machine import StateMachine
 from kvnode.wire.codec import decode_request, encode_request
 from kvnode.wire.limits import CodecError
 
+QUEUE_TAIL_BYTES = 17
 FREE_SPACE_CHECK_MS = 1_000
 INTEGER_MAX = (1 << 63) - 1
 CONSISTENCIES = get_args(Consistency)
@@ -38,12 +48,28 @@ PAYLOAD_SLACK_BYTES = 60 << 10
 
 def check_write(request: WriteRequest, limits: LimitsSection) -> None:
     """Raises: BadKey, BadRequest, TooLarge; nothing has reached the log then."""
-    if isinstance(request, Put):
-        _check_put(request, limits)
-    elif isinstance(request, Delete):
-        _check_delete(request, limits)
-    else:
-        _check_txn(request, limits)
+    match request:
+        case Put():
+            _check_put(request, limits)
+        case Delete():
+            _check_delete(request, limits)
+        case Txn():
+            _check_txn(request, limits)
+        case LeaseGrant(put=put):
+            _check_ttl(request.ttl_ms)
+            check_lease_id(request.id, least=0)
+            if put is not None:
+                _check_put(put, limits)
+        case Campaign():
+            _check_ttl(request.ttl_ms)
+            _check_name(request.name, limits)
+            _check_put(Put(request.name, request.value), limits)
+        case LeaseRevoke() | LeaseRenew():
+            check_lease_id(request.id)
+        case LeaseUpkeep():
+            raise BadRequest("only the leader decides which leases are over")
+        case _:
+            assert_never(request)
 
 
 def payload_of(request: WriteRequest, limits: LimitsSection) -> bytes:
@@ -115,6 +141,39 @@ def _check_key(key: bytes, limits: LimitsSection) -> None:
         raise TooLarge(f"the key has {len(key)} bytes, more than {limits.key_bytes_max}", limit=limits.key_bytes_max)
 
 
+def check_lease_id(lease: int, *, least: int = 1) -> None:
+    """Raises: BadRequest."""
+    if not least <= lease <= INTEGER_MAX:
+        raise BadRequest("a lease is a positive 64-bit integer")
+
+
+def check_table(request: TableRequest, limits: LimitsSection) -> None:
+    """Raises: BadKey, BadRequest, TooLarge."""
+    if isinstance(request, QueueRead):
+        _check_name(request.name, limits)
+        check_lease_id(request.lease, least=0)
+        if not 0 <= request.token <= INTEGER_MAX:
+            raise BadRequest("a token is a positive 64-bit integer")
+    else:
+        check_lease_id(request.after, least=0)
+    if not 0 <= request.limit <= limits.page_items_max:
+        raise BadRequest(f"limit must be between 0 and {limits.page_items_max}", limit=limits.page_items_max)
+
+
+def _check_ttl(ttl_ms: int) -> None:
+    if not TTL_MS_MIN <= ttl_ms <= TTL_MS_MAX:
+        raise BadRequest(f"a time to live lies between {TTL_MS_MIN} and {TTL_MS_MAX} ms", limit=TTL_MS_MAX)
+
+
+def _check_name(name: bytes, limits: LimitsSection) -> None:
+    """The keys of its queue are longer than a name by a slash and up to 16 hex digits."""
+    if not name:
+        raise BadKey("the name is empty")
+    most = limits.key_bytes_max - QUEUE_TAIL_BYTES
+    if len(name) > most:
+        raise TooLarge(f"the name has {len(name)} bytes, more than {most}", limit=most)
+
+
 def _check_bounds(start: bytes, end: bytes, limits: LimitsSection) -> None:
     longest = max(len(start), len(end))
     if longest > limits.key_bytes_max:
@@ -129,8 +188,7 @@ def _check_put(put: Put, limits: LimitsSection) -> None:
         raise TooLarge(
             f"the value has {len(put.value)} bytes, more than {limits.value_bytes_max}", limit=limits.value_bytes_max
         )
-    if put.lease:
-        raise BadRequest("leases are not available")
+    check_lease_id(put.lease, least=0)
     _check_condition(put.if_revision)
 
 
@@ -201,7 +259,7 @@ class SpaceGuard:
         if now_ms - self._checked_ms >= FREE_SPACE_CHECK_MS:
             self._checked_ms = now_ms
             self.alarm = self._look()
-        if self.alarm and not isinstance(request, Delete):
+        if self.alarm and not isinstance(request, Delete | LeaseRevoke | LeaseRenew):
             raise NoSpace(self.alarm)
 
     def _look(self) -> str:

@@ -25,6 +25,7 @@ from kvnode.config import StorageSection
 from kvnode.errors import NoLeader, Overloaded, StorageFailed, TryAgain
 from kvnode.ids import Index, NodeId, WriteNumber
 from kvnode.node.applier import Applier
+from kvnode.node.lease_calls import LeaseCalls
 from kvnode.node.log_writer import LogWriter
 from kvnode.node.ports import LogStore, Transport
 from kvnode.node.reads import Reads
@@ -41,6 +42,8 @@ from kvnode.raft.messages import (
     Entry,
     Fetched,
     ForwardProposals,
+    KeepAlive,
+    KeepAliveReply,
     Overflowed,
     PeerConnected,
     PeerDisconnected,
@@ -107,11 +110,13 @@ class Driver:
         self.connected: dict[NodeId, None] = {}  # peers whose links are up
         self._writer: LogWriter
         self._applier: Applier
+        self._lease_calls: LeaseCalls
 
-    def connect(self, writer: LogWriter, applier: Applier) -> None:
+    def connect(self, writer: LogWriter, applier: Applier, lease_calls: LeaseCalls) -> None:
         """Complete the circle: the writer and the applier report back here."""
         self._writer = writer
         self._applier = applier
+        self._lease_calls = lease_calls
 
     def start(self) -> None:
         """Begin to consume causes."""
@@ -140,6 +145,8 @@ class Driver:
             if not self.queue.put_forwarded(message, size):
                 ids = tuple(proposal.id for proposal in message.batch)
                 self.queue.put_control(Overflowed(message.sender, ids))
+        elif isinstance(message, KeepAlive | KeepAliveReply):
+            self._lease_calls.on_message(message)
         else:
             self.queue.put_control(message)
 
@@ -151,6 +158,7 @@ class Driver:
     def on_disconnected(self, peer: NodeId) -> None:
         self.connected.pop(peer, None)
         self._waiting.leader_lost(peer)
+        self._lease_calls.leader_lost(peer)
         self.queue.put_control(PeerDisconnected(peer))
 
     def on_refused(self, peer: NodeId) -> None:

@@ -9,6 +9,7 @@ decision still holds is checked again at apply. Looked at every `TURN_MS`; nothi
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 from typing import Protocol
 
@@ -89,6 +90,10 @@ class Duties:
             self._timer.cancel()
         self._end()
 
+    @property
+    def is_leading(self) -> bool:
+        return self.term != NOT_LEADING
+
     def look(self) -> None:
         """Notice at once that leadership has come or gone, instead of at the next turn."""
         leads_from = self._raft.leads_from
@@ -117,14 +122,16 @@ class Duties:
             if position not in self._under_way:
                 request = duty.decide(now_ms)
                 if request is not None:
-                    self._propose(position, request, now_ms)
+                    self._under_way[position] = fate = self.propose(request)
+                    fate.add_done_callback(functools.partial(self._on_fate, position))
 
-    def _propose(self, position: int, request: WriteRequest, now_ms: int) -> None:
-        request_id, fate = self._waiting.add(now_ms + PROPOSAL_MS, self._clock.elapsed_ns())
-        self._under_way[position] = fate
-        fate.add_done_callback(lambda done: self._on_fate(position, done))
+    def propose(self, request: WriteRequest) -> asyncio.Future[ApplyResult]:
+        """Propose as the leader of the present term; the future fails as a request's does."""
+        deadline_ms = self._clock.monotonic_ms() + PROPOSAL_MS
+        request_id, fate = self._waiting.add(deadline_ms, self._clock.elapsed_ns())
         proposed = Proposed(request_id, encode_request(request))
         self._driver.queue.put_control(LeaderProposals(self.term, (proposed,)))
+        return fate
 
     def _on_fate(self, position: int, fate: asyncio.Future[ApplyResult]) -> None:
         if self._under_way.get(position) is fate:

@@ -29,6 +29,8 @@ from kvnode.node.changes import Changes
 from kvnode.node.driver import Driver
 from kvnode.node.duties import Duties
 from kvnode.node.facts import FactLog
+from kvnode.node.lease_calls import LeaseCalls
+from kvnode.node.leases import Lessor
 from kvnode.node.log_health import LogHealth
 from kvnode.node.log_writer import LogWriter
 from kvnode.node.ports import LogStore, Transport
@@ -145,7 +147,34 @@ class Node(KV, Admin):
             settings=config.storage,
             on_failed=self._fail,
         )
-        self._driver.connect(self._writer, self._applier)
+        self._duties = Duties(
+            raft=raft,
+            machine=machine,
+            driver=self._driver,
+            waiting=self._waiting,
+            loop=loop,
+            clock=clock,
+            on_failed=self._fail,
+        )
+        lessor = Lessor(
+            machine=machine,
+            reads=self._driver.reads,
+            clock=clock,
+            margin_ms=config.raft.election_timeout_ms,
+        )
+        lessor.connect(self._duties)
+        self._duties.add(lessor)
+        lease_calls = LeaseCalls(
+            lessor,
+            raft=raft,
+            machine=machine,
+            transport=transport,
+            limits=config.limits,
+            loop=loop,
+            clock=clock,
+            first_number=identity.boot << 32,
+        )
+        self._driver.connect(self._writer, self._applier, lease_calls)
         self._path = RequestPath(
             raft=raft,
             machine=machine,
@@ -155,19 +184,11 @@ class Node(KV, Admin):
             waiting=self._waiting,
             facts=self._facts,
             space=self._space,
+            lease_calls=lease_calls,
             limits=config.limits,
             loop=loop,
             clock=clock,
             leader_client_url=self.leader_client_url,
-        )
-        self._duties = Duties(
-            raft=raft,
-            machine=machine,
-            driver=self._driver,
-            waiting=self._waiting,
-            loop=loop,
-            clock=clock,
-            on_failed=self._fail,
         )
         self._log_store = log_store
         self._log_health = LogHealth(

@@ -26,11 +26,15 @@ from kvnode.kv.requests import (
     ApplyResult,
     Await,
     History,
+    LeaseKeepAlive,
+    LeaseListReply,
+    QueueReply,
     Range,
     RangeReply,
     ReadRequest,
     Refusal,
     Request,
+    TableRequest,
     Txn,
     WriteRequest,
 )
@@ -40,6 +44,7 @@ from kvnode.node.applier import Applier
 from kvnode.node.changes import Changes
 from kvnode.node.driver import Driver
 from kvnode.node.facts import FactLog
+from kvnode.node.lease_calls import LeaseCalls
 from kvnode.node.range_reads import RangeReads
 from kvnode.node.reads import NEVER_MS, RoundFailed
 from kvnode.node.update_queue import RETRY_AFTER_MS
@@ -77,6 +82,7 @@ class RequestPath:
         limits: LimitsSection,
         loop: asyncio.AbstractEventLoop,
         clock: Clock,
+        lease_calls: LeaseCalls,
         leader_client_url: Callable[[], str],
     ) -> None:
         self._raft = raft
@@ -91,6 +97,8 @@ class RequestPath:
         self._clock = clock
         self._leader_client_url = leader_client_url
         self._range_reads = RangeReads(machine, loop)
+        self._lease_calls = lease_calls
+        lease_calls.connect(self._leader, self._pause, self._reach_read_index)
         self._is_closed = False
         self.is_caught_up = False
         self.proposals = self.proposals_failed = 0
@@ -101,6 +109,7 @@ class RequestPath:
         self._waiting.fail_all(error)
         self._driver.reads.fail_all(error)
         self._range_reads.fail_all(error)
+        self._lease_calls.fail_all(error)
         self._changes.wake_all()
         self._facts.wake_all()
 
@@ -118,9 +127,15 @@ class RequestPath:
         """Carry out one request; see `KV.execute`."""
         if isinstance(request, ReadRequest):
             return self._read(request, options)
+        if isinstance(request, WriteRequest):
+            return self._write(request, options)
         if isinstance(request, Await):
             return self._await(request, options)
-        return self._write(request, options)
+        if isinstance(request, TableRequest):
+            return self._look_up(request, options)
+        if isinstance(request, LeaseKeepAlive):
+            return self._lease_calls.keep_alive(request, options)
+        return self._lease_calls.read(request, options)
 
     async def _write(self, request: WriteRequest, options: Options) -> ApplyResult:
         admission.check_write(request, self._limits)
@@ -171,6 +186,12 @@ class RequestPath:
         if isinstance(request, Range) and request.end == ONE_KEY:
             return self._machine.range(request)
         return await self._read_in_slices(request, deadline_ms)
+
+    async def _look_up(self, request: TableRequest, options: Options) -> LeaseListReply | QueueReply:
+        admission.check_table(request, self._limits)
+        if options.consistency != "stale":
+            await self._reach_read_index(self._deadline(options.timeout_ms), options)
+        return self._machine.look_up(request)
 
     async def _await(self, request: Await, options: Options) -> RangeReply:
         """Each look is a read as `options` want it; only the one that a change has called for is local.

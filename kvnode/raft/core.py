@@ -32,11 +32,11 @@ from kvnode.raft.messages import (
     Overflowed,
     PeerConnected,
     PeerDisconnected,
-    PeerMessage,
     PeerRefused,
     Persisted,
     Proposals,
     QuarantineLifted,
+    RaftMessage,
     ReadIndexReply,
     ReadIndexRequest,
     ReadRequest,
@@ -138,7 +138,7 @@ class Raft:
         if gap_ms > state.settings.election_timeout_ms and state.leadership is not None:
             election.check_quorum(state, state.leadership)  # after a pause, before anything is done as a leader
 
-    def _admit(self, message: PeerMessage) -> bool:
+    def _admit(self, message: RaftMessage) -> bool:
         """Members only, then the rule of terms."""
         state = self.state
         sender = message.sender

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from kvnode.ids import NOBODY, NodeId, Term
 from kvnode.raft import read_index, timers
-from kvnode.raft.messages import AppendEntries, AppendReply, HardState, PeerMessage, TimeoutNow, VoteReply, VoteRequest
+from kvnode.raft.messages import AppendEntries, AppendReply, HardState, RaftMessage, TimeoutNow, VoteReply, VoteRequest
 from kvnode.raft.output import BecameFollower, LeaderKnown
 from kvnode.raft.state import RaftState, Role
 
@@ -21,7 +21,7 @@ def hard_state(state: RaftState) -> HardState:
     return HardState(state.term, state.vote, state.commit_index)
 
 
-def admit(state: RaftState, message: PeerMessage) -> bool:
+def admit(state: RaftState, message: RaftMessage) -> bool:
     """Adopt a newer term, answer or drop what is of an older one. Whether the message goes on to its rule."""
     match message:
         case VoteRequest():

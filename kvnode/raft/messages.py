@@ -183,7 +183,28 @@ class ReadIndexReply(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=Fal
     index: Index
 
 
-PeerMessage = (
+class KeepAlive(msgspec.Struct, frozen=True, array_like=True, tag=10, gc=False):
+    """Any member → leader: let this lease live from now on (`renew`), or only tell what it has left."""
+
+    term: Term  # the sender's; for information
+    sender: NodeId
+    number: int  # comes back with the answer; never used again by that sender
+    lease: int
+    renew: bool
+
+
+class KeepAliveReply(msgspec.Struct, frozen=True, array_like=True, tag=11, gc=False):
+    """Leader → member: what became of it. `code` of the error, "" if none."""
+
+    term: Term
+    sender: NodeId
+    number: int
+    remaining_ms: int
+    ttl_ms: int
+    code: str = ""
+
+
+RaftMessage = (
     AppendEntries
     | AppendReply
     | VoteRequest
@@ -194,6 +215,10 @@ PeerMessage = (
     | ReadIndexRequest
     | ReadIndexReply
 )
+"""What the core takes from its peers."""
+
+PeerMessage = RaftMessage | KeepAlive | KeepAliveReply
+"""What goes over the links between members; leases are the business of the node around the core."""
 
 Lane = Literal["control", "data"]
 
@@ -203,7 +228,7 @@ def lane(message: PeerMessage) -> Lane:
     match message:
         case AppendEntries(entries=entries):
             return "data" if entries else "control"
-        case ForwardProposals() | ForwardReply():
+        case ForwardProposals() | ForwardReply() | KeepAlive() | KeepAliveReply():
             return "data"
         case _:
             return "control"
@@ -308,4 +333,4 @@ LocalInput = (
     | Fetched
 )
 
-Input = PeerMessage | LocalInput
+Input = RaftMessage | LocalInput

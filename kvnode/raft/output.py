@@ -13,7 +13,7 @@ from __future__ import annotations
 import msgspec
 
 from kvnode.ids import NO_WRITE, Index, NodeId, RequestId, Term, WriteNumber
-from kvnode.raft.messages import Entry, HardState, PeerMessage
+from kvnode.raft.messages import Entry, HardState, RaftMessage
 
 
 class Persist(msgspec.Struct, frozen=True, gc=False):
@@ -34,7 +34,7 @@ class Send(msgspec.Struct, frozen=True, gc=False):
     """A message that may leave once write `after` is durable; 0: at once."""
 
     to: NodeId
-    message: PeerMessage
+    message: RaftMessage
     after: WriteNumber = NO_WRITE
 
 

@@ -21,7 +21,7 @@ from kvnode.clocks.hybrid import HybridClock
 from kvnode.config import RaftSection
 from kvnode.ids import NOBODY, Index, NodeId, Term
 from kvnode.raft.log import RaftLog
-from kvnode.raft.messages import Configuration, Entry, HardState, LogPosition, PeerMessage, Proposed
+from kvnode.raft.messages import Configuration, Entry, HardState, LogPosition, Proposed, RaftMessage
 from kvnode.raft.output import Output, Send
 from kvnode.raft.progress import Progress
 from kvnode.raft.writes import Writes
@@ -151,7 +151,7 @@ class RaftState:
         assert to in _LEGAL_ROLE_CHANGES[self.role], (self.role, to)
         self.role = to
 
-    def send(self, to: NodeId, message: PeerMessage, *, holds: Index = _NONE) -> None:
+    def send(self, to: NodeId, message: RaftMessage, *, holds: Index = _NONE) -> None:
         """Queue a message. It leaves once term and vote, and our log up to `holds`, are durable."""
         self.output.sends.append(Send(to, message, self.writes.after(holds)))
 

@@ -11,12 +11,22 @@ import os
 from base64 import b64encode
 from bisect import bisect_left
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, assert_never
 
 from kvnode.clocks.hybrid import to_text
 from kvnode.errors import LogCorrupted
 from kvnode.kv.keys import ONE_KEY
-from kvnode.kv.requests import Delete, Put, Txn
+from kvnode.kv.requests import (
+    Campaign,
+    Delete,
+    LeaseGrant,
+    LeaseRenew,
+    LeaseRevoke,
+    LeaseUpkeep,
+    Put,
+    Txn,
+    WriteRequest,
+)
 from kvnode.raft.messages import Entry, EntryKind
 from kvnode.storage import segment
 from kvnode.storage.segment import VOTE, FormatError, Record, SegmentHeader, parse_name
@@ -163,15 +173,14 @@ def _payload_fields(entry: Entry) -> Line:
                 configuration = decode_configuration(entry.payload)
                 return {"voters": list(configuration.voters), "learners": list(configuration.learners)}
             case EntryKind.COMMAND:
-                return _request_fields(entry.payload)
+                return _request_fields(decode_request(entry.payload))
             case _:
                 return {}
     except CodecError as error:
         return {"undecodable": str(error)}
 
 
-def _request_fields(payload: bytes) -> Line:
-    request = decode_request(payload)
+def _request_fields(request: WriteRequest) -> Line:
     match request:
         case Put():
             return {"op": "put", **_key("key", request.key)}
@@ -186,6 +195,19 @@ def _request_fields(payload: bytes) -> Line:
                 if isinstance(operation, Put | Delete)
             ]
             return {"op": "txn", "keys": [_key("key", key) for key in touched]}
+        case LeaseGrant(put=put):
+            return {"op": "lease_grant", "ttl_ms": request.ttl_ms, **(_key("key", put.key) if put is not None else {})}
+        case LeaseRevoke():
+            return {"op": "lease_revoke", "lease": request.id}
+        case LeaseRenew():
+            return {"op": "lease_renew", "lease": request.id}
+        case LeaseUpkeep():
+            expired = [lease for lease, _ in request.expired]
+            return {"op": "lease_upkeep", "expired": expired, "checkpoints": len(request.checkpoints)}
+        case Campaign():
+            return {"op": "campaign", "ttl_ms": request.ttl_ms, **_key("name", request.name)}
+        case _:
+            assert_never(request)
 
 
 def _key(name: str, key: bytes) -> Line:

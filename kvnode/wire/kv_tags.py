@@ -6,23 +6,61 @@ only that no field leaves the range the store and other readers of the format ca
 
 from __future__ import annotations
 
-from kvnode.kv.requests import MUST_EXIST, Delete, Put, Range, Txn, WriteRequest
+from typing import assert_never
+
+from kvnode.kv.requests import (
+    MUST_EXIST,
+    Campaign,
+    Delete,
+    LeaseGrant,
+    LeaseRenew,
+    LeaseRevoke,
+    LeaseUpkeep,
+    Put,
+    Range,
+    Txn,
+    WriteRequest,
+)
 from kvnode.wire.limits import INTEGER_MAX, CodecError, check_range
 
-REQUESTS: dict[int, type[Put | Delete | Range | Txn]] = {1: Put, 2: Delete, 3: Range, 4: Txn}
+REQUESTS: dict[int, type[WriteRequest | Range]] = {
+    1: Put,
+    2: Delete,
+    3: Range,
+    4: Txn,
+    9: LeaseGrant,
+    10: LeaseRevoke,
+    11: LeaseUpkeep,
+    12: LeaseRenew,
+    14: Campaign,
+}
 """Tag → type. `Range` stands in the log inside transactions only."""
 
 
 def check_request(request: WriteRequest) -> None:
     """Raises CodecError for a number out of range."""
-    if isinstance(request, Txn):
-        for compare in request.compare:
-            if isinstance(compare.value, int):
-                check_range(compare.value)
-        for operation in (*request.success, *request.failure):
-            _check_operation(operation)
-    else:
-        _check_operation(request)
+    match request:
+        case Put() | Delete():
+            _check_operation(request)
+        case Txn():
+            for compare in request.compare:
+                if isinstance(compare.value, int):
+                    check_range(compare.value)
+            for operation in (*request.success, *request.failure):
+                _check_operation(operation)
+        case LeaseGrant():
+            check_range(request.id, request.ttl_ms)
+            if request.put is not None:
+                _check_operation(request.put)
+        case LeaseRevoke() | LeaseRenew():
+            check_range(request.id)
+        case LeaseUpkeep():
+            for numbers in (*request.expired, *request.checkpoints):
+                check_range(*numbers)
+        case Campaign():
+            check_range(request.ttl_ms)
+        case _:
+            assert_never(request)
 
 
 def _check_operation(operation: Put | Delete | Range) -> None:

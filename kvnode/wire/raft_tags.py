@@ -17,6 +17,8 @@ from kvnode.raft.messages import (
     EntryKind,
     ForwardProposals,
     ForwardReply,
+    KeepAlive,
+    KeepAliveReply,
     PeerMessage,
     ReadIndexReply,
     ReadIndexRequest,
@@ -103,6 +105,14 @@ def _check_timeout_now(message: TimeoutNow) -> None:
     check_range(message.last_index)
 
 
+def _check_keep_alive(message: KeepAlive) -> None:
+    check_range(message.number, message.lease)
+
+
+def _check_keep_alive_reply(message: KeepAliveReply) -> None:
+    check_range(message.number, message.remaining_ms, message.ttl_ms)
+
+
 def _check_nothing_more(message: VoteReply) -> None:
     """Term and sender are all the numbers there are."""
 
@@ -117,6 +127,8 @@ PEER_MESSAGES: dict[int, tuple[type[PeerMessage], Callable[[Any], None]]] = {
     7: (ForwardReply, _check_forward_reply),
     8: (ReadIndexRequest, _check_read_request),
     9: (ReadIndexReply, _check_read_reply),
+    10: (KeepAlive, _check_keep_alive),
+    11: (KeepAliveReply, _check_keep_alive_reply),
 }
 """Tag → (type, check). A test compares the tags with the types' own and the keys with the union."""
 

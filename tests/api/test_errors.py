@@ -20,10 +20,10 @@ def test_the_statuses_the_contract_names() -> None:
     by_status = {
         400: {"bad_request", "bad_key", "bad_encoding", "unknown_parameter", "future_revision", "rejected"},
         403: {"permission_denied"},
-        404: {"not_found", "key_not_found", "member_not_found"},
-        409: {"conflict"},
+        404: {"not_found", "key_not_found", "lease_not_found", "member_not_found"},
+        409: {"conflict", "lock_held"},
         410: {"compacted"},
-        412: {"compare_failed"},
+        412: {"compare_failed", "fenced"},
         413: {"too_large"},
         429: {"overloaded"},
         503: {"no_leader", "not_ready", "stale_bound_unmet", "not_applied", "try_again"},

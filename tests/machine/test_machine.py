@@ -162,7 +162,7 @@ def test_what_cannot_be_done_is_an_answer_not_an_exception(store: Store) -> None
     refused = [
         (Put(b"", b"v"), "bad_key"),
         (Put(bytes(65_537), b"v"), "bad_key"),
-        (Put(b"k", b"v", lease=5), "not_found"),
+        (Put(b"k", b"v", lease=5), "lease_not_found"),
         (Put(b"k", b"v", if_revision=-9), "bad_request"),
         (Delete(b"a", b"b", if_revision=1), "bad_request"),
     ]

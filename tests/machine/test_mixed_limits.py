@@ -16,7 +16,7 @@ import pytest
 import kvnode.machine
 from kvnode.config import Config, LimitsSection, load
 from kvnode.errors import ConfigInvalid
-from kvnode.kv.requests import Delete, Put, Range, Txn, WriteRequest
+from kvnode.kv.requests import Delete, LeaseGrant, Put, Range, Txn, WriteRequest
 from kvnode.server import APPLIED_LIMITS, check_applied_limits
 from kvnode.sim.disk import FakeDisk
 from kvnode.storage.datadir import DataDir
@@ -43,6 +43,8 @@ def test_s92_every_limit_that_applying_looks_at_is_kept_with_the_log() -> None:
 
 WORK: dict[str, list[WriteRequest]] = {
     "delete_keys_max": [*(Put(b"k%d" % i, b"v") for i in range(9)), Delete(b"k", b"l")],
+    "lease_keys_max": [LeaseGrant(9_000), *(Put(b"k%d" % i, b"v", 1) for i in range(9))],
+    "leases_max": [LeaseGrant(9_000) for _ in range(9)],
     "page_bytes_max": [*(Put(b"k%d" % i, bytes(20_000)) for i in range(5)), Txn((), (Range(b"k", b"l"),))],
     "page_items": [*(Put(b"k%d" % i, b"v") for i in range(9)), Txn((), (Range(b"k", b"l"),))],
     "page_items_max": [*(Put(b"k%d" % i, b"v") for i in range(9)), Txn((), (Range(b"k", b"l", limit=8),))],

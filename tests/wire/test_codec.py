@@ -11,7 +11,19 @@ import msgspec
 import pytest
 
 from kvnode.ids import Index, NodeId, RequestId, Term
-from kvnode.kv.requests import Await, Compare, Delete, History, Put, Range, Request, Txn, WriteRequest
+from kvnode.kv.requests import (
+    Campaign,
+    Compare,
+    Delete,
+    LeaseGrant,
+    LeaseRenew,
+    LeaseRevoke,
+    LeaseUpkeep,
+    Put,
+    Range,
+    Txn,
+    WriteRequest,
+)
 from kvnode.raft.messages import (
     AppendEntries,
     AppendReply,
@@ -19,6 +31,8 @@ from kvnode.raft.messages import (
     Entry,
     ForwardProposals,
     ForwardReply,
+    KeepAlive,
+    KeepAliveReply,
     PeerMessage,
     Proposed,
     ReadIndexReply,
@@ -75,11 +89,30 @@ MESSAGES: list[tuple[PeerMessage, str, list[Any]]] = [
     ),
     (ReadIndexRequest(Term(4), TWO, 70_000), "94080402ce00011170", [8, 4, 2, 70_000]),
     (ReadIndexReply(Term(4), ONE, 70_000, Index(8)), "95090401ce0001117008", [9, 4, 1, 70_000, 8]),
+    (KeepAlive(Term(4), TWO, 70_000, 12, True), "960a0402ce000111700cc3", [10, 4, 2, 70_000, 12, True]),
+    (
+        KeepAliveReply(Term(4), ONE, 70_000, 300, 1_000, "overloaded"),
+        "970b0401ce00011170cd012ccd03e8aa6f7665726c6f61646564",
+        [11, 4, 1, 70_000, 300, 1_000, "overloaded"],
+    ),
 ]
 
 REQUEST_CASES: list[tuple[WriteRequest, str, list[Any]]] = [
     (Put(b"k", b"v"), "9601c4016bc4017600ffc2", [1, b"k", b"v", 0, -1, False]),
     (Delete(b"a", b"b", return_previous=True), "9502c40161c40162ffc3", [2, b"a", b"b", -1, True]),
+    (
+        LeaseGrant(1_000, put=Put(b"k", b"v")),
+        "9409cd03e8009601c4016bc4017600ffc2",
+        [9, 1_000, 0, [1, b"k", b"v", 0, -1, False]],
+    ),
+    (LeaseRevoke(12), "920a0c", [10, 12]),
+    (
+        LeaseUpkeep(((12, 1),), ((13, 2, 500),)),
+        "930b9192 0c01 9193 0d02cd01f4".replace(" ", ""),
+        [11, [[12, 1]], [[13, 2, 500]]],
+    ),
+    (LeaseRenew(12), "920c0c", [12, 12]),
+    (Campaign(b"n", 1_000, b"me"), "940ec4016ecd03e8c4026d65", [14, b"n", 1_000, b"me"]),
     (
         Txn(
             (Compare(b"k", "version", "=", 3), Compare(b"k", "value", "!=", b"v")),
@@ -123,7 +156,7 @@ def test_configuration_bytes_are_fixed() -> None:
 
 def test_the_tables_name_every_type_under_its_own_tag() -> None:
     assert {found for found, _ in PEER_MESSAGES.values()} == set(typing.get_args(PeerMessage))
-    assert set(REQUESTS.values()) == set(typing.get_args(Request)) - {History, Await}  # never stand in a log
+    assert set(REQUESTS.values()) == {*typing.get_args(WriteRequest), Range}  # a range in transactions only
     for tag, found in [*((tag, found) for tag, (found, _) in PEER_MESSAGES.items()), *REQUESTS.items()]:
         assert found.__struct_config__.tag == tag
     assert {type(message) for message, _, _ in MESSAGES} == set(typing.get_args(PeerMessage))

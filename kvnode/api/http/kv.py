@@ -6,10 +6,11 @@ from kvnode.api import query, shapes
 from kvnode.api.answer import KIND_NONE, KIND_RAW, Answer
 from kvnode.api.call import Call, key_lines, version_lines
 from kvnode.api.http.conditions import is_known_to_caller, is_unwanted, write_condition
+from kvnode.api.http.leases import ttl_of
 from kvnode.api.http.path import path_key
 from kvnode.errors import BadRequest, CompareFailed, KeyNotFound
 from kvnode.kv.interface import Options
-from kvnode.kv.requests import NEWEST, WAIT_MS_MAX, Await, Delete, History, Put, Range, RangeReply
+from kvnode.kv.requests import NEWEST, WAIT_MS_MAX, Await, Delete, History, LeaseGrant, Put, Range, RangeReply
 
 PIECE_MS = 5_000
 """A long poll looks this often whether its client is still there."""
@@ -19,10 +20,21 @@ async def put_key(call: Call) -> Answer:
     key = path_key(call)
     condition = write_condition(call)
     prev = call.flag("prev")
+    lease = ttl_ms = 0
+    if call.parameters and call.parameters.keys() & {"lease", "ttl"}:
+        lease, ttl_ms = _lease_or_ttl(call)
     options = call.options()
     value = await call.body(call.app.config.limits.value_bytes_max)
-    reply = await call.app.kv.execute(Put(key, value, if_revision=condition, return_previous=prev), options)
+    put = Put(key, value, lease, condition, prev)
+    if ttl_ms:
+        granted = await call.app.kv.execute(LeaseGrant(ttl_ms, put=put), options)
+        assert granted.put is not None
+        reply, lease = granted.put, granted.id
+    else:
+        reply = await call.app.kv.execute(put, options)
     extra = version_lines(reply.revision, reply.create_revision, reply.version, reply.time)
+    if lease:
+        extra += f"Kv-Lease: {lease}\r\n"
     if prev:
         answer = shapes.PutAnswer(
             revision=reply.revision, created=reply.created, prev=shapes.previous_of(reply.previous)
@@ -31,6 +43,15 @@ async def put_key(call: Call) -> Answer:
     created = b"true" if reply.created else b"false"
     body = b'{"revision": %d, "created": %b}\n' % (reply.revision, created)
     return call.answer(200, body, revision=reply.revision, extra=extra)
+
+
+def _lease_or_ttl(call: Call) -> tuple[int, int]:
+    given = call.parameters
+    if "ttl" not in given:
+        return query.parse_integer(given["lease"], "lease", least=1), 0
+    if "lease" in given:
+        raise BadRequest("give lease=, or ttl= for a lease of the key's own, not both", parameter="ttl")
+    return 0, ttl_of(call)
 
 
 async def get_key(call: Call) -> Answer:

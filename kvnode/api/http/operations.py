@@ -37,7 +37,7 @@ from kvnode.kv.requests import (
 )
 
 _RANGE = {"key", "prefix", "start", "end", "key_encoding"}
-PUT_FIELDS = frozenset({"key", "key_encoding", "value", "encoding", "prev"})
+PUT_FIELDS = frozenset({"key", "key_encoding", "value", "encoding", "lease", "prev"})
 GET_FIELDS = frozenset({*_RANGE, "limit", "order", "keys_only", "count_only"})
 DELETE_FIELDS = frozenset({*_RANGE, "prev"})
 _CONDITION = frozenset({"if_rev"})  # in a batch, where each operation is a request of its own
@@ -83,6 +83,7 @@ class OperationParser(msgspec.Struct, frozen=True):
         return Put(
             self.key(fields, place),
             self.value(fields, place),
+            lease=expect_integer(fields["lease"], f"{place}.lease", least=1) if "lease" in fields else 0,
             if_revision=_condition(fields, place),
             return_previous=_flag(fields, "prev", place),
         )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from kvnode.ids import NodeId
-from kvnode.raft.messages import ForwardProposals, PeerMessage
+from kvnode.raft.messages import ForwardProposals, RaftMessage
 from kvnode.sim.core.shape import Shape
 
 Link = tuple[NodeId, NodeId]  # (sender, receiver)
@@ -29,7 +29,7 @@ class Links:
         rng: random.Random,
         shape: Shape,
         at: Callable[[int, Callable[[], None]], None],
-        put: Callable[[NodeId, PeerMessage], None],
+        put: Callable[[NodeId, RaftMessage], None],
         counts: Counter[str],
     ) -> None:
         self.drop, self.duplicate = shape.drop, shape.duplicate
@@ -37,15 +37,15 @@ class Links:
         self.delay_ms = shape.delay_ms
         self.cuts: dict[Link, bool] = {}
         self.clogs: dict[Link, bool] = {}  # what is sent there waits
-        self._waiting: list[tuple[Link, PeerMessage]] = []
-        self._graves: list[tuple[NodeId, PeerMessage]] = []
+        self._waiting: list[tuple[Link, RaftMessage]] = []
+        self._graves: list[tuple[NodeId, RaftMessage]] = []
         self._timeout = shape.timeout
         self._random = rng.random
         self._at = at
         self._put = put
         self._counts = counts
 
-    def send(self, sender: NodeId, to: NodeId, message: PeerMessage) -> None:
+    def send(self, sender: NodeId, to: NodeId, message: RaftMessage) -> None:
         random = self._random
         counts = self._counts
         counts["messages"] += 1
@@ -63,14 +63,14 @@ class Links:
             counts["messages duplicated"] += 1
             self._carry(sender, to, message)
 
-    def _carry(self, sender: NodeId, to: NodeId, message: PeerMessage) -> None:
+    def _carry(self, sender: NodeId, to: NodeId, message: RaftMessage) -> None:
         wait = int(self._random() * (self.delay_ms + 1))
         if self.straggle and self._random() < self.straggle:
             self._counts["messages late"] += 1
             wait += int(self._random() * 3 * self._timeout)
         self._at(wait, partial(self._arrive, sender, to, message))
 
-    def _arrive(self, sender: NodeId, to: NodeId, message: PeerMessage) -> None:
+    def _arrive(self, sender: NodeId, to: NodeId, message: RaftMessage) -> None:
         link = (sender, to)
         if link in self.cuts:
             self._counts["messages cut off"] += 1
@@ -102,7 +102,7 @@ class Links:
         self.cuts.clear()
         self.unclog(list(self.clogs))
 
-    def _bury(self, to: NodeId, message: PeerMessage) -> None:
+    def _bury(self, to: NodeId, message: RaftMessage) -> None:
         if len(self._graves) >= GRAVES_MAX:
             self._graves.pop(int(self._random() * GRAVES_MAX))
         self._graves.append((to, message))

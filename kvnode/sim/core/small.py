@@ -22,10 +22,10 @@ from kvnode.raft.core import Raft
 from kvnode.raft.messages import (
     Configuration,
     Input,
-    PeerMessage,
     Persisted,
     Proposals,
     Proposed,
+    RaftMessage,
     ReadRequest,
     Tick,
 )
@@ -73,7 +73,7 @@ class SmallWorld:
         self.configuration = Configuration(tuple(ids))
         self.disks = {id_: CoreDisk() for id_ in ids}
         self.ghost = Ghost(self.disks)
-        self.messages: list[tuple[NodeId, PeerMessage]] = []
+        self.messages: list[tuple[NodeId, RaftMessage]] = []
         self.allow(budget)
         self._numbers = 0
         self._settings = RaftSection(heartbeat_ms=100, election_timeout_ms=TIMEOUT_MS, commit_note_ms=0)
@@ -97,7 +97,7 @@ class SmallWorld:
     def options(self) -> list[Callable[[], None]]:
         """In a fixed order. Equal messages to one node are one option."""
         found: list[Callable[[], None]] = []
-        offered: list[tuple[NodeId, PeerMessage]] = []
+        offered: list[tuple[NodeId, RaftMessage]] = []
         for message in self.messages:
             if message not in offered:
                 offered.append(message)
@@ -119,7 +119,7 @@ class SmallWorld:
         self._left[kind] -= 1
         event()
 
-    def deliver(self, message: tuple[NodeId, PeerMessage]) -> None:
+    def deliver(self, message: tuple[NodeId, RaftMessage]) -> None:
         self.messages.remove(message)
         self._step(message[0], message[1])
 

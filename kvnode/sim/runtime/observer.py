@@ -18,7 +18,17 @@ from kvnode.errors import LogCorrupted
 from kvnode.ids import NO_WRITE, Index, NodeId, RequestId, Term
 from kvnode.raft import invariants
 from kvnode.raft.core import Raft
-from kvnode.raft.messages import Entry, HardState, Input, LeaderProposals, PeerMessage, Proposals, ReadRequest
+from kvnode.raft.messages import (
+    Entry,
+    HardState,
+    Input,
+    KeepAlive,
+    KeepAliveReply,
+    LeaderProposals,
+    PeerMessage,
+    Proposals,
+    ReadRequest,
+)
 from kvnode.raft.output import (
     BecameFollower,
     BecameLeader,
@@ -160,7 +170,8 @@ class Observer:
         self.segment_rolls += 1
 
     def on_left(self, node: NodeId, to: NodeId, message: PeerMessage) -> None:
-        self.ghost.on_left(node, Send(to, message))
+        if not isinstance(message, KeepAlive | KeepAliveReply):  # of no concern to consensus
+            self.ghost.on_left(node, Send(to, message))
 
     def on_ended(self, node: NodeId) -> None:
         """The process is gone: what it read it will not answer."""

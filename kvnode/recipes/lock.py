@@ -1,0 +1,180 @@
+"""Locks and elections: a fair queue for a name, whose first member holds it until it leaves or its lease ends.
+
+Each who wants the name stands in its queue under a lease of its own (`Campaign`). The first holds it; each other waits
+for the one before it only, so a lock that is let go wakes one waiter, not all of them. A place in the queue is kept
+while it is waited for, and given up when the wait ends without the lock.
+
+**The token fences, not the lock**: between being told that one holds a lock and acting on it any time may pass (a
+pause, a slow network), in which the lease ends and another gets the lock. So whoever acts shows its token: it grows
+with every holder, and a write with an older one is refused (`fence=`).
+
+Source: fair queues as in etcd's and ZooKeeper's recipes; fencing as in Chubby's sequencers (Burrows, OSDI 2006).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import msgspec
+
+from kvnode.errors import Fenced, KvnodeError, LeaseNotFound, LockHeld, TryAgain, Unknown
+from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options
+from kvnode.kv.requests import (
+    Await,
+    Campaign,
+    KeyValue,
+    LeaseKeepAlive,
+    LeaseReply,
+    LeaseRevoke,
+    QueueRead,
+    QueueReply,
+)
+
+_Reply = TypeVar("_Reply")
+
+RETRY_S = 0.05
+REVOKE_MS = 2_000
+
+
+class Place(msgspec.Struct, frozen=True):
+    """A place in the queue for a name."""
+
+    name: bytes
+    value: bytes  # who stands there, in its own words
+    lease: int
+    token: int  # greater for every later one; of the first in the queue it is the fencing token
+    revision: int  # the store's, at which this was so
+
+
+async def acquire(
+    kv: KV,
+    campaign: Campaign,
+    *,
+    wait_ms: int,
+    now_ms: Callable[[], int],
+    options: Options = DEFAULT_OPTIONS,
+    is_wanted: Callable[[], bool] = lambda: True,
+) -> Place:
+    """Stand in the queue until the name is held. `is_wanted` is asked now and then whether it still is.
+
+    Raises: LockHeld (detail: who holds it) after `wait_ms`; LeaseNotFound if the place was lost while waiting, as when
+    no leader could be reached for longer than the TTL; errors of `KV`.
+    """
+    if not wait_ms:  # a place that is given up at once would cost two entries of the log
+        queue = await kv.execute(QueueRead(campaign.name, limit=1), options)
+        if queue.waiting:
+            raise held_by(_place(campaign.name, queue.waiting[0], queue.revision))
+    until_ms = now_ms() + wait_ms
+    begun = await kv.execute(campaign, options)
+    try:
+        return await _wait(kv, campaign, begun, until_ms=until_ms, now_ms=now_ms, options=options, is_wanted=is_wanted)
+    except BaseException:
+        await _give_up(kv, begun.id)
+        raise
+
+
+async def _wait(
+    kv: KV,
+    campaign: Campaign,
+    begun: LeaseReply,
+    *,
+    until_ms: int,
+    now_ms: Callable[[], int],
+    options: Options,
+    is_wanted: Callable[[], bool],
+) -> Place:
+    renewed_ms, has_waited = now_ms(), False
+    while True:
+        left_ms = until_ms - now_ms()
+        if has_waited and now_ms() - renewed_ms >= campaign.ttl_ms // 3:
+            renewing_ms = now_ms()
+            if await _or_later(kv.execute(LeaseKeepAlive(begun.id), options), left_ms) is not None:
+                renewed_ms = renewing_ms
+        queue = await _or_later(kv.execute(QueueRead(campaign.name, lease=begun.id), options), left_ms)
+        if queue is not None:
+            if not queue.waiting or queue.waiting[-1].lease != begun.id:
+                raise LeaseNotFound("the place in the queue was lost: its lease has ended")
+            if len(queue.waiting) == 1:
+                if has_waited:
+                    await kv.execute(LeaseKeepAlive(begun.id), options)  # its holder has the whole TTL from now on
+                return _place(campaign.name, queue.waiting[0], queue.revision)
+            if left_ms <= 0 or not is_wanted():
+                raise held_by(await holder(kv, campaign.name, options))
+            before = queue.waiting[0]
+            has_waited = True
+            patience_ms = max(1, min(left_ms, campaign.ttl_ms // 3))
+            await _or_later(kv.execute(Await(before.key, before.mod_revision, patience_ms), options), left_ms)
+
+
+async def _or_later(asked: Awaitable[_Reply], left_ms: int) -> _Reply | None:
+    """None, after a moment, where no node answers now and there is time left: asking again does no harm."""
+    try:
+        return await asked
+    except (TryAgain, Unknown):
+        if left_ms <= 0:
+            raise
+        await asyncio.sleep(RETRY_S)
+        return None
+
+
+async def _give_up(kv: KV, lease: int) -> None:
+    """Leave the queue, also when cancelled; where that fails the lease ends by itself."""
+    revoking = asyncio.ensure_future(kv.execute(LeaseRevoke(lease), Options(timeout_ms=REVOKE_MS)))
+    try:
+        await asyncio.shield(revoking)
+    except (KvnodeError, asyncio.CancelledError):
+        revoking.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
+async def holder(kv: KV, name: bytes, options: Options = DEFAULT_OPTIONS) -> Place | None:
+    """Who holds the name."""
+    queue = await kv.execute(QueueRead(name, limit=1), options)
+    return _place(name, queue.waiting[0], queue.revision) if queue.waiting else None
+
+
+async def places(kv: KV, name: bytes, options: Options = DEFAULT_OPTIONS) -> tuple[list[Place], QueueReply]:
+    """The first page of the queue: its holder, then who waits."""
+    queue = await kv.execute(QueueRead(name), options)
+    return [_place(name, kv_, queue.revision) for kv_ in queue.waiting], queue
+
+
+async def keep(kv: KV, name: bytes, token: int, options: Options = DEFAULT_OPTIONS) -> LeaseReply:
+    """Let the place with that token live for its whole TTL from now on. Raises: Fenced if it is gone."""
+    place = await _place_of(kv, name, token, options)
+    try:
+        return await kv.execute(LeaseKeepAlive(place.lease), options)
+    except LeaseNotFound:
+        raise _fenced(name, token) from None
+
+
+async def release(kv: KV, name: bytes, token: int, options: Options = DEFAULT_OPTIONS) -> int:
+    """Leave the queue; the store's revision after it. Raises: Fenced if that place is gone already."""
+    place = await _place_of(kv, name, token, options)
+    try:
+        return (await kv.execute(LeaseRevoke(place.lease), options)).revision
+    except LeaseNotFound:
+        raise _fenced(name, token) from None
+
+
+async def _place_of(kv: KV, name: bytes, token: int, options: Options) -> Place:
+    queue = await kv.execute(QueueRead(name, token=token), options)
+    if not queue.waiting:
+        raise _fenced(name, token)
+    return _place(name, queue.waiting[0], queue.revision)
+
+
+def held_by(place: Place | None) -> LockHeld:
+    if place is None:
+        return LockHeld("the name was held until just now")
+    owner = place.value.decode(errors="replace")
+    return LockHeld("the name is held by another", owner=owner, token=place.token, lease=place.lease)
+
+
+def _fenced(name: bytes, token: int) -> Fenced:
+    return Fenced(f"{name.decode(errors='replace')!r} has no holder or waiter with token {token}", token=token)
+
+
+def _place(name: bytes, kv: KeyValue, revision: int) -> Place:
+    return Place(name, kv.value, kv.lease, kv.create_revision, revision)

@@ -1,0 +1,173 @@
+"""Leases, locks and elections as one asks for them with curl, over the real state machine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+
+from kvnode.api.app import ClientServer, build_app
+from kvnode.config import Config
+from kvnode.kv.requests import Campaign, LeaseKeepAlive, LeaseRevoke, LeaseUpkeep
+from tests.api.fake import FakeAdmin
+from tests.api.machine_kv import MachineKV
+from tests.api.raw import Door
+
+
+@pytest.fixture
+def kv() -> MachineKV:
+    return MachineKV()
+
+
+@pytest.fixture
+async def door(kv: MachineKV, config: Config) -> AsyncIterator[Door]:
+    server = ClientServer(build_app(kv, FakeAdmin(kv), config), config)
+    await server.start()
+    async with aiohttp.ClientSession(auto_decompress=False, skip_auto_headers={"Content-Type"}) as session:
+        yield Door(session, server.address)
+    await server.close()
+
+
+async def test_a_lease_and_its_keys(door: Door, kv: MachineKV) -> None:
+    granted = await door.ask("POST", "/v1/leases?ttl=30s")
+    assert granted.status == 200
+    lease = granted.json["id"]
+    assert granted.json == {"id": lease, "ttl_ms": 30_000}
+    put = await door.ask("PUT", f"/v1/kv/a?lease={lease}", b"1")
+    assert put.json == {"revision": 2, "created": True}
+    assert put.headers["kv-lease"] == str(lease)
+    await door.ask("POST", "/v1/txn", {"success": [{"put": {"key": "b", "value": "2", "lease": lease}}]})
+    assert (await door.ask("GET", "/v1/kv/a")).headers["kv-lease"] == str(lease)
+    shown = await door.ask("GET", f"/v1/leases/{lease}")
+    assert shown.json == {
+        "id": lease, "ttl_ms": 30_000, "remaining_ms": 30_000, "count": 2, "keys": [{"key": "a"}, {"key": "b"}]
+    }  # fmt: skip
+    assert (await door.ask("POST", f"/v1/leases/{lease}/keepalive")).json == {"id": lease, "ttl_ms": 30_000}
+    await door.ask("POST", "/v1/leases?ttl=1h")
+    listed = await door.ask("GET", "/v1/leases?limit=1")
+    assert listed.json == {"revision": 3, "more": True, "leases": [{"id": lease, "ttl_ms": 30_000, "count": 2}]}
+    rest = await door.ask("GET", f"/v1/leases?after={lease}")
+    assert [each["ttl_ms"] for each in rest.json["leases"]] == [3_600_000]
+    ended = await door.ask("DELETE", f"/v1/leases/{lease}")
+    assert ended.json == {"revision": 4, "deleted": 2}
+    for method, path in (("GET", f"{lease}"), ("DELETE", f"{lease}"), ("POST", f"{lease}/keepalive")):
+        refused = await door.ask(method, f"/v1/leases/{path}")
+        assert (refused.status, refused.code) == (404, "lease_not_found")
+    refused = await door.ask("PUT", f"/v1/kv/a?lease={lease}", b"1")
+    assert (refused.status, refused.code, refused.outcome) == (404, "lease_not_found", "not-applied")
+
+
+async def test_a_put_with_a_lease_of_its_own(door: Door, kv: MachineKV) -> None:
+    first = await door.ask("PUT", "/v1/kv/a?ttl=30s&if_rev=0", b"1")
+    assert first.json == {"revision": 2, "created": True}
+    lease = int(first.headers["kv-lease"])
+    refused = await door.ask("PUT", "/v1/kv/a?ttl=30s&if_rev=0", b"1")
+    assert (refused.status, refused.code) == (412, "compare_failed")
+    assert [each.id for each in kv.machine.leases.after(0)] == [lease], "what was refused has begun no lease"
+    again = await door.ask("PUT", "/v1/kv/a?ttl=30s", b"2")
+    assert int(again.headers["kv-lease"]) != lease
+    assert kv.machine.leases.get(lease) is None, "a lease of the key's own ends with its hold on the key"
+    await door.ask("DELETE", "/v1/kv/a")
+    assert len(kv.machine.leases) == 0
+
+
+async def test_a_lock_is_taken_waited_for_and_handed_on_in_order(door: Door, kv: MachineKV) -> None:
+    first = await door.ask("POST", "/v1/locks/deploy?ttl=30s&owner=ann")
+    assert first.status == 200
+    assert first.json == {
+        "name": "deploy", "owner": "ann", "lease": first.json["lease"], "token": 2, "ttl_ms": 30_000
+    }  # fmt: skip
+    refused = await door.ask("POST", "/v1/locks/deploy?owner=bob")
+    assert (refused.status, refused.code, refused.outcome) == (409, "lock_held", "not-applied")
+    assert refused.json["error"]["detail"] == {"owner": "ann", "token": 2, "lease": first.json["lease"]}
+    assert len(kv.machine.leases) == 1, "not even a place in the queue was taken"
+    bob = asyncio.ensure_future(door.ask("POST", "/v1/locks/deploy?owner=bob&wait=30s"))
+    while len(kv.machine.leases) < 2:
+        await asyncio.sleep(0.005)
+    cid = asyncio.ensure_future(door.ask("POST", "/v1/locks/deploy?owner=cid&wait=30s"))
+    while len(kv.machine.leases) < 3:
+        await asyncio.sleep(0.005)
+    shown = await door.ask("GET", "/v1/locks/deploy")
+    assert shown.json["holder"]["owner"] == "ann"
+    assert [each["owner"] for each in shown.json["queue"]] == ["bob", "cid"]
+    kept = await door.ask("POST", "/v1/locks/deploy/keepalive?token=2")
+    assert kept.json == {"id": first.json["lease"], "ttl_ms": 30_000}
+    wrong = await door.ask("DELETE", "/v1/locks/deploy?token=77")
+    assert (wrong.status, wrong.code) == (412, "fenced")
+    assert (await door.ask("DELETE", "/v1/locks/deploy?token=2")).status == 200
+    got = (await bob).json
+    assert got["owner"] == "bob"
+    assert got["token"] > 2
+    assert not cid.done()
+    assert (await door.ask("DELETE", "/v1/locks/deploy?token=2")).code == "fenced"
+    kv.machine.apply(kv.machine.applied_index + 1, 1 << 40, LeaseUpkeep(((got["lease"], 0),)))  # bob's lease expires
+    kv.changed.set()
+    assert (await cid).json["token"] > got["token"]
+    assert (await door.ask("POST", f"/v1/locks/deploy/keepalive?token={got['token']}")).code == "fenced"
+
+
+async def test_waiting_ends_with_its_time_or_its_client_and_leaves_no_place_behind(door: Door, kv: MachineKV) -> None:
+    first = (await door.ask("POST", "/v1/locks/a%2Fb?wait=1s")).json
+    assert first["name"] == "a/b"
+    refused = await door.ask("POST", "/v1/locks/a/b?wait=50ms&ttl=1s")
+    assert (refused.status, refused.code) == (409, "lock_held")
+    assert len(kv.machine.leases) == 1
+    assert any(isinstance(request, LeaseRevoke) for request in kv.seen)
+    waiting = asyncio.ensure_future(door.ask("POST", "/v1/locks/a/b?wait=30s&ttl=1s"))
+    while len(kv.machine.leases) < 2:
+        await asyncio.sleep(0.005)
+    waiting.cancel()
+    for _ in range(400):
+        if len(kv.machine.leases) == 1:
+            break
+        await asyncio.sleep(0.005)
+    assert len(kv.machine.leases) == 1, "its client has left"
+
+
+async def test_a_place_is_kept_while_it_is_waited_for(door: Door, kv: MachineKV) -> None:
+    first = (await door.ask("POST", "/v1/locks/a")).json
+    waiting = asyncio.ensure_future(door.ask("POST", "/v1/locks/a?wait=30s&ttl=1s"))
+    while not any(isinstance(request, LeaseKeepAlive) for request in kv.seen):
+        await asyncio.sleep(0.02)
+    await door.ask("DELETE", f"/v1/locks/a?token={first['token']}")
+    assert (await waiting).status == 200
+    assert isinstance(kv.seen[-1], LeaseKeepAlive), "its holder has the whole time from the answer on"
+
+
+async def test_a_place_that_was_lost_is_told(door: Door, kv: MachineKV) -> None:
+    await door.ask("POST", "/v1/locks/a")
+    waiting = asyncio.ensure_future(door.ask("POST", "/v1/locks/a?wait=30s&ttl=1s"))
+    while len(kv.machine.leases) < 2:
+        await asyncio.sleep(0.005)
+    await kv.execute(LeaseRevoke(kv.machine.leases.ids()[-1]))
+    lost = await waiting
+    assert (lost.status, lost.code) == (404, "lease_not_found")
+
+
+async def test_an_election(door: Door, kv: MachineKV) -> None:
+    assert (await door.ask("GET", "/v1/elections/e")).code == "not_found"
+    won = await door.ask("POST", "/v1/elections/e?value=http://a:1&ttl=5s")
+    assert won.json == {
+        "name": "e", "value": "http://a:1", "lease": won.json["lease"], "token": 2, "ttl_ms": 5_000
+    }  # fmt: skip
+    shown = await door.ask("GET", "/v1/elections/e")
+    assert shown.json == {key: won.json[key] for key in ("name", "value", "lease", "token")}
+    assert (await door.ask("POST", "/v1/elections/e?value=b")).code == "lock_held"
+    assert (await door.ask("DELETE", "/v1/elections/e?token=2")).json == {"revision": 3, "deleted": 1}
+    assert (await door.ask("GET", "/v1/elections/e")).status == 404
+
+
+async def test_other_keys_below_a_name_do_not_count(door: Door, kv: MachineKV) -> None:
+    await door.ask("PUT", "/v1/kv/e/1", b"by hand")
+    lease = (await door.ask("POST", "/v1/leases?ttl=30s")).json["id"]
+    await door.ask("PUT", f"/v1/kv/e/ff?lease={lease}", b"on a lease, but not named after it")
+    assert (await door.ask("GET", "/v1/elections/e")).status == 404
+    won = await door.ask("POST", "/v1/elections/e?value=me")
+    assert won.status == 200
+    assert any(isinstance(request, Campaign) for request in kv.seen)
+    # Whoever knows etcd's layout stands in the same queue.
+    await door.ask("PUT", f"/v1/kv/e/{lease:x}?lease={lease}", b"by its own layout")
+    await door.ask("DELETE", f"/v1/elections/e?token={won.json['token']}")
+    assert (await door.ask("GET", "/v1/elections/e")).json["value"] == "by its own layout"
