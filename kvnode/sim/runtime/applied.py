@@ -6,6 +6,7 @@ whichever life. The table is also the one history that clients' answers are judg
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kvnode.config import LimitsSection
@@ -32,11 +33,14 @@ class AppliedLog:
     """Of index i at i - 1."""
 
     steps: list[Step] = field(default_factory=list)
+    at_s: list[float] = field(default_factory=list)  # when the first node had applied each, in true time
+    now_s: Callable[[], float] = lambda: 0.0
 
     def on_applied(self, node: NodeId, index: Index, step: Step) -> None:
         if index > len(self.steps):
             assert index == len(self.steps) + 1, ("I7: an index was skipped by everybody", node, index)
             self.steps.append(step)
+            self.at_s.append(self.now_s())
             return
         known = self.steps[index - 1]
         assert (known.time, known.request) == (step.time, step.request), ("I7: another entry", node, index, known, step)

@@ -77,7 +77,7 @@ class Cluster:
         self.members: dict[NodeId, Member] = {}
         self.failures: dict[NodeId, BaseException] = {}
         self.errors: list[dict[str, Any]] = []  # what no callback may do, and did
-        self.applied = AppliedLog()
+        self.applied = AppliedLog(now_s=self.loop.time)
         self.bootstrapped: dict[NodeId, bool] = {}  # members that have met all others once
         self.clocks: dict[NodeId, NodeClock] = {}
         self.draw_clock: Callable[[NodeId], NodeClock] = lambda _: NodeClock(self.loop.time)

@@ -12,7 +12,7 @@ from kvnode.check.judge import judge
 from kvnode.errors import LeadershipLost, NotReady
 from kvnode.ids import NodeId
 from kvnode.kv.interface import Options
-from kvnode.sim.runtime import liveness
+from kvnode.sim.runtime import holders, liveness
 from kvnode.sim.runtime.clock import NodeClock
 from kvnode.sim.runtime.cluster import Cluster
 from kvnode.sim.runtime.faults import FAULTS
@@ -77,12 +77,15 @@ class Life:
 
     def _judge(self) -> None:
         """By two judges: one has the log that was applied, the other only what clients were told, as in real life."""
-        operations, witness = self.workload.operations, Witness(self.cluster.applied.changes())
+        operations = self.workload.operations
+        witness = Witness(self.cluster.applied.changes(), but=holders.PREFIX)
         judge_by_log(operations, witness)
         judge_past(self.workload.looked_back, witness)
         judge_awaited(self.workload.awaited, witness)
         if not {"freeze", "drift"} & set(self.world.faults):  # a bound is as good as the clock it is measured by
             judge_bounded(self.workload.bounded, operations, 1 / (1 - self.world.drift))
+        drift = 0.5 if "drift" in self.world.faults else self.world.drift
+        holders.judge(self.workload.leases, self.cluster.applied, drift=drift)
         final = {key: item for key, item in witness.final().items() if key.startswith(PREFIX)}
         verdict = judge(operations, final=final, sole_writer=False)
         assert verdict.result != "failed", report.text(operations, verdict)
@@ -157,6 +160,8 @@ class Life:
         found["reads_of_the_past"] = len(self.workload.looked_back)
         found["histories_undecided"] = int(self.was_undecided)
         found["long_polls"] = len(self.workload.awaited)
+        found["locks_held"] = len(self.workload.leases.held)
+        found["lease_renewals"] = sum(e.kind == "keepalive" and e.status == "ok" for e in self.workload.leases.events)
         found["bounded_reads"] = len(self.workload.bounded)
         cluster = self.cluster
         found["starts"] = cluster.starts

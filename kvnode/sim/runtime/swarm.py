@@ -7,6 +7,7 @@ segments, batches, windows and caches make rare paths common.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ def draw(fork: Callable[[str], random.Random], faults: Sequence[str]) -> World:
         size=rng.choice((1, 2, 3, 3, 3, 3, 3, 4, 5, 5, 7)),
         settings=settings,
         faults=on or tuple(faults),
-        mix=_mix(fork("mix")),
+        mix=dataclasses.replace(_mix(fork("mix")), holders=fork("holders").choice((0, 0, 1, 3))),
         lasts_s=rng.choice((4.0, 6.0, 10.0)),
         calm_s=rng.choice(((0.02, 0.2), (0.05, 0.6), (0.3, 1.5))),
         heals=rng.choice((0.2, 0.5, 0.9)),

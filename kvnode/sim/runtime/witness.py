@@ -16,9 +16,9 @@ from kvnode.kv.requests import Await, History, KeyValue, Range, RangeReply
 
 
 class Witness:
-    """Every version of every key, by the revision that made it."""
+    """Every version of every key, by the revision that made it; keys below `but` are others' business."""
 
-    def __init__(self, changes: Mapping[int, Sequence[KeyValue]]) -> None:
+    def __init__(self, changes: Mapping[int, Sequence[KeyValue]], *, but: bytes | None = None) -> None:
         self._versions: dict[str, list[tuple[int, str | None]]] = {}  # key → (revision, value or None), ascending
         self.places: dict[str, tuple[int, str]] = {}  # value → (revision, key)
         self.tombstones: dict[str, list[int]] = {}
@@ -29,7 +29,8 @@ class Witness:
             before = revision
             self._times.append((versions[0].time, revision))
             for kv in versions:
-                self._add(revision, kv)
+                if but is None or not kv.key.startswith(but):
+                    self._add(revision, kv)
 
     def _add(self, revision: int, kv: KeyValue) -> None:
         key = kv.key.decode()

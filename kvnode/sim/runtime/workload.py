@@ -23,6 +23,7 @@ from kvnode.kv.interface import Options
 from kvnode.kv.keys import prefix_end
 from kvnode.kv.requests import Await, Compare, Delete, DeleteReply, History, KeyValue, Put, Range, RangeReply, Txn
 from kvnode.kv.requests import Operation as StoreOperation
+from kvnode.sim.runtime import holders
 
 PREFIX = "k"
 OTHER_KINDS = ("delete", "range", "txn", "stale", "past", "bounded", "causal", "await")
@@ -50,6 +51,7 @@ class Mix:
     padding: int = 0  # bytes that some values carry besides their number
     timeouts_ms: tuple[int, ...] = (50, 300, 2_000)
     roams: float = 0.1  # chance to change the node before a request
+    holders: int = 0  # clients that take locks
 
 
 class Workload:
@@ -69,7 +71,9 @@ class Workload:
         self.looked_back: list[tuple[Range | History, int, RangeReply]] = []  # request, time it named, answer
         self.awaited: list[tuple[Await, RangeReply]] = []
         self.bounded: list[tuple[float, float, int]] = []  # asked at (s), bound (s), revision of the answer
+        self.leases = holders.Told()
         self.is_over = False
+        self.patience_s = PATIENCE_S
         self._ask = ask
         self._members = members
         self._mix = mix
@@ -82,6 +86,9 @@ class Workload:
     def start(self) -> None:
         for number in range(self._mix.clients):
             self._tasks.append(self._loop.create_task(self._live(number), name=f"client-{number}"))
+        for number in range(self._mix.holders):
+            holder = holders.live(self, self.leases, self._fork(f"holder-{number}"), self._members)
+            self._tasks.append(self._loop.create_task(holder, name=f"holder-{number}"))
 
     async def finish(self) -> None:
         """No new requests; returns when every open one has been answered."""
