@@ -31,14 +31,11 @@ WAITING: dict[int, tuple[str, str]] = {
     25: ("learner counted", "membership changes"),
     26: ("removed member may vote", "membership changes"),
     28: ("session table keyed by connection", "sessions"),
-    29: ("lease expiry without the renewal counter", "leases"),
-    30: ("checkpointed remainder used although a later renewal was acknowledged", "leases"),
     31: ("lease read checks the lease before it takes its view", "leader leases for reads"),
     32: ("lease not given up on transfer", "leader leases for reads"),
     33: ("voter votes right after a restart", "leader leases for reads"),
     34: ("watch skips a delete at the compaction revision", "watches, compaction"),
     35: ("progress notification ahead of events", "watches"),
     36: ("watch restarts from an older revision after a snapshot", "watches, snapshots"),
-    42: ("lease revocation forwarded to another leader", "leases"),
 }
 """Canaries of features that are not built yet: number → (what, which feature brings it)."""

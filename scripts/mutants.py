@@ -26,6 +26,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from time import monotonic
 
+import canaries_leases
 import canaries_node
 import canaries_raft
 import canaries_storage
@@ -37,7 +38,12 @@ LIMIT_S = 300
 TESTS_FAILED = 1  # pytest's exit code; any other but 0 means that the tests did not run
 HEALTHY_SEEDS = 5
 WORKERS = 2
-CANARIES: tuple[Canary, ...] = (*canaries_raft.CANARIES, *canaries_node.CANARIES, *canaries_storage.CANARIES)
+CANARIES: tuple[Canary, ...] = (
+    *canaries_raft.CANARIES,
+    *canaries_node.CANARIES,
+    *canaries_leases.CANARIES,
+    *canaries_storage.CANARIES,
+)
 
 SEARCH = """
 import importlib, sys, time

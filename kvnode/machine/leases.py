@@ -128,7 +128,8 @@ class Leases:
                 self._detach(kv.key, before)
             if kv.lease and kv.key not in self._of_key:
                 self._attach(kv.key, self._by_id[kv.lease], kv.create_revision)
-                self._side.put(keycode.lease_key_row_key(kv.lease, kv.key), LeaseKeyRow(kv.key, kv.create_revision))
+                row = LeaseKeyRow(kv.key, kv.create_revision)
+                self._side.put(keycode.lease_key_row_key(kv.lease, kv.key), row)
             if before is not None and before.is_own and not before.keys:
                 self.end(before.id)
 

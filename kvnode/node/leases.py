@@ -191,22 +191,29 @@ class Lessor:
             lease_id = self._taken_over.pop()
             lease = self._leases.get(lease_id)
             if lease is not None and lease_id not in self._held:
-                self._hold(lease)
+                self._take(lease)
 
-    def _hold(self, lease: Lease) -> _Held:
-        """A lease of an earlier leader, or one that has just begun."""
+    def _take(self, lease: Lease) -> _Held:
+        """A lease of an earlier leader."""
         deadline_ms = self._began_ms + self._margin_ms + (lease.remaining_ms or lease.ttl_ms)
-        held = _Held(deadline_ms, self._began_ms + lease.ttl_ms // 4)
+        held = self._hold(lease.id, deadline_ms, self._began_ms + lease.ttl_ms // 4)
         if lease.remaining_ms:
             held.decided_at = lease.renewals
-        self._held[lease.id] = held
-        heapq.heappush(self._due, (min(held.deadline_ms, held.checkpoint_ms), lease.id))
         return held
 
-    def _renew(self, lease: Lease, from_ms: int) -> _Held:
-        held = self._held.get(lease.id) or self._hold(lease)
-        held.deadline_ms = max(held.deadline_ms, from_ms + lease.ttl_ms)
-        held.checkpoint_ms = max(held.checkpoint_ms, from_ms + lease.ttl_ms * 3 // 8)
+    def _renew(self, lease: Lease, from_ms: int) -> None:
+        """It lives for its TTL from then on, at least."""
+        deadline_ms, checkpoint_ms = from_ms + lease.ttl_ms, from_ms + lease.ttl_ms * 3 // 8
+        held = self._held.get(lease.id)
+        if held is None:
+            self._hold(lease.id, deadline_ms, checkpoint_ms)
+        else:
+            held.deadline_ms = max(held.deadline_ms, deadline_ms)
+            held.checkpoint_ms = max(held.checkpoint_ms, checkpoint_ms)
+
+    def _hold(self, lease_id: int, deadline_ms: int, checkpoint_ms: int) -> _Held:
+        self._held[lease_id] = held = _Held(deadline_ms, checkpoint_ms)
+        heapq.heappush(self._due, (min(deadline_ms, checkpoint_ms), lease_id))
         return held
 
     # ── renewals ────────────────────────────────────────────────────────────────────────────────────
@@ -242,33 +249,32 @@ class Lessor:
         if lease is None:
             answer(GONE)
             return
-        held = self._held.get(lease_id) or self._hold(lease)
+        held = self._held.get(lease_id) or self._take(lease)
         if not renew:
             answer(Told("", max(0, held.deadline_ms - self._clock.monotonic_ms()), lease.ttl_ms))
         elif held.is_ending:
             held.waiting.append((arrived_ms, answer))
         elif held.decided_at == lease.renewals:
-            self._log(lease_id, arrived_ms, answer)
+            self._log(lease, arrived_ms, answer)
         else:
             self._renew(lease, arrived_ms)
             answer(Told("", lease.ttl_ms, lease.ttl_ms))
 
-    def _log(self, lease_id: int, arrived_ms: int, answer: Answer) -> None:
+    def _log(self, lease: Lease, arrived_ms: int, answer: Answer) -> None:
         if self._logging >= LOGGING_MAX:
             answer(OVERLOADED)
             return
         self._logging += 1
-        fate = self._leading.propose(LeaseRenew(lease_id))
-        fate.add_done_callback(lambda _: self._logged(lease_id, arrived_ms, _code_of(fate), answer))
+        self._renew(lease, arrived_ms)  # already now: an end that is decided meanwhile would be void
+        fate = self._leading.propose(LeaseRenew(lease.id))
+        fate.add_done_callback(lambda _: self._logged(lease.id, _code_of(fate), answer))
 
-    def _logged(self, lease_id: int, arrived_ms: int, code: str, answer: Answer) -> None:
+    def _logged(self, lease_id: int, code: str, answer: Answer) -> None:
         self._logging -= 1
         lease = self._leases.get(lease_id)
         if code or lease is None:
             answer(Told(code or LeaseNotFound.code))
             return
-        if self._leading.is_leading:
-            self._renew(lease, arrived_ms)
         answer(Told("", lease.ttl_ms, lease.ttl_ms))
 
 
