@@ -13,7 +13,7 @@ CANARIES: tuple[Canary, ...] = (
         "kvnode/machine/lease_commands.py",
         "if lease is not None and lease.renewals == renewals]",
         "if lease is not None]",
-        ("tests/machine/test_leases.py", "tests/node/test_lessor.py"),
+        ("tests/node/test_lessor.py",),
         number=29,
     ),
     Canary(

@@ -298,3 +298,17 @@ def test_the_bounds_refuse_and_nothing_is_lost(limit: dict[str, int], code: str)
         assert store.apply(Put(b"c", b"v", lease)).result.code == code
         store.apply(Delete(b"a"))
         assert store.apply(Put(b"c", b"v", lease)).result.created
+
+
+def test_a_queue_is_in_order_of_age_whatever_the_leases_numbers() -> None:
+    store = Store(MemoryBackend)
+    low = store.apply(LeaseGrant(5_000)).result.id
+    first = store.apply(Campaign(b"n", 5_000, b"first")).result
+    store.apply(Put(queue_key(b"n", low), b"second", low))
+    shown = store.machine.look_up(QueueRead(b"n")).waiting
+    assert [kv.value for kv in shown] == [b"first", b"second"]
+    assert store.machine.leases.holder(b"n") == (first.put.create_revision, first.id)
+    store.apply(Put(queue_key(b"n", first.id), b"again", first.id))  # keeps its age
+    assert store.machine.leases.holder(b"n") == (first.put.create_revision, first.id)
+    store.apply(Put(queue_key(b"n", first.id), b"off its lease"))
+    assert [kv.value for kv in store.machine.look_up(QueueRead(b"n")).waiting] == [b"second"]
