@@ -247,6 +247,26 @@ class LimitsSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     delete_keys_max: Annotated[int, _cluster("Keys one command may delete; above it 413.", ge=1)] = 100_000
     leases_max: Annotated[int, _cluster("Leases at one time; beyond it 429.", ge=1)] = 100_000
     lease_keys_max: Annotated[int, _cluster("Keys that one lease holds; above it 413.", ge=1)] = 100_000
+    session_ttl_ms: Annotated[
+        int, _cluster("A session that is not used for so long ends, unless it asked otherwise.", unit="ms", ge=1_000)
+    ] = 3_600_000
+    sessions_max: Annotated[int, _cluster("Sessions; beyond it the one used longest ago ends.", ge=1)] = 10_000
+    session_answers_max: Annotated[
+        int, _cluster("Answers kept for one session until it acknowledges them; beyond it 429.", ge=1)
+    ] = 16_384
+    answers_bytes_max: Annotated[
+        int,
+        _cluster(
+            "Memory for the answers of all sessions; beyond it the session used longest ago ends, and one that has "
+            "half of it gets 429. As much again for those of Idempotency-Keys; beyond it 429.",
+            unit="bytes",
+            ge=64 * KIB,
+        ),
+    ] = 64 * MIB
+    idempotency_ms: Annotated[
+        int, _cluster("The answer of an Idempotency-Key is kept for so long.", unit="ms", ge=1_000)
+    ] = 600_000
+    idempotency_keys_max: Annotated[int, _cluster("Idempotency-Keys kept; beyond it 429.", ge=1)] = 65_536
     queue_items_max: Annotated[int, _node("Proposals in the update queue; beyond it 429.", ge=16)] = 32_768
     queue_bytes_max: Annotated[
         int, _node("Proposal bytes in the update queue; beyond it 429.", unit="bytes", ge=1 * MIB)

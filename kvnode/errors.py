@@ -17,6 +17,8 @@ KvnodeError
 │   ├── Conflict                conflict
 │   │   └── LockHeld            lock_held
 │   ├── Compacted               compacted
+│   ├── SequenceTooOld          sequence_too_old
+│   ├── SessionExpired          session_expired
 │   ├── CompareFailed           compare_failed
 │   ├── Fenced                  fenced
 │   └── TooLarge                too_large
@@ -162,6 +164,18 @@ class Compacted(Rejected):
     """History below `compact_revision` has been dropped. Detail: compact_revision."""
 
     code = "compacted"
+
+
+class SequenceTooOld(Rejected):
+    """The answer of this number was acknowledged and is gone; the write is not executed again."""
+
+    code = "sequence_too_old"
+
+
+class SessionExpired(Rejected):
+    """There is no such session any more. *This* sending is not executed; an earlier one may have been."""
+
+    code = "session_expired"
 
 
 class CompareFailed(Rejected):

@@ -45,12 +45,16 @@ from kvnode.storage.wal_salvage import Salvaged, open_log
 from kvnode.transport.peers import PeerTransport
 
 APPLIED_LIMITS = (
+    "answers_bytes_max",
     "delete_keys_max",
+    "idempotency_keys_max",
     "lease_keys_max",
     "leases_max",
     "page_bytes_max",
     "page_items",
     "page_items_max",
+    "session_answers_max",
+    "sessions_max",
     "txn_operations_max",
 )
 """Limits that the state machine itself goes by."""

@@ -17,6 +17,7 @@ from kvnode.api import openapi, query
 from kvnode.api.answer import Answer, DateHeader
 from kvnode.api.call import Call, staleness_line
 from kvnode.api.guard import Guard
+from kvnode.api.http.sessions import is_named, refuse_names
 from kvnode.api.listener import ClientServer
 from kvnode.api.routes import Router
 from kvnode.clocks import hybrid
@@ -99,6 +100,10 @@ class App:
         handler, known, call.rest = self.router.find(request.method, path)
         if self.in_flight > self._in_flight_max and path.startswith("/v1/"):  # a busy node is still alive
             raise Overloaded("this node serves as many requests as it may", retry_after_ms=1_000)
+        if is_named(call):
+            call.is_named = True
+            if handler not in self.router.takes_names:
+                refuse_names(call)
         if text:
             call.parameters = query.parse(text, known)
         return await handler(call)

@@ -39,6 +39,7 @@ class Call:
         "has_effect",
         "headers",
         "is_head",
+        "is_named",
         "may_write",
         "needs_leader",
         "parameters",
@@ -56,6 +57,7 @@ class Call:
         self.may_write = not self.is_head and method != "GET"
         self.has_effect = self.may_write  # a transaction that only reads takes it back
         self.needs_leader = False  # a call that nodes do not forward is redirected
+        self.is_named = False  # it carries a name under which it takes effect once
         self.closes = not request.keep_alive
         self.rest = ""  # the still encoded key of a path that ends in one
         self.parameters: dict[str, bytes] = {}

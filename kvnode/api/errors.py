@@ -32,6 +32,8 @@ STATUS: dict[str, HTTPStatus] = {
     "conflict": HTTPStatus.CONFLICT,
     "lock_held": HTTPStatus.CONFLICT,
     "compacted": HTTPStatus.GONE,
+    "sequence_too_old": HTTPStatus.CONFLICT,
+    "session_expired": HTTPStatus.GONE,
     "compare_failed": HTTPStatus.PRECONDITION_FAILED,
     "fenced": HTTPStatus.PRECONDITION_FAILED,
     "too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,

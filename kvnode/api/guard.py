@@ -15,13 +15,11 @@ from aiohttp import hdrs, web
 from multidict import istr
 
 from kvnode.config import Config, parse_address
-from kvnode.errors import BadRequest, PermissionDenied, UnknownParameter
+from kvnode.errors import BadRequest, PermissionDenied
 
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~:/=@-]{1,64}")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?")
 _OVERRIDES = tuple(map(istr, ("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override")))
-_PROMISES = tuple(map(istr, ("Idempotency-Key", "Kv-Session", "Kv-Sequence", "Kv-Acknowledged")))
-"""Headers that ask for exactly-once writes. Ignoring one would break what its sender counts on."""
 _REMEMBERED_MAX = 1_024
 
 
@@ -39,7 +37,7 @@ class Guard:
         self._numbers = count(1)
 
     def check(self, request: web.BaseRequest, *, changes_state: bool) -> None:
-        """Raises: BadRequest, PermissionDenied, UnknownParameter."""
+        """Raises: BadRequest, PermissionDenied."""
         headers = request.headers
         hosts = headers.getall(hdrs.HOST, ())
         if len(hosts) != 1:
@@ -55,9 +53,6 @@ class Guard:
                 raise PermissionDenied("a page of another origin may not change anything here")
             if headers.get("Sec-Fetch-Site") in {"cross-site", "same-site"}:
                 raise PermissionDenied("a page of another site may not change anything here")
-            for name in _PROMISES:
-                if name in headers:
-                    raise UnknownParameter(f"{name} is not known here: writes are not deduplicated", header=str(name))
             if request.method == "POST" and any(name in headers for name in _OVERRIDES):
                 raise BadRequest("the method stands in the request line; overriding it is not taken")
 

@@ -15,7 +15,7 @@ import msgspec
 from kvnode.api import shapes
 from kvnode.api.answer import Answer
 from kvnode.api.call import Call
-from kvnode.api.http import batch, history, kv, leases, listing, locks, node, txn
+from kvnode.api.http import batch, history, kv, leases, listing, locks, node, sessions, txn
 from kvnode.errors import MethodNotAllowed, NotFound
 from kvnode.kv.interface import Status
 
@@ -95,6 +95,13 @@ NO_FORWARD = Parameter("Kv-No-Forward", "flag", "1: answer 307 with the leader's
 IF_MATCH = Parameter("If-Match", "text", 'Only if the key is at this entity tag ("7"), or exists at all (*).')
 IF_NONE_MATCH_WRITE = Parameter("If-None-Match", "text", "* : only if there is no such key.")
 IF_NONE_MATCH_READ = Parameter("If-None-Match", "text", "304 without a body if the key is still at this entity tag.")
+SESSION = Parameter(
+    "Kv-Session", "integer", "With Kv-Sequence: the session it is numbered under; it takes effect once."
+)
+SEQUENCE = Parameter("Kv-Sequence", "integer", "With Kv-Session: the write's number, from 1; a repeat has the same.")
+ACKNOWLEDGED = Parameter("Kv-Acknowledged", "integer", "With Kv-Session: no answer up to this sequence is needed more.")
+IDEMPOTENCY_KEY = Parameter("Idempotency-Key", "text", "Any text of up to 255 bytes: takes effect once under it.")
+NAMES = (SESSION, SEQUENCE, ACKNOWLEDGED, IDEMPOTENCY_KEY)
 
 _READ = ("compacted", "no_leader", "not_ready", "stale_bound_unmet", "overloaded", "timeout")
 _WRITE = (
@@ -107,6 +114,7 @@ _WRITE = (
     "leadership_lost",
     "connection_lost",
 )
+_ONCE = ("conflict", "sequence_too_old", "session_expired")
 
 
 def _get_key(method: str, sentence: str) -> Route:
@@ -152,15 +160,15 @@ def _queue(kind: str, field: str, words: str, ways: tuple[Handler, str, Handler,
 TABLE: tuple[Route, ...] = (
     Route(
         "PUT", "/v1/kv/{key}", kv.put_key, "Set a key to the request's body.",
-        (LEASE, OWN_TTL, IF_REV, PREV, TIMEOUT), (IF_MATCH, IF_NONE_MATCH_WRITE, NO_FORWARD), "bytes",
-        shapes.PutAnswer, ("bad_key", "compare_failed", "lease_not_found", "too_large", *_WRITE),
+        (LEASE, OWN_TTL, IF_REV, PREV, TIMEOUT), (IF_MATCH, IF_NONE_MATCH_WRITE, *NAMES, NO_FORWARD), "bytes",
+        shapes.PutAnswer, ("bad_key", "compare_failed", "lease_not_found", "too_large", *_ONCE, *_WRITE),
     ),
     _get_key("GET", "The value of a key, as raw bytes."),
     _get_key("HEAD", "The headers of the GET."),
     Route(
         "DELETE", "/v1/kv/{key}", kv.delete_key, "Delete a key; deleting an absent one answers deleted: 0.",
-        (IF_REV, PREV, TIMEOUT), (IF_MATCH, IF_NONE_MATCH_WRITE, NO_FORWARD), "", shapes.DeleteResult,
-        ("bad_key", "compare_failed", "too_large", *_WRITE),
+        (IF_REV, PREV, TIMEOUT), (IF_MATCH, IF_NONE_MATCH_WRITE, *NAMES, NO_FORWARD), "", shapes.DeleteResult,
+        ("bad_key", "compare_failed", "too_large", *_ONCE, *_WRITE),
     ),
     Route(
         "GET", "/v1/kv", listing.list_keys, "A page of the keys of a range, in byte order, at one revision.",
@@ -181,7 +189,7 @@ TABLE: tuple[Route, ...] = (
     ),
     Route(
         "DELETE", "/v1/kv", listing.delete_range, "Delete every key of a range, in one revision.",
-        (*RANGE, PREV, TIMEOUT), (NO_FORWARD,), "", shapes.DeleteResult, ("too_large", *_WRITE),
+        (*RANGE, PREV, TIMEOUT), (*NAMES, NO_FORWARD), "", shapes.DeleteResult, ("too_large", *_ONCE, *_WRITE),
     ),
     Route(
         "GET", "/v1/history/{key}", history.list_versions, "The versions of a key that are kept, newest first.",
@@ -199,7 +207,7 @@ TABLE: tuple[Route, ...] = (
     ),
     Route(
         "POST", "/v1/txn", txn.transact, "If every compare holds do success, else failure. All or nothing.",
-        (TIMEOUT,), (NO_FORWARD,), "txn", shapes.TxnAnswer, ("bad_key", "too_large", *_WRITE),
+        (TIMEOUT,), (*NAMES, NO_FORWARD), "txn", shapes.TxnAnswer, ("bad_key", "too_large", *_ONCE, *_WRITE),
     ),
     Route(
         "POST", "/v1/batch", batch.execute_batch, "Many operations in order, each its own transaction. Not atomic.",
@@ -239,6 +247,15 @@ TABLE: tuple[Route, ...] = (
         locks.campaign, "Stand for election; answered once elected.",
         locks.show_leader, "Who leads.", locks.Holder,
     )),
+    Route(
+        "POST", "/v1/sessions", sessions.open_session, "A session to number writes under.",
+        (Parameter("ttl", "duration", "It ends when not used for so long; default 1h, 1s to 366 days."), TIMEOUT),
+        (NO_FORWARD,), "", shapes.SessionOpened, _WRITE,
+    ),
+    Route(
+        "DELETE", "/v1/sessions/{id}", sessions.end_session, "End a session; its answers are forgotten.",
+        (TIMEOUT,), (NO_FORWARD,), "", shapes.SessionEnded, _WRITE,
+    ),
     Route("GET", "/v1/status", node.show_status, "This node as it sees itself.", (TIMEOUT,), reply=Status),
     Route(
         "POST", "/v1/admin/transfer", node.transfer_leadership, "Hand leadership to a member.",
@@ -267,6 +284,7 @@ class Router:
     def __init__(self, table: tuple[Route, ...] = TABLE) -> None:
         self._exact: dict[str, Methods] = {}
         self._variable: dict[tuple[str, str, str], Methods] = {}  # by what stands before, its name, what stands after
+        self.takes_names = {route.handler for route in table if IDEMPOTENCY_KEY in route.headers}
         for route in table:
             before, _, rest = route.path.partition("{")
             if rest:

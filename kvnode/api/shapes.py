@@ -97,6 +97,20 @@ class PutAnswer(msgspec.Struct, kw_only=True, frozen=True):
     prev: Item | UnsetType | None = UNSET
 
 
+class SessionOpened(msgspec.Struct, kw_only=True, frozen=True):
+    """A session to number writes under, and how long it lives without a use."""
+
+    session: int
+    ttl_ms: int
+
+
+class SessionEnded(msgspec.Struct, kw_only=True, frozen=True):
+    """`ended` is 0 if there was no such session."""
+
+    session: int
+    ended: int
+
+
 class TxnAnswer(msgspec.Struct, kw_only=True, frozen=True):
     """What a transaction answers: the results of the branch that ran, in order."""
 

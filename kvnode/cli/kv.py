@@ -42,12 +42,17 @@ def past_options(command: Callable[..., None]) -> Callable[..., None]:
 
 _PREVIEW_CHARACTERS = 60
 
+once_option = click.option(
+    "--idempotency-key", help="Takes effect once under this key, however often the command is given (10 minutes)."
+)
+
 
 @click.command()
 @click.argument("key")
 @click.argument("value")
 @click.option("--if-rev", type=click.IntRange(min=0), help="Only if the key's revision is N; 0: only if it is absent.")
 @click.option("--prev", is_flag=True, help="Show the value that was replaced (with -o json).")
+@once_option
 @output_option("json", "plain", default="plain")
 @endpoint_option
 @timeout_option()
@@ -62,6 +67,7 @@ def put(**given: Any) -> None:
       kvnode put app/config @config.json
       date | kvnode put now -
       kvnode put lock/owner me --if-rev 0       create, fail if it exists
+      kvnode put total 17 --idempotency-key order-17
     """
     query = {"if_rev": str(given["if_rev"])} if given["if_rev"] is not None else {}
     if given["prev"]:
@@ -122,6 +128,7 @@ def get(**given: Any) -> None:
 @click.option("--prefix", is_flag=True, help="Delete every key that starts with KEY.")
 @click.option("--if-rev", type=click.IntRange(min=1), help="Only if the key's revision is N.")
 @click.option("--prev", is_flag=True, help="Show what was deleted (with -o json).")
+@once_option
 @output_option("json", "plain", default="plain")
 @endpoint_option
 @timeout_option()
@@ -244,8 +251,9 @@ def _pages(http: Caller, path: str, query: Mapping[str, str | bytes], limit: int
 
 
 def _write(method: str, path: str, query: Any, body: bytes | None, given: dict[str, Any]) -> Answer:
+    key = _bytes(given["idempotency_key"] or "")
     try:
-        return _caller(given).call(method, path, query, body)
+        return _caller(given).call(method, path, query, body, idempotency_key=key)
     except KvnodeError as error:
         _fail_write(error)
 

@@ -3,13 +3,15 @@
 Any node takes any request, so which one is asked matters for speed only (`endpoints`). The deadline of a call is its
 only budget: within it, what certainly had no effect is tried again elsewhere, after a jittered pause.
 
-What may have had an effect is never sent twice, and its outcome never guessed:
+What may have had an effect is never sent twice, unless it is named (`Command`): then it takes effect once however often
+it is sent, and is asked for again elsewhere until the deadline. Outcomes are never guessed:
 
 * writes travel as ``POST`` (a single one as a batch of one). aiohttp resends a GET, PUT or DELETE by itself when a
   reused connection dies; a compare-and-set sent twice would refuse its own success. POST it sends once;
 * the node's word decides: an answer that says ``not-applied`` is a `TryAgain` or a `Rejected`, one that says
   ``unknown`` is an `Unknown`, and a request that left without a complete answer is an `Unknown`, too;
-* only `TryAgain`, and failures of reads, are retried.
+* only `TryAgain`, failures of reads, and what is named are retried; once one sending may have had an effect, what
+  another is told at the door says nothing about it: the outcome stays unknown until a kept answer comes.
 
 Nothing happens at construction; connections open at the first call, and `close` ends them.
 """
@@ -29,9 +31,10 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from kvnode.client import bodies
+from kvnode.client import bodies, named
 from kvnode.client.endpoints import Endpoints, RetryPolicy
-from kvnode.client.http import error_from, key_path, parse_endpoints
+from kvnode.client.http import error_from, key_path, parse_endpoints, settles
+from kvnode.client.session import TTL_MS_DEFAULT, Session
 from kvnode.clocks import hybrid
 from kvnode.errors import (
     CompareFailed,
@@ -51,6 +54,7 @@ from kvnode.kv.requests import (
     MUST_EXIST,
     NEWEST,
     Await,
+    Command,
     Compare,
     Delete,
     History,
@@ -61,6 +65,10 @@ from kvnode.kv.requests import (
     ReadRequest,
     Reply,
     Request,
+    SessionEnd,
+    SessionOpen,
+    SessionReply,
+    SessionsEnded,
     Txn,
 )
 from kvnode.wire.token import encode_token
@@ -118,6 +126,7 @@ class Client(KV):
             return await self._execute_if_exists(request, options)
         deadline_ms = _now_ms() + options.timeout_ms
         attempt = 0
+        doubt: Unknown | None = None  # an earlier sending may have taken effect
         while True:
             address = self._endpoints.choose(_now_ms())
             try:
@@ -125,9 +134,13 @@ class Client(KV):
             except KvnodeError as error:
                 self._learn(address, error)
                 attempt += 1
-                pause_ms = self._pause_ms(error, attempt, read=_only_reads(request))
+                pause_ms = self._pause_ms(error, attempt, repeatable=_is_repeatable(request))
                 if pause_ms is None or _now_ms() + pause_ms >= deadline_ms:
+                    if doubt is not None and not settles(error):
+                        raise doubt from error
                     raise
+                if isinstance(error, Unknown) and isinstance(request, Command):
+                    doubt = error
                 await asyncio.sleep(pause_ms / 1000)
             else:
                 self._endpoints.on_answer(address)
@@ -153,9 +166,9 @@ class Client(KV):
         if isinstance(error, NoLeader) and isinstance(leader_url, str):
             self._endpoints.on_leader_hint(leader_url.removeprefix("http://").rstrip("/"), now_ms)
 
-    def _pause_ms(self, error: KvnodeError, attempt: int, *, read: bool) -> int | None:
+    def _pause_ms(self, error: KvnodeError, attempt: int, *, repeatable: bool) -> int | None:
         """How long to wait before trying again; None = report the error."""
-        again = isinstance(error, TryAgain) or (read and isinstance(error, Unknown))
+        again = isinstance(error, TryAgain) or (repeatable and isinstance(error, Unknown))
         if self._retry is None or not again or isinstance(error, NoSpace):  # space does not come back by asking
             return None
         wanted = error.detail.get("retry_after_ms", 0)
@@ -173,6 +186,16 @@ class Client(KV):
                 return await _read_history(sender, request, options)
             case Await():
                 return await _await(sender, request, options)
+            case Command():
+                return await named.execute(sender.send, request)
+            case SessionOpen():
+                status, _, body = await sender.send("POST", "/v1/sessions", {"ttl": b"%dms" % request.ttl_ms}, None, {})
+                answer = _json(status, body)
+                return SessionReply(answer["session"], answer["ttl_ms"])
+            case SessionEnd():
+                [(session, _)] = request.sessions
+                status, _, body = await sender.send("DELETE", f"/v1/sessions/{session}", {}, None, {})
+                return SessionsEnded(_json(status, body)["ended"], 0)
             case Txn():
                 status, _, body = await sender.post("/v1/txn", bodies.txn_body(request))
                 return bodies.txn_reply(request, _json(status, body))
@@ -185,6 +208,10 @@ class Client(KV):
                 return bodies.operation_reply(request, result)
             case _:
                 raise NotImplementedError(request)
+
+    def session(self, *, ttl_ms: int = TTL_MS_DEFAULT) -> Session:
+        """Writes that take effect once, also where an answer is lost: ``async with client.session() as kv``."""
+        return Session(self, ttl_ms)
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -222,13 +249,26 @@ class _Exchange:
         self, path: str, query: Mapping[str, bytes], *, wait_ms: int = 0
     ) -> tuple[int, Mapping[str, str], bytes]:
         """`wait_ms`: how much longer than its deadline the request was told to take."""
-        return await self._send("GET", path, {**self._query, **query}, None, wait_ms)
+        return await self._send("GET", path, {**self._query, **query}, None, wait_ms=wait_ms)
 
     async def post(self, path: str, body: Any) -> tuple[int, Mapping[str, str], bytes]:
         return await self._send("POST", path, self._query, bodies.encode(body))
 
+    async def send(
+        self, method: str, path: str, query: Mapping[str, bytes], body: bytes | None, headers: Mapping[str, str]
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Any call, with headers of its own."""
+        return await self._send(method, path, {**self._query, **query}, body, headers=headers)
+
     async def _send(
-        self, method: str, path: str, query: Mapping[str, str | bytes], body: bytes | None, wait_ms: int = 0
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str | bytes],
+        body: bytes | None,
+        *,
+        wait_ms: int = 0,
+        headers: Mapping[str, str] = {},
     ) -> tuple[int, Mapping[str, str], bytes]:
         # The path and query are bytes percent-encoded by us; yarl must not touch them. A plus is a plus, not a space.
         url = URL(f"http://{self._address}{path}?{urlencode(query, quote_via=quote)}", encoded=True)
@@ -239,7 +279,7 @@ class _Exchange:
             async with (
                 asyncio.timeout(connect_s + answer_s),
                 self._session.request(
-                    method, url, data=body, headers=self._headers, timeout=timeout, allow_redirects=False
+                    method, url, data=body, headers={**self._headers, **headers}, timeout=timeout, allow_redirects=False
                 ) as response,
             ):
                 data = await response.read()
@@ -317,10 +357,13 @@ def _json(status: int, body: bytes) -> Any:
         raise ConnectionLost(f"answer {status} is not JSON: {body[:200]!r}") from error
 
 
-def _only_reads(request: Request) -> bool:
+def _is_repeatable(request: Request) -> bool:
+    """Sending it twice does what sending it once does. (A session that nobody heard of ends by itself.)"""
     if isinstance(request, Txn):
         return all(isinstance(operation, Range) for operation in (*request.success, *request.failure))
-    return isinstance(request, ReadRequest | Await)
+    if isinstance(request, Command):
+        return bool(request.session or request.key)
+    return isinstance(request, ReadRequest | Await | SessionOpen | SessionEnd)
 
 
 def _now_ms() -> int:

@@ -4,7 +4,7 @@ Several endpoints are tried in order. The rule for going on to the next one is t
 
 * a connection that was refused, or an answer that says ``not-applied`` and "try again": the next endpoint;
 * a request that left completely or in part and got no complete answer: for a read the next endpoint, for a write
-  *unknown*; it is never sent a second time.
+  *unknown*; it is never sent a second time, unless an `Idempotency-Key` names it.
 
 `http.client` sends a request once; it never resends one by itself.
 """
@@ -26,7 +26,10 @@ from kvnode.errors import (
     ConnectionLost,
     KvnodeError,
     NotReady,
+    PermissionDenied,
     Rejected,
+    SequenceTooOld,
+    SessionExpired,
     Timeout,
     TryAgain,
     Unknown,
@@ -113,6 +116,12 @@ def error_from(status: int, outcome: str, body: bytes, *, write: bool) -> Kvnode
     return error
 
 
+def settles(error: KvnodeError) -> bool:
+    """Whether it can be the kept answer of an earlier sending of a named write; what is refused at the door is none."""
+    at_the_door = BadRequest | PermissionDenied | SequenceTooOld | SessionExpired
+    return isinstance(error, Rejected) and not isinstance(error, at_the_door)
+
+
 class Caller:
     """Sends single requests to the first endpoint that answers, within one deadline."""
 
@@ -128,32 +137,34 @@ class Caller:
         query: Mapping[str, str | bytes] | None = None,
         body: bytes | None = None,
         *,
+        idempotency_key: bytes = b"",
         accept: Callable[[int], bool] = lambda status: 200 <= status < 300,
     ) -> Answer:
         """One request; the first accepted answer. Raises: a `KvnodeError` that says whether a write took effect."""
         write = method not in {"GET", "HEAD"}
+        may_repeat = not write or bool(idempotency_key)
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         deadline_ms = _now_ms() + self._timeout_ms
         failure: KvnodeError = NotReady("no endpoint answered")
+        doubt: KvnodeError | None = None  # a sending of the write may have taken effect
         for endpoint in self.endpoints:
             left_ms = deadline_ms - _now_ms()
             if left_ms <= 0:
                 break
             try:
-                answer = _exchange(endpoint, method, _target(path, query or {}, left_ms), body, left_ms)
-            except TryAgain as error:
+                answer = _exchange(
+                    endpoint, method, _target(path, query or {}, left_ms), body, left_ms, headers=headers
+                )
+                if accept(answer.status):
+                    return answer
+                failure = error_from(answer.status, answer.headers.get("Kv-Outcome", ""), answer.body, write=write)
+            except (TryAgain, Unknown) as error:
                 failure = error
-                continue
-            except Unknown as error:
-                if write:
-                    raise
-                failure = error
-                continue
-            if accept(answer.status):
-                return answer
-            failure = error_from(answer.status, answer.headers.get("Kv-Outcome", ""), answer.body, write=write)
-            if not (isinstance(failure, TryAgain) or (isinstance(failure, Unknown) and not write)):
-                raise failure
-        raise failure
+            if isinstance(failure, Unknown) and write:
+                doubt = failure
+            if not (isinstance(failure, TryAgain) or (isinstance(failure, Unknown) and may_repeat)):
+                break
+        raise failure if doubt is None or settles(failure) else doubt
 
 
 def fetch(endpoint: str, path: str, timeout_ms: int) -> Answer:
@@ -165,7 +176,9 @@ def _target(path: str, query: Mapping[str, str | bytes], left_ms: int) -> str:
     return f"{path}?{urlencode({**query, 'timeout': f'{left_ms}ms'}, quote_via=quote)}"  # a plus is a plus
 
 
-def _exchange(endpoint: str, method: str, path: str, body: bytes | None, left_ms: int) -> Answer:
+def _exchange(
+    endpoint: str, method: str, path: str, body: bytes | None, left_ms: int, *, headers: Mapping[str, bytes] = {}
+) -> Answer:
     host, _, port = endpoint.rpartition(":")
     connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=min(left_ms, _CONNECT_MS_MAX) / 1000)
     try:
@@ -176,7 +189,7 @@ def _exchange(endpoint: str, method: str, path: str, body: bytes | None, left_ms
         assert isinstance(connection.sock, socket.socket)
         connection.sock.settimeout((left_ms + _GRACE_MS) / 1000)
         try:
-            connection.request(method, path, body=body)
+            connection.request(method, path, body=body, headers=headers)
             response = connection.getresponse()
             data = response.read()
         except TimeoutError as error:

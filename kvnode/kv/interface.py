@@ -18,6 +18,7 @@ from kvnode.kv.requests import (
     NEWEST,
     Await,
     Campaign,
+    Command,
     Compare,
     Delete,
     DeleteReply,
@@ -43,6 +44,10 @@ from kvnode.kv.requests import (
     RangeReply,
     Reply,
     Request,
+    SessionEnd,
+    SessionOpen,
+    SessionReply,
+    SessionsEnded,
     Txn,
     TxnReply,
 )
@@ -101,9 +106,15 @@ class KV(ABC):
     async def execute(self, request: LeaseList, options: Options = ...) -> LeaseListReply: ...
     @overload
     async def execute(self, request: QueueRead, options: Options = ...) -> QueueReply: ...
+    @overload
+    async def execute(self, request: SessionOpen, options: Options = ...) -> SessionReply: ...
+    @overload
+    async def execute(self, request: SessionEnd, options: Options = ...) -> SessionsEnded: ...
+    @overload
+    async def execute(self, request: Command, options: Options = ...) -> Any: ...
     @abstractmethod
     async def execute(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Reply:
-        """Carry out one request.
+        """Carry out one request. A `Command` is answered as the request in it would be.
 
         Raises: a `KvnodeError`; its family says whether a write took effect (`kvnode.errors`).
         """

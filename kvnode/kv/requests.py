@@ -3,8 +3,9 @@
 Every front end builds these, the log stores the writing ones, the state machine applies them. They are
 frozen msgspec Structs, arrays on the wire: append fields with defaults, never reorder, never reuse a tag.
 
-Writes (stored in the log): Put, Delete, Txn, and those about leases. Reads (never in the log): Range, History, Await,
-LeaseRead, LeaseList, QueueRead. `LeaseKeepAlive` is neither: the leader's clock takes it, and mostly no log.
+Writes (stored in the log): Put, Delete, Txn, those about leases and sessions, and Command, which says under what one
+is carried out. Reads (never in the log): Range, History, Await, LeaseRead, LeaseList, QueueRead. `LeaseKeepAlive` is
+neither: the leader's clock takes it, and mostly no log.
 `Batch` is a front-door convenience: its operations are proposed one by one and answered one by one.
 """
 
@@ -187,7 +188,45 @@ class QueueRead(msgspec.Struct, frozen=True, array_like=True, tag=24, gc=False):
     token: int = 0  # not 0: only the one with this create revision
 
 
-WriteRequest = Put | Delete | Txn | LeaseGrant | LeaseRevoke | LeaseUpkeep | LeaseRenew | Campaign
+StoreWrite = Put | Delete | Txn | LeaseGrant | LeaseRevoke | Campaign
+"""What a client may have carried out once."""
+
+
+class SessionOpen(msgspec.Struct, frozen=True, array_like=True, tag=15, gc=False):
+    """Grant a session: writes numbered under it take effect once. Its id is the index of this entry."""
+
+    ttl_ms: int  # it ends when it was not used for so long, by the leader's clock
+
+
+class SessionEnd(msgspec.Struct, frozen=True, array_like=True, tag=16, gc=False):
+    """Forget sessions and the answers of Idempotency-Keys: asked for by a client, or decided by the leader's clock."""
+
+    sessions: tuple[tuple[int, int], ...] = ()  # (id, index of its last use when this was decided; 0: end it anyway)
+    keys_through: int = 0  # keys first used at or before this index; 0: none
+
+
+class Fence(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Carry the write out only if the lock `name` is held under this token."""
+
+    name: bytes
+    token: int
+
+
+class Command(msgspec.Struct, frozen=True, array_like=True, tag=17, gc=False):
+    """A write and what it is carried out under. A (session, sequence) or a key makes it happen once.
+
+    Plain writes stand in the log as they are: who asks for none of this pays for none of it.
+    """
+
+    request: StoreWrite
+    session: int = 0  # 0 = none
+    sequence: int = 0  # from 1, chosen by the client, one for each write of the session
+    acknowledged: int = 0  # the client needs no answer up to this sequence any more
+    key: bytes = b""  # Idempotency-Key; not together with a session
+    fence: Fence | None = None
+
+
+WriteRequest = StoreWrite | LeaseUpkeep | LeaseRenew | SessionOpen | SessionEnd | Command
 """What the log stores as a client command."""
 
 ReadRequest = Range | History
@@ -272,8 +311,18 @@ class QueueReply(msgspec.Struct, frozen=True, array_like=True, tag=24, gc=False)
     more: bool
 
 
+class SessionReply(msgspec.Struct, frozen=True, array_like=True, tag=15, gc=False):
+    session: int
+    ttl_ms: int
+
+
+class SessionsEnded(msgspec.Struct, frozen=True, array_like=True, tag=16, gc=False):
+    sessions: int  # how many there were of those named
+    keys: int
+
+
 class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
-    """A deterministic refusal by the state machine: code of a `Rejected` error, and its words.
+    """A deterministic refusal by the state machine: code of an error that is certain to have no effect, and its words.
 
     A value, not an exception: every node applies the same entry and must reach the same result, byte for byte.
     """
@@ -285,6 +334,6 @@ class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
 
 
 OperationReply = PutReply | DeleteReply | RangeReply
-WriteReply = PutReply | DeleteReply | TxnReply | LeaseReply | LeaseEnded
+WriteReply = PutReply | DeleteReply | TxnReply | LeaseReply | LeaseEnded | SessionReply | SessionsEnded
 Reply = WriteReply | RangeReply | LeaseReadReply | LeaseListReply | QueueReply
 ApplyResult = WriteReply | Refusal

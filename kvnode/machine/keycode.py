@@ -11,7 +11,10 @@ One table of prefixes; a row's first byte names its table.
             revision (8)
     0x20    lease (8)                                              leases
     0x21    lease (8), digest of user key (24)                     keys of leases
-    0x22 … 0xE0                                                    free
+    0x30    session (8)                                            sessions
+    0x31    session (8), sequence (8)                              stored answers
+    0x32    index of the entry that used it first (8)              Idempotency-Keys and their answers
+    0x40 … 0xE0                                                    free
     0xF0    revision (8), number within the revision (4)           revisions, in the order they were made
 
 Escaping turns each NUL of a user key into 00 FF, so 00 01 ends a key and sorts before every longer one.
@@ -35,6 +38,9 @@ VERSIONS = b"\x10"
 VERSIONS_END = b"\x11"
 LEASES = b"\x20"
 LEASE_KEYS = b"\x21"
+SESSIONS = b"\x30"
+ANSWERS = b"\x31"
+IDEMPOTENCY_KEYS = b"\x32"
 REVISIONS = b"\xf0"
 REVISIONS_END = b"\xf1"
 

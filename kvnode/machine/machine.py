@@ -26,7 +26,9 @@ from kvnode.kv.events import Event
 from kvnode.kv.keys import ONE_KEY
 from kvnode.kv.requests import (
     ApplyResult,
+    Command,
     Delete,
+    Fence,
     History,
     KeyValue,
     LeaseList,
@@ -36,12 +38,16 @@ from kvnode.kv.requests import (
     Range,
     RangeReply,
     ReadRequest,
+    Refusal,
+    SessionEnd,
+    SessionOpen,
     TableRequest,
     Txn,
     WriteRequest,
 )
 from kvnode.machine import digest, keycode
 from kvnode.machine.backend import Backend
+from kvnode.machine.exactly_once import ExactlyOnce
 from kvnode.machine.lease_commands import LeaseCommands
 from kvnode.machine.leases import Leases
 from kvnode.machine.mvcc import Versions
@@ -93,6 +99,7 @@ class StateMachine:
         self._operations = Operations(versions, self._recent, leases, limits)
         self._lease_commands = LeaseCommands(leases, versions, self._operations, limits)
         self._transactions = Transactions(versions, self._recent, self._operations, limits)
+        self.exactly_once = ExactlyOnce(backend, self._side, limits)
 
     @property
     def is_unfinished(self) -> bool:
@@ -148,22 +155,51 @@ class StateMachine:
     def _apply_in_slices(self, index: Index, time: int, request: WriteRequest) -> Work[Applied]:
         events: list[Event] = []
         result: ApplyResult
-        match request:
-            case Delete():
-                result = yield from self._operations.delete_range(request, self.revision, time, events, self._pace)
-            case Txn():
-                result = yield from self._transactions.apply(
-                    request, self.revision, self.compact_revision, time, events, pace=self._pace
-                )
-            case Put():
-                raise AssertionError("puts are finished at once")
-            case _:
-                result = yield from self._lease_commands.apply(
-                    request, index, revision=self.revision, time=time, events=events, pace=self._pace
-                )
+        if isinstance(request, Command):
+            execution = self._execute_fenced(index, time, request, events)
+            result = yield from self.exactly_once.carry_out(index, request, self.revision, execution, self._pace)
+        else:
+            result = yield from self._execute(index, time, request, events)
         if len(events) < MANY_CHANGES:
             return self._finish(index, time, events, result)
         return (yield from self._finish_in_slices(index, time, events, result))
+
+    def _execute_fenced(self, index: Index, time: int, command: Command, events: list[Event]) -> Work[ApplyResult]:
+        refusal = self._check_fence(command.fence) if command.fence is not None else None
+        if refusal is not None:
+            return refusal
+        return (yield from self._execute(index, time, command.request, events))
+
+    def _check_fence(self, fence: Fence) -> Refusal | None:
+        """Whether the lock is held under that token; None: it is, and the write may be executed."""
+        return Refusal("bad_request", f"there are no locks: {fence.name!r} cannot be held", self.revision)
+
+    def _execute(self, index: Index, time: int, request: WriteRequest, events: list[Event]) -> Work[ApplyResult]:
+        match request:
+            case Put():
+                return self._operations.put(request, self.revision, time, events)
+            case Delete() if request.end == ONE_KEY:
+                return self._operations.delete_one(request, self.revision, time, events)
+            case Delete():
+                return (yield from self._operations.delete_range(request, self.revision, time, events, self._pace))
+            case Txn():
+                return (
+                    yield from self._transactions.apply(
+                        request, self.revision, self.compact_revision, time, events, pace=self._pace
+                    )
+                )
+            case SessionOpen():
+                return (yield from self.exactly_once.sessions.open(index, request.ttl_ms, self._pace))
+            case SessionEnd():
+                return (yield from self.exactly_once.end(request, self._pace))
+            case Command():
+                raise AssertionError("a command in a command")
+            case _:
+                return (
+                    yield from self._lease_commands.apply(
+                        request, index, revision=self.revision, time=time, events=events, pace=self._pace
+                    )
+                )
 
     def _finish(self, index: Index, time: int, events: list[Event], result: ApplyResult) -> Applied:
         changes = [event.kv for event in events]

@@ -9,6 +9,7 @@ Values are MessagePack arrays (append fields with defaults, never reorder); keys
     leases     `LeaseRow`: TTL, logged renewals, checkpointed remainder, whether it is its key's own
     keys of leases  `LeaseKeyRow`: user key, its create revision
     revisions  `RevisionRow`: time, kind (1 put, 2 delete), user key
+    the others: beside the table in memory that they are the rows of (`side_rows`)
 """
 
 from __future__ import annotations

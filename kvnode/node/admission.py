@@ -18,6 +18,7 @@ from kvnode.kv.requests import (
     WAIT_MS_MAX,
     Await,
     Campaign,
+    Command,
     Compare,
     Delete,
     History,
@@ -29,6 +30,8 @@ from kvnode.kv.requests import (
     Put,
     QueueRead,
     ReadRequest,
+    SessionEnd,
+    SessionOpen,
     TableRequest,
     Txn,
     WriteRequest,
@@ -40,6 +43,8 @@ from kvnode.wire.limits import CodecError
 QUEUE_TAIL_BYTES = 17
 FREE_SPACE_CHECK_MS = 1_000
 INTEGER_MAX = (1 << 63) - 1
+SESSIONS_ENDED_MAX = 1_000
+IDEMPOTENCY_KEY_BYTES_MAX = 255
 CONSISTENCIES = get_args(Consistency)
 TIME_MAX = (1 << 64) - 1
 PAYLOAD_SLACK_BYTES = 60 << 10
@@ -68,8 +73,29 @@ def check_write(request: WriteRequest, limits: LimitsSection) -> None:
             check_lease_id(request.id)
         case LeaseUpkeep():
             raise BadRequest("only the leader decides which leases are over")
+        case SessionOpen():
+            _check_ttl(request.ttl_ms)
+        case SessionEnd():
+            if request.keys_through or len(request.sessions) > SESSIONS_ENDED_MAX:
+                raise BadRequest(f"a caller ends sessions, at most {SESSIONS_ENDED_MAX} at a time, and nothing else")
+        case Command():
+            _check_command(request)
+            check_write(request.request, limits)
         case _:
             assert_never(request)
+
+
+def _check_command(command: Command) -> None:
+    if command.session and command.key:
+        raise BadRequest("give a session and a sequence, or an Idempotency-Key, not both")
+    if command.session and not 0 <= command.acknowledged < command.sequence:
+        raise BadRequest("a session's writes are numbered from 1, and acknowledge only numbers below their own")
+    if not command.session and (command.sequence or command.acknowledged):
+        raise BadRequest("a sequence belongs to a session")
+    if len(command.key) > IDEMPOTENCY_KEY_BYTES_MAX:
+        raise BadRequest(f"an Idempotency-Key has at most {IDEMPOTENCY_KEY_BYTES_MAX} bytes")
+    if command.fence is not None:
+        raise BadRequest("locks are not available")
 
 
 def payload_of(request: WriteRequest, limits: LimitsSection) -> bytes:
@@ -259,7 +285,10 @@ class SpaceGuard:
         if now_ms - self._checked_ms >= FREE_SPACE_CHECK_MS:
             self._checked_ms = now_ms
             self.alarm = self._look()
-        if self.alarm and not isinstance(request, Delete | LeaseRevoke | LeaseRenew):
+        if not self.alarm:
+            return
+        write = request.request if isinstance(request, Command) else request
+        if not isinstance(write, Delete | LeaseRevoke | LeaseRenew | SessionEnd):
             raise NoSpace(self.alarm)
 
     def _look(self) -> str:

@@ -35,6 +35,7 @@ from kvnode.node.log_health import LogHealth
 from kvnode.node.log_writer import LogWriter
 from kvnode.node.ports import LogStore, Transport
 from kvnode.node.request_path import RequestPath
+from kvnode.node.sessions import SessionDuty
 from kvnode.node.waiting_list import WaitingList
 from kvnode.node.worker import Worker
 from kvnode.observe.log import get_logger
@@ -164,6 +165,7 @@ class Node(KV, Admin):
         )
         lessor.connect(self._duties)
         self._duties.add(lessor)
+        self._duties.add(SessionDuty(machine.exactly_once, config.limits))
         lease_calls = LeaseCalls(
             lessor,
             raft=raft,

@@ -25,6 +25,7 @@ from kvnode.kv.requests import (
     NEWEST,
     ApplyResult,
     Await,
+    Command,
     History,
     LeaseKeepAlive,
     LeaseListReply,
@@ -143,6 +144,8 @@ class RequestPath:
         if self._applier.is_held_back:
             raise Overloaded("the store is behind the log", retry_after_ms=RETRY_AFTER_MS)
         payload = admission.payload_of(request, self._limits)
+        # In the entry's head for those who read the log; what is carried out is the payload's word alone.
+        session, sequence = (request.session, request.sequence) if isinstance(request, Command) else (0, 0)
         deadline_ms = self._deadline(options.timeout_ms)
         self.proposals += 1
         patience_ms = min(deadline_ms, self._clock.monotonic_ms() + self._limits.no_leader_ms)
@@ -151,7 +154,7 @@ class RequestPath:
             await self._leader(patience_ms, options)
             request_id, answer = self._waiting.add(deadline_ms, self._clock.elapsed_ns())
             try:
-                self._driver.queue.put_proposal(Proposed(request_id, payload))
+                self._driver.queue.put_proposal(Proposed(request_id, payload, session=session, sequence=sequence))
                 result = await answer
             except NoLeader:
                 # Refused before any log had it: safe to propose again, as long as our patience lasts.

@@ -82,6 +82,12 @@ DECLARED: tuple[MetricDeclaration, ...] = (
     MetricDeclaration("kvnode_wal_bytes", "gauge", "bytes", "Size of the log on disk."),
     MetricDeclaration("kvnode_store_bytes", "gauge", "bytes", "Size of the store on disk."),
     MetricDeclaration("kvnode_recent_bytes", "gauge", "bytes", "Versions in memory that the store does not hold yet."),
+    MetricDeclaration("kvnode_sessions", "gauge", "", "Sessions that clients number their writes under."),
+    MetricDeclaration("kvnode_session_answers_bytes", "gauge", "bytes", "Memory for the stored answers of sessions."),
+    MetricDeclaration("kvnode_idempotency_keys", "gauge", "", "Idempotency-Keys whose answers are stored."),
+    MetricDeclaration(
+        "kvnode_repeated_writes_total", "counter", "", "Named writes answered without being executed (again)."
+    ),
     MetricDeclaration("kvnode_flush_seconds", "histogram", "seconds", "Duration of one flush of recent versions."),
     MetricDeclaration("kvnode_peer_messages_sent_total", "counter", "", "Messages handed to peer connections."),
     MetricDeclaration("kvnode_peer_messages_received_total", "counter", "", "Messages received from peers."),

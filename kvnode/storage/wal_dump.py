@@ -18,12 +18,15 @@ from kvnode.errors import LogCorrupted
 from kvnode.kv.keys import ONE_KEY
 from kvnode.kv.requests import (
     Campaign,
+    Command,
     Delete,
     LeaseGrant,
     LeaseRenew,
     LeaseRevoke,
     LeaseUpkeep,
     Put,
+    SessionEnd,
+    SessionOpen,
     Txn,
     WriteRequest,
 )
@@ -182,6 +185,14 @@ def _payload_fields(entry: Entry) -> Line:
 
 def _request_fields(request: WriteRequest) -> Line:
     match request:
+        case Command():
+            key = _key("idempotency_key", request.key) if request.key else {}
+            return {**_request_fields(request.request), **key}
+        case SessionOpen():
+            return {"op": "session_open", "ttl_ms": request.ttl_ms}
+        case SessionEnd():
+            ended = [session for session, _ in request.sessions]
+            return {"op": "session_end", "sessions": ended, "keys_through": request.keys_through}
         case Put():
             return {"op": "put", **_key("key", request.key)}
         case Delete() if request.end == ONE_KEY:

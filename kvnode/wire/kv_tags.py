@@ -6,11 +6,13 @@ only that no field leaves the range the store and other readers of the format ca
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import assert_never
 
 from kvnode.kv.requests import (
     MUST_EXIST,
     Campaign,
+    Command,
     Delete,
     LeaseGrant,
     LeaseRenew,
@@ -18,6 +20,8 @@ from kvnode.kv.requests import (
     LeaseUpkeep,
     Put,
     Range,
+    SessionEnd,
+    SessionOpen,
     Txn,
     WriteRequest,
 )
@@ -33,6 +37,9 @@ REQUESTS: dict[int, type[WriteRequest | Range]] = {
     11: LeaseUpkeep,
     12: LeaseRenew,
     14: Campaign,
+    15: SessionOpen,
+    16: SessionEnd,
+    17: Command,
 }
 """Tag → type. `Range` stands in the log inside transactions only."""
 
@@ -59,6 +66,15 @@ def check_request(request: WriteRequest) -> None:
                 check_range(*numbers)
         case Campaign():
             check_range(request.ttl_ms)
+        case SessionOpen():
+            check_range(request.ttl_ms)
+        case SessionEnd():
+            check_range(request.keys_through, *chain.from_iterable(request.sessions))
+        case Command():
+            check_range(request.session, request.sequence, request.acknowledged)
+            if request.fence is not None:
+                check_range(request.fence.token)
+            check_request(request.request)
         case _:
             assert_never(request)
 

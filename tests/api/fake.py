@@ -14,6 +14,7 @@ from kvnode.kv.requests import (
     ANY_REVISION,
     MUST_EXIST,
     Await,
+    Command,
     Compare,
     Delete,
     DeleteReply,
@@ -23,6 +24,10 @@ from kvnode.kv.requests import (
     PutReply,
     Range,
     RangeReply,
+    SessionEnd,
+    SessionOpen,
+    SessionReply,
+    SessionsEnded,
     Txn,
     TxnReply,
 )
@@ -64,7 +69,11 @@ class FakeKV(KV):
                 found = self._history(History(request.key, 1), self.revision).items
             newer = found and found[0].mod_revision > request.after_revision
             return RangeReply(self.revision, found if newer else (), len(found))
-        reply = self._carry_out(request, options)
+        if isinstance(request, SessionOpen):
+            return SessionReply(42, request.ttl_ms)
+        if isinstance(request, SessionEnd):
+            return SessionsEnded(len(request.sessions), 0)
+        reply = self._carry_out(request.request if isinstance(request, Command) else request, options)
         if self.gate is not None:
             await self.gate.wait()
         return reply

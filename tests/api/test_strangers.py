@@ -239,13 +239,6 @@ async def test_method_overrides_are_refused(door: Door, kv: FakeKV) -> None:
     assert not kv.seen
 
 
-@pytest.mark.parametrize("header", ["Idempotency_Key", "Kv_Session", "Kv_Sequence", "Kv_Acknowledged"])
-async def test_promises_that_cannot_be_kept_are_refused(door: Door, kv: FakeKV, header: str) -> None:
-    reply = await door.ask("PUT", "/v1/kv/k", b"v", **{header: "7"})
-    assert (reply.status, reply.code, reply.outcome) == (400, "unknown_parameter", "not-applied")
-    assert not kv.seen
-
-
 async def test_pipelined_requests_are_answered_in_order(door: Door, kv: FakeKV) -> None:
     one = PUT + b"Content-Length: 1\r\nX-Request-Id: r%d\r\n\r\nv"
     answer = await door.send(b"".join(one % n for n in range(5)))

@@ -217,3 +217,15 @@ def test_what_is_not_kvnode_is_named_as_such(run: Run):
     assert (status.exit_code, got.exit_code) == (3, 1)
     for result in (status, got):
         assert "answer 404 is not kvnode's" in result.stderr
+
+
+def test_an_idempotency_key_makes_a_command_harmless_to_repeat(run: Run):
+    first = run("put", "once", "1", "--if-rev", "0", "--idempotency-key", "order 17, ü")
+    assert first.exit_code == 0
+    assert run("put", "once", "1", "--if-rev", "0", "--idempotency-key", "order 17, ü").stdout == first.stdout
+    other = run("put", "once", "2", "--if-rev", "0", "--idempotency-key", "order 17, ü")
+    assert "[conflict]" in other.stderr
+    assert "Kv-Outcome: not-applied" in other.stderr
+    assert run("del", "once", "--idempotency-key", "gone").stdout == "1\n"
+    assert run("del", "once", "--idempotency-key", "gone").stdout == "1\n"
+    assert run("del", "once").stdout == "0\n"

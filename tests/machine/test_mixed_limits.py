@@ -16,7 +16,7 @@ import pytest
 import kvnode.machine
 from kvnode.config import Config, LimitsSection, load
 from kvnode.errors import ConfigInvalid
-from kvnode.kv.requests import Delete, LeaseGrant, Put, Range, Txn, WriteRequest
+from kvnode.kv.requests import Command, Delete, LeaseGrant, Put, Range, SessionOpen, Txn, WriteRequest
 from kvnode.server import APPLIED_LIMITS, check_applied_limits
 from kvnode.sim.disk import FakeDisk
 from kvnode.storage.datadir import DataDir
@@ -48,6 +48,10 @@ WORK: dict[str, list[WriteRequest]] = {
     "page_bytes_max": [*(Put(b"k%d" % i, bytes(20_000)) for i in range(5)), Txn((), (Range(b"k", b"l"),))],
     "page_items": [*(Put(b"k%d" % i, b"v") for i in range(9)), Txn((), (Range(b"k", b"l"),))],
     "page_items_max": [*(Put(b"k%d" % i, b"v") for i in range(9)), Txn((), (Range(b"k", b"l", limit=8),))],
+    "sessions_max": [*(SessionOpen(1_000) for _ in range(9)), Command(Put(b"k", b"v"), session=1, sequence=1)],
+    "session_answers_max": [SessionOpen(1_000), *(Command(Put(b"k", b"v"), 1, n + 1) for n in range(9))],
+    "idempotency_keys_max": [Command(Put(b"k", b"v"), key=b"%d" % n) for n in range(9)],
+    "answers_bytes_max": [SessionOpen(1_000), *(Command(Put(b"k", b"v"), 1, n + 1) for n in range(9))],
     "txn_operations_max": [Txn((), tuple(Put(b"k%d" % i, b"v") for i in range(9)))],
 }
 

@@ -8,9 +8,11 @@ from kvnode.sim.loop import run_virtual
 from kvnode.sim.runtime.cluster import Cluster
 
 
-def simulate(scenario: Callable[[Cluster], Awaitable[None]], *, size: int = 3) -> None:
+def simulate(scenario: Callable[[Cluster], Awaitable[None]], *, size: int = 3, **settings: object) -> None:
+    """`settings`: two underscores stand for the dot."""
+
     async def main() -> None:
-        cluster = Cluster(1, size)
+        cluster = Cluster(1, size, {name.replace("__", "."): value for name, value in settings.items()})
         await cluster.start_all()
         await cluster.elect()
         await scenario(cluster)

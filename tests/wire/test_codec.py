@@ -13,14 +13,18 @@ import pytest
 from kvnode.ids import Index, NodeId, RequestId, Term
 from kvnode.kv.requests import (
     Campaign,
+    Command,
     Compare,
     Delete,
+    Fence,
     LeaseGrant,
     LeaseRenew,
     LeaseRevoke,
     LeaseUpkeep,
     Put,
     Range,
+    SessionEnd,
+    SessionOpen,
     Txn,
     WriteRequest,
 )
@@ -98,6 +102,18 @@ MESSAGES: list[tuple[PeerMessage, str, list[Any]]] = [
 ]
 
 REQUEST_CASES: list[tuple[WriteRequest, str, list[Any]]] = [
+    (SessionOpen(1_000), "920fcd03e8", [15, 1_000]),
+    (SessionEnd(((7, 9),), 5), "93109192070905", [16, [[7, 9]], 5]),
+    (
+        Command(Put(b"k", b"v"), 7, 2, 1),
+        "97119601c4016bc4017600ffc2070201c400c0",
+        [17, [1, b"k", b"v", 0, -1, False], 7, 2, 1, b"", None],
+    ),
+    (
+        Command(Delete(b"k"), key=b"once", fence=Fence(b"l", 3)),
+        "97119502c4016bc400ffc2000000c4046f6e636592c4016c03",
+        [17, [2, b"k", b"", -1, False], 0, 0, 0, b"once", [b"l", 3]],
+    ),
     (Put(b"k", b"v"), "9601c4016bc4017600ffc2", [1, b"k", b"v", 0, -1, False]),
     (Delete(b"a", b"b", return_previous=True), "9502c40161c40162ffc3", [2, b"a", b"b", -1, True]),
     (
@@ -251,6 +267,13 @@ def test_size_is_checked_before_anything_is_decoded() -> None:
         pytest.param(msgpack.packb([4, [[b"k", "colour", "=", 1]], []]), id="unknown compare target"),
         pytest.param(msgpack.packb([4, [[b"k", "version", "=", -1]], []]), id="negative compare value"),
         pytest.param(msgpack.packb([4, [], [], [[3, b"k", b"", -1]]]), id="negative limit"),
+        pytest.param(msgpack.packb([17, [17, [1, b"k", b"v"]]]), id="command in a command"),
+        pytest.param(msgpack.packb([17, [3, b"k"]]), id="a read under a name"),
+        pytest.param(msgpack.packb([17, [1, b"k", b"v", -1], 1, 1]), id="negative lease under a name"),
+        pytest.param(msgpack.packb([17, [1, b"k", b"v"], 1 << 63, 1]), id="session over 63 bits"),
+        pytest.param(msgpack.packb([17, [1, b"k", b"v"], 1, 1, 0, b"", [b"l", -1]]), id="negative token"),
+        pytest.param(msgpack.packb([15, -1]), id="negative ttl"),
+        pytest.param(msgpack.packb([16, [[1, -1]]]), id="negative use"),
     ],
 )
 def test_a_malformed_request_is_refused(data: bytes) -> None:

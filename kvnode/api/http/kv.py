@@ -8,6 +8,7 @@ from kvnode.api.call import Call, key_lines, version_lines
 from kvnode.api.http.conditions import is_known_to_caller, is_unwanted, write_condition
 from kvnode.api.http.leases import ttl_of
 from kvnode.api.http.path import path_key
+from kvnode.api.http.sessions import once
 from kvnode.errors import BadRequest, CompareFailed, KeyNotFound
 from kvnode.kv.interface import Options
 from kvnode.kv.requests import NEWEST, WAIT_MS_MAX, Await, Delete, History, LeaseGrant, Put, Range, RangeReply
@@ -27,11 +28,11 @@ async def put_key(call: Call) -> Answer:
     value = await call.body(call.app.config.limits.value_bytes_max)
     put = Put(key, value, lease, condition, prev)
     if ttl_ms:
-        granted = await call.app.kv.execute(LeaseGrant(ttl_ms, put=put), options)
+        granted = await call.app.kv.execute(once(call, LeaseGrant(ttl_ms, put=put)), options)
         assert granted.put is not None
         reply, lease = granted.put, granted.id
     else:
-        reply = await call.app.kv.execute(put, options)
+        reply = await call.app.kv.execute(once(call, put), options)
     extra = version_lines(reply.revision, reply.create_revision, reply.version, reply.time)
     if lease:
         extra += f"Kv-Lease: {lease}\r\n"
@@ -113,7 +114,7 @@ async def delete_key(call: Call) -> Answer:
     options = call.options()
     call.refuse_body()
     request = Delete(key, if_revision=condition, return_previous=prev)
-    reply = await call.app.kv.execute(request, options)
+    reply = await call.app.kv.execute(once(call, request), options)
     if prev:
         return call.json(200, shapes.delete_result(reply, prev=True, one_key=True), revision=reply.revision)
     body = b'{"revision": %d, "deleted": %d}\n' % (reply.revision, reply.deleted)

@@ -13,6 +13,7 @@ import msgspec
 from kvnode.api import query, shapes
 from kvnode.api.answer import Answer
 from kvnode.api.call import Call
+from kvnode.api.http.sessions import once
 from kvnode.errors import BadRequest, TooLarge
 from kvnode.kv import keys
 from kvnode.kv.requests import Delete, Range, RangeReply
@@ -110,5 +111,5 @@ async def delete_range(call: Call) -> Answer:
     prev = call.flag("prev")
     options = call.options()
     call.refuse_body()
-    reply = await call.app.kv.execute(Delete(start, end, return_previous=prev), options)
+    reply = await call.app.kv.execute(once(call, Delete(start, end, return_previous=prev)), options)
     return call.json(200, shapes.delete_result(reply, prev=prev, one_key=False), revision=reply.revision)

@@ -8,6 +8,7 @@ from kvnode.api import shapes, strict_json
 from kvnode.api.answer import Answer
 from kvnode.api.call import Call
 from kvnode.api.http.operations import OperationParser, items_max, result_of
+from kvnode.api.http.sessions import once
 from kvnode.api.strict_json import expect_choice, expect_flag, expect_integer, expect_list, expect_object
 from kvnode.config import LimitsSection
 from kvnode.errors import BadRequest
@@ -25,7 +26,7 @@ async def transact(call: Call) -> Answer:
     body = await call.body(limits.request_bytes_max)
     txn = parse_txn(strict_json.loads(body, depth_max=limits.json_depth_max, items_max=items_max(limits)), limits)
     call.has_effect = any(not isinstance(operation, Range) for operation in (*txn.success, *txn.failure))
-    reply = await call.app.kv.execute(txn, options)
+    reply = await call.app.kv.execute(once(call, txn), options)
     branch = txn.success if reply.succeeded else txn.failure
     answer = shapes.TxnAnswer(
         revision=reply.revision,
