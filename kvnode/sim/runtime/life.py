@@ -16,6 +16,7 @@ from kvnode.sim.runtime import holders, liveness
 from kvnode.sim.runtime.clock import NodeClock
 from kvnode.sim.runtime.cluster import Cluster
 from kvnode.sim.runtime.faults import FAULTS
+from kvnode.sim.runtime.insistent import Insistent
 from kvnode.sim.runtime.nemesis import Nemesis
 from kvnode.sim.runtime.swarm import World, draw
 from kvnode.sim.runtime.witness import Witness, judge_awaited, judge_bounded, judge_by_log, judge_past
@@ -24,6 +25,9 @@ from kvnode.sim.trace import Trace
 
 REDIAL_S = 0.02
 """A client whose node is down dials again after this."""
+
+LASTS_MS_MAX = 500_000
+"""No run takes longer, in virtual time by the fastest clock."""
 
 
 class Life:
@@ -36,6 +40,7 @@ class Life:
         self.cluster: Cluster
         self.nemesis: Nemesis
         self.workload: Workload
+        self.insistent: Insistent
         self._rng = self.fork("life")
         self._perturb_rng = self.fork("perturbations")
         self._perturbed: dict[str, int] = {}
@@ -63,9 +68,12 @@ class Life:
         cluster.disk_delay_s = world.disk_delay_s
         self.nemesis = Nemesis(cluster, self.fork("faults"), world)
         self.workload = Workload(self._ask, cluster.ids, world.mix, self.fork, self._served_by)
+        window_ms = cluster.configs[cluster.ids[0]].limits.idempotency_ms
+        self.insistent = Insistent(self.workload, cluster.ids, repeats_keys=window_ms > LASTS_MS_MAX)
         try:
             await cluster.start_all()
             self.workload.start()
+            self.insistent.start()
             await self._suffer()
             await self._recover()
             self._check()
@@ -82,6 +90,7 @@ class Life:
         judge_by_log(operations, witness)
         judge_past(self.workload.looked_back, witness)
         judge_awaited(self.workload.awaited, witness)
+        self.insistent.judge(witness)
         if not {"freeze", "drift"} & set(self.world.faults):  # a bound is as good as the clock it is measured by
             judge_bounded(self.workload.bounded, operations, 1 / (1 - self.world.drift))
         drift = 0.5 if "drift" in self.world.faults else self.world.drift
@@ -162,6 +171,7 @@ class Life:
         found["long_polls"] = len(self.workload.awaited)
         found["locks_held"] = len(self.workload.leases.held)
         found["lease_renewals"] = sum(e.kind == "keepalive" and e.status == "ok" for e in self.workload.leases.events)
+        found["named_sendings"] = len(self.insistent.attempts)
         found["bounded_reads"] = len(self.workload.bounded)
         cluster = self.cluster
         found["starts"] = cluster.starts
@@ -176,6 +186,8 @@ class Life:
         """Situations that tests must have met, how often each came about."""
         unknown = sum(operation.note == LeadershipLost.code for operation in self.workload.operations)
         found = self.cluster.observer.marks | ({"forwarded_unknown": unknown} if unknown else {})
+        if self.insistent.given_again:
+            found["answer_given_again"] = self.insistent.given_again
         found |= {f"perturbed_{point}": count for point, count in self._perturbed.items()}
         return dict(sorted(found.items()))
 

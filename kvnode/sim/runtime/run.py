@@ -20,6 +20,7 @@ MARKS = {
     "unacknowledged_tail_survived": "a start found more than had been acknowledged, and kept it",
     "read_round_lost": "the leader changed while a read waited for its confirmation",
     "forwarded_unknown": "the connection to the leader was lost after a proposal had been handed to it",
+    "answer_given_again": "a named write was answered after an answer to it, or the write, had been lost",
     "hung_disk_step_down": "a node whose disk hung gave up its office",
     "exited_after_fsync_clean-new": "a node ended after a failed fsync that left the new bytes in memory",
     "exited_after_fsync_clean-old": "… that showed the old bytes again",

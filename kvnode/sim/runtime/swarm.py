@@ -92,6 +92,10 @@ def _settings(rng: random.Random) -> dict[str, object]:
         "limits.queue_items_max": rng.choice((16, 32_768, 32_768)),
         "limits.page_items": rng.choice((2, 1_000)),
         "limits.no_leader_ms": rng.choice((300, 1_500)),
+        "limits.sessions_max": rng.choice((1, 3, 10_000, 10_000)),
+        "limits.session_answers_max": rng.choice((1, 4, 16_384, 16_384)),
+        "limits.idempotency_keys_max": rng.choice((3, 65_536, 65_536)),
+        "limits.idempotency_ms": rng.choice((1_000, 600_000)),
     }
 
 

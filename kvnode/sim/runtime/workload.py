@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -69,6 +69,7 @@ class Workload:
         self.served_by = served_by
         self.operations: list[Operation] = []
         self.looked_back: list[tuple[Range | History, int, RangeReply]] = []  # request, time it named, answer
+        self.fork = fork
         self.awaited: list[tuple[Await, RangeReply]] = []
         self.bounded: list[tuple[float, float, int]] = []  # asked at (s), bound (s), revision of the answer
         self.leases = holders.Told()
@@ -77,7 +78,6 @@ class Workload:
         self._ask = ask
         self._members = members
         self._mix = mix
-        self._fork = fork
         self._clients = 0
         self._values = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -89,6 +89,10 @@ class Workload:
         for number in range(self._mix.holders):
             holder = holders.live(self, self.leases, self._fork(f"holder-{number}"), self._members)
             self._tasks.append(self._loop.create_task(holder, name=f"holder-{number}"))
+
+    def join(self, client: Coroutine[Any, Any, None], name: str) -> None:
+        """A client of another kind, which ends soon after `is_over`."""
+        self._tasks.append(self._loop.create_task(client, name=name))
 
     async def finish(self) -> None:
         """No new requests; returns when every open one has been answered."""
@@ -109,7 +113,7 @@ class Workload:
         return f"{self._values}" + "." * (self._mix.padding if rng.random() < 0.25 else 0)
 
     async def _live(self, number: int) -> None:
-        rng = self._fork(f"client-{number}")
+        rng = self.fork(f"client-{number}")
         client = Client(self, rng, self._members[number % len(self._members)])
         kinds = list(self._mix.weights)
         weights = list(self._mix.weights.values())
@@ -119,6 +123,10 @@ class Workload:
                 client.member = rng.choice(self._members)
             (kind,) = rng.choices(kinds, weights)
             await client.request(kind, f"{PREFIX}{rng.randrange(self._mix.keys)}")
+
+    @property
+    def pause_s(self) -> float:
+        return self._mix.pause_s
 
     @property
     def keys(self) -> int:
