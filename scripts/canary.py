@@ -25,12 +25,11 @@ class Canary:
 
 WAITING: dict[int, tuple[str, str]] = {
     21: ("log deleted before the snapshot is durable", "snapshots"),
-    22: ("snapshot without sessions", "snapshots, sessions"),
+    22: ("snapshot without sessions", "snapshots"),
     23: ("snapshot keeps a configuration entry above its index", "snapshots, membership changes"),
     24: ("second configuration change before an own-term commit", "membership changes"),
     25: ("learner counted", "membership changes"),
     26: ("removed member may vote", "membership changes"),
-    28: ("session table keyed by connection", "sessions"),
     31: ("lease read checks the lease before it takes its view", "leader leases for reads"),
     32: ("lease not given up on transfer", "leader leases for reads"),
     33: ("voter votes right after a restart", "leader leases for reads"),

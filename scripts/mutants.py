@@ -28,6 +28,7 @@ from time import monotonic
 
 import canaries_leases
 import canaries_node
+import canaries_once
 import canaries_raft
 import canaries_storage
 from canary import WAITING, Canary
@@ -42,6 +43,7 @@ CANARIES: tuple[Canary, ...] = (
     *canaries_raft.CANARIES,
     *canaries_node.CANARIES,
     *canaries_leases.CANARIES,
+    *canaries_once.CANARIES,
     *canaries_storage.CANARIES,
 )
 

@@ -265,12 +265,6 @@ class ExactlyOnLmdb(Exactly):
     kind = "lmdb"
 
 
-TestExactlyOnce = Exactly.TestCase
-TestExactlyOnce.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
-TestExactlyOnceOnLmdb = ExactlyOnLmdb.TestCase
-TestExactlyOnceOnLmdb.settings = settings(max_examples=15, stateful_step_count=40, deadline=None)
-
-
 def store(tmp_path: Path, backend: str = "memory", **limits: int) -> Store:
     return Store(opener(backend, tmp_path), "reopened", **limits)
 
@@ -386,3 +380,10 @@ def test_a_long_end_is_done_in_slices_and_nothing_of_it_is_cut_before(tmp_path: 
     assert machine.exactly_once.sessions.bytes_used == 0
     found.settle()
     assert found.machine.exactly_once.sessions.bytes_used == 0
+
+
+# Last, as what they find takes longer to be told than what the others find.
+TestExactlyOnce = Exactly.TestCase
+TestExactlyOnce.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestExactlyOnceOnLmdb = ExactlyOnLmdb.TestCase
+TestExactlyOnceOnLmdb.settings = settings(max_examples=15, stateful_step_count=40, deadline=None)

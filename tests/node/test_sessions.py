@@ -47,11 +47,12 @@ async def opened(cluster: Cluster, member: int = 1, ttl_ms: int = 3_600_000) -> 
 
 async def insisting(cluster: Cluster, member: int, command: Command) -> Any:
     """A client that asks one node again and again until it is told something certain."""
-    while True:
-        try:
-            return await cluster.kv(member).execute(command, Options(timeout_ms=1_000))
-        except (TryAgain, Unknown):
-            await asyncio.sleep(0.05)
+    async with asyncio.timeout(20.0):
+        while True:
+            try:
+                return await cluster.kv(member).execute(command, Options(timeout_ms=1_000))
+            except (TryAgain, Unknown):
+                await asyncio.sleep(0.05)
 
 
 def tables(cluster: Cluster, member: NodeId) -> ExactlyOnce:
@@ -94,10 +95,14 @@ def test_s76_duplicate_request_every_hop() -> None:
         cluster.kill(leader)
         await cluster.until(lambda: (now := cluster.leader()) is not None and now.id != leader)
         await repeat(sorted(cluster.members))
+        await asyncio.sleep(0.5)  # the new leader has begun its duties
+        await repeat(sorted(cluster.members))
         for member in sorted(cluster.members):
             cluster.crash(member)
         await cluster.start_all()
         await cluster.elect()
+        await repeat(cluster.ids)
+        await asyncio.sleep(0.5)
         await repeat(cluster.ids)
         await cluster.settle()
         assert {node.revision for node in cluster.nodes().values()} == {revision}
@@ -194,6 +199,26 @@ def test_after_a_change_of_leader_everything_gets_its_whole_time_again() -> None
         assert 1.9 < cluster.loop.time() - since < 2.5
 
     simulate(scenario, limits__idempotency_ms=2_000)
+
+
+def test_a_leader_that_led_before_begins_anew() -> None:
+    """While somebody else led, or nobody, its clock was not the one to go by: clients may not have got through."""
+
+    async def scenario(cluster: Cluster) -> None:
+        leader = await cluster.elect()
+        other = next(node for node in cluster.nodes().values() if node.id != leader.id)
+        session = await opened(cluster, ttl_ms=2_000)
+        await asyncio.sleep(1.5)
+        await leader.transfer_leadership(other.id)
+        await cluster.until(lambda: other.status().role == "leader" and other.is_ready())
+        await asyncio.sleep(0.2)
+        await other.transfer_leadership(leader.id)
+        await cluster.until(lambda: leader.status().role == "leader" and leader.is_ready())
+        await asyncio.sleep(1.5)
+        assert tables(cluster, leader.id).sessions.get(session) is not None
+        await cluster.until(lambda: len(tables(cluster, leader.id).sessions) == 0, within_s=1.0)
+
+    simulate(scenario)
 
 
 def test_an_idempotency_key_is_kept_for_its_window_however_often_it_is_asked_for() -> None:
