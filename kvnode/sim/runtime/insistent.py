@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -30,17 +31,20 @@ SENDINGS_MAX = 12
 class Insistent:
     """All such clients of a run."""
 
-    def __init__(self, load: Workload, members: list[NodeId], *, repeats_keys: bool) -> None:
+    def __init__(
+        self, load: Workload, members: list[NodeId], fork: Callable[[str], random.Random], *, repeats_keys: bool
+    ) -> None:
         """`repeats_keys`: an Idempotency-Key is kept for longer than the run lasts; after that it may act again."""
         self.repeats_keys = repeats_keys
         self.attempts: list[Attempt] = []
         self.given_again = 0  # answers that came after one had been lost
         self._load = load
         self._members = members
+        self._fork = fork
 
     def start(self) -> None:
         for number in range(CLIENTS):
-            rng = self._load.fork(f"insistent-{number}")
+            rng = self._fork(f"insistent-{number}")
             self._load.join(_Client(self, self._load, self._members, rng, number).live(), f"insistent-{number}")
 
     def judge(self, witness: Witness) -> None:

@@ -69,7 +69,7 @@ class Life:
         self.nemesis = Nemesis(cluster, self.fork("faults"), world)
         self.workload = Workload(self._ask, cluster.ids, world.mix, self.fork, self._served_by)
         window_ms = cluster.configs[cluster.ids[0]].limits.idempotency_ms
-        self.insistent = Insistent(self.workload, cluster.ids, repeats_keys=window_ms > LASTS_MS_MAX)
+        self.insistent = Insistent(self.workload, cluster.ids, self.fork, repeats_keys=window_ms > LASTS_MS_MAX)
         try:
             await cluster.start_all()
             self.workload.start()

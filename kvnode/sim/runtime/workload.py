@@ -69,7 +69,6 @@ class Workload:
         self.served_by = served_by
         self.operations: list[Operation] = []
         self.looked_back: list[tuple[Range | History, int, RangeReply]] = []  # request, time it named, answer
-        self.fork = fork
         self.awaited: list[tuple[Await, RangeReply]] = []
         self.bounded: list[tuple[float, float, int]] = []  # asked at (s), bound (s), revision of the answer
         self.leases = holders.Told()
@@ -78,6 +77,7 @@ class Workload:
         self._ask = ask
         self._members = members
         self._mix = mix
+        self._fork = fork
         self._clients = 0
         self._values = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -113,7 +113,7 @@ class Workload:
         return f"{self._values}" + "." * (self._mix.padding if rng.random() < 0.25 else 0)
 
     async def _live(self, number: int) -> None:
-        rng = self.fork(f"client-{number}")
+        rng = self._fork(f"client-{number}")
         client = Client(self, rng, self._members[number % len(self._members)])
         kinds = list(self._mix.weights)
         weights = list(self._mix.weights.values())
