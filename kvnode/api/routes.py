@@ -215,7 +215,7 @@ TABLE: tuple[Route, ...] = (
     ),
     Route(
         "POST", "/v1/leases", leases.grant, "Begin a lease: keys put under it go when it ends.",
-        (TTL, TIMEOUT), (NO_FORWARD,), "", leases.LeaseAnswer, _WRITE,
+        (TTL, TIMEOUT), (*NAMES, NO_FORWARD), "", leases.LeaseAnswer, (*_ONCE, *_WRITE),
     ),
     Route(
         "GET", "/v1/leases", leases.list_all, "A page of the leases there are, by id.",
@@ -237,7 +237,7 @@ TABLE: tuple[Route, ...] = (
     ),
     Route(
         "DELETE", "/v1/leases/{id}", leases.revoke, "End a lease; its keys go in one revision.",
-        (TIMEOUT,), (NO_FORWARD,), "", leases.LeaseEndedAnswer, ("lease_not_found", *_WRITE),
+        (TIMEOUT,), (*NAMES, NO_FORWARD), "", leases.LeaseEndedAnswer, ("lease_not_found", *_ONCE, *_WRITE),
     ),
     *_queue("locks", "owner", "Who takes it, in words of its own.", (
         locks.acquire, "Take a lock, or a place in its queue.",

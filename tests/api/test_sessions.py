@@ -6,7 +6,7 @@ import pytest
 
 from kvnode import errors
 from kvnode.api.http.sessions import NAMING_HEADERS
-from kvnode.kv.requests import Command, Delete, Put, SessionEnd, SessionOpen, Txn
+from kvnode.kv.requests import Command, Delete, LeaseGrant, LeaseRevoke, Put, SessionEnd, SessionOpen, Txn
 from tests.api.fake import FakeKV
 from tests.api.raw import Door
 
@@ -34,6 +34,9 @@ async def test_every_write_can_be_named(door: Door, kv: FakeKV) -> None:
     await door.ask("DELETE", "/v1/kv/k", **NAMED)
     await door.ask("DELETE", "/v1/kv?prefix=k", **NAMED)
     await door.ask("POST", "/v1/txn", {"success": [{"delete": {"key": "k"}}]}, **NAMED)
+    await door.ask("PUT", "/v1/kv/k?ttl=5s", b"v", **NAMED)
+    await door.ask("POST", "/v1/leases?ttl=5s", **NAMED)
+    await door.ask("DELETE", "/v1/leases/9", **NAMED)
     await door.ask("PUT", "/v1/kv/k", b"v", Idempotency_Key="order 17, \u00e9")
     await door.ask("PUT", "/v1/kv/k", b"v")
     assert [request for request, _ in kv.seen] == [
@@ -41,6 +44,9 @@ async def test_every_write_can_be_named(door: Door, kv: FakeKV) -> None:
         Command(Delete(b"k"), 42, 7),
         Command(Delete(b"k", b"l"), 42, 7),
         Command(Txn((), (Delete(b"k"),)), 42, 7),
+        Command(LeaseGrant(5_000, put=Put(b"k", b"v")), 42, 7),
+        Command(LeaseGrant(5_000), 42, 7),
+        Command(LeaseRevoke(9), 42, 7),
         Command(Put(b"k", b"v"), key="order 17, \u00e9".encode()),
         Put(b"k", b"v"),
     ]

@@ -19,10 +19,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from kvnode.ids import Index
 from kvnode.kv.requests import (
     ApplyResult,
+    Campaign,
     Command,
     Compare,
     Delete,
     Fence,
+    LeaseGrant,
+    LeaseRevoke,
     Put,
     Range,
     Refusal,
@@ -347,6 +350,25 @@ def test_bytes_are_bounded(tmp_path: Path) -> None:
     assert kept.bytes < 64 << 10
     outcomes = [code(found.apply(msgspec.structs.replace(big, key=b"%d" % n)).result) for n in range(6)]
     assert outcomes == ["ok"] * 4 + ["overloaded"] * 2, "as much again, and one answer over"
+
+
+def test_leases_and_places_in_queues_begin_once(tmp_path: Path) -> None:
+    found = store(tmp_path)
+    session = opened(found)
+    writes: list[StoreWrite] = [
+        LeaseGrant(5_000),
+        LeaseGrant(5_000, put=Put(b"k", b"v")),
+        Campaign(b"lock", 5_000, b"me"),
+        LeaseRevoke(2),
+        LeaseRevoke(2),
+    ]
+    named = [Command(write, session, number) for number, write in enumerate(writes, start=1)]
+    first = [found.apply(command).result for command in named]
+    assert [code(result) for result in first] == ["ok", "ok", "ok", "ok", "lease_not_found"]
+    found.settle()
+    leases, revision = len(found.machine.leases), found.machine.revision
+    assert [found.apply(command).result for command in named] == first
+    assert (len(found.machine.leases), found.machine.revision) == (leases, revision)
 
 
 def test_a_session_and_a_key_exclude_each_other_and_numbers_begin_with_one(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from msgspec import UNSET, UnsetType
 from kvnode.api import query, shapes
 from kvnode.api.answer import Answer
 from kvnode.api.call import Call
+from kvnode.api.http.sessions import once
 from kvnode.errors import BadRequest
 from kvnode.kv.requests import TTL_MS_MAX, LeaseGrant, LeaseKeepAlive, LeaseList, LeaseRead, LeaseRevoke
 
@@ -46,7 +47,7 @@ async def grant(call: Call) -> Answer:
     ttl_ms = ttl_of(call)
     options = call.options()
     call.refuse_body()
-    reply = await call.app.kv.execute(LeaseGrant(ttl_ms), options)
+    reply = await call.app.kv.execute(once(call, LeaseGrant(ttl_ms)), options)
     return call.json(200, LeaseAnswer(reply.id, reply.ttl_ms), revision=reply.revision)
 
 
@@ -85,7 +86,7 @@ async def revoke(call: Call) -> Answer:
     lease = lease_id(call)
     options = call.options()
     call.refuse_body()
-    reply = await call.app.kv.execute(LeaseRevoke(lease), options)
+    reply = await call.app.kv.execute(once(call, LeaseRevoke(lease)), options)
     return call.json(200, LeaseEndedAnswer(reply.revision, reply.deleted), revision=reply.revision)
 
 

@@ -35,7 +35,9 @@ def refuse_names(call: Call) -> None:
     """For calls that do not take them. Raises: BadRequest."""
     for name in NAMING_HEADERS:
         if name in call.headers:
-            raise BadRequest(f"{name} goes with PUT, DELETE and POST /v1/txn only", header=str(name))
+            raise BadRequest(
+                f"{name} is for single writes: PUT, DELETE, POST /v1/txn, POST /v1/leases", header=str(name)
+            )
 
 
 def once(call: Call, request: Write) -> Write:
