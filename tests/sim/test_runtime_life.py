@@ -68,5 +68,5 @@ def test_the_clients_history_alone_convicts_a_read_without_a_round(monkeypatch: 
 
     monkeypatch.setattr(RequestPath, "_reach_read_index", needs_a_leader_only)
     monkeypatch.setattr(life, "judge_by_log", lambda *_: None)
-    failures = [run_seed(seed).failure or "" for seed in range(3)]
-    assert any("history: FAILED" in failure for failure in failures), failures
+    # Some runs end before: a client notices by itself that it misses what it has seen.
+    assert any("history: FAILED" in (run_seed(seed).failure or "") for seed in range(20))
