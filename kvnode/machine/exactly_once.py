@@ -7,6 +7,7 @@ failure, finds the answer where it finds the effect.
 from __future__ import annotations
 
 from kvnode.config import LimitsSection
+from kvnode.errors import Overloaded
 from kvnode.kv.requests import ApplyResult, Command, Refusal, SessionEnd, SessionsEnded
 from kvnode.machine.answers import fingerprint_of
 from kvnode.machine.backend import Backend
@@ -41,6 +42,8 @@ class ExactlyOnce:
             self.repeats += 1
             return known
         result = yield from execution
+        if isinstance(result, Refusal) and result.code == Overloaded.code:
+            return result  # "later" is no answer: it may be asked again under the same name
         if command.session:
             yield from self.sessions.keep(command, fingerprint, result, pace)
         elif command.key:

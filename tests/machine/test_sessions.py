@@ -371,6 +371,18 @@ def test_leases_and_places_in_queues_begin_once(tmp_path: Path) -> None:
     assert (len(found.machine.leases), found.machine.revision) == (leases, revision)
 
 
+def test_what_was_told_to_come_later_may_come_again(tmp_path: Path) -> None:
+    found = store(tmp_path, leases_max=1)
+    session = opened(found)
+    found.apply(LeaseGrant(5_000))
+    later = Command(LeaseGrant(5_000), session, 1)
+    assert code(found.apply(later).result) == "overloaded"
+    found.apply(LeaseRevoke(2))
+    granted = found.apply(later).result
+    assert code(granted) == "ok"
+    assert found.apply(later).result == granted
+
+
 def test_a_session_and_a_key_exclude_each_other_and_numbers_begin_with_one(tmp_path: Path) -> None:
     found = store(tmp_path)
     session = opened(found)
