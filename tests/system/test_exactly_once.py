@@ -51,10 +51,10 @@ def named(session: int, sequence: int) -> dict[str, str]:
     return {"Kv-Session": str(session), "Kv-Sequence": str(sequence)}
 
 
-def sendings(cluster: RealCluster, node: int, session: int, sequence: int) -> int:
-    """How often the log of a node has this write."""
+def logged(cluster: RealCluster, node: int, **wanted: Any) -> list[dict[str, Any]]:
+    """The entries of a node's log that say so."""
     lines: list[dict[str, Any]] = list(dump(str(cluster.data_dir(node))))
-    return sum((line.get("session"), line.get("sequence")) == (session, sequence) for line in lines)
+    return [line for line in lines if wanted.items() <= line.items()]
 
 
 async def test_ir_t1_an_answer_that_was_cut_off_is_given_again_by_another_node(make_cluster: MakeCluster) -> None:
@@ -75,11 +75,15 @@ async def test_ir_t1_an_answer_that_was_cut_off_is_given_again_by_another_node(m
     assert [item["value"] for item in history["items"]] == [str(n) for n in range(20, 0, -1)]
     other_body = await cluster.call(1, "PUT", "/v1/kv/cut", b"another", **named(session, 20))
     assert (other_body.status, other_body.json()["error"]["code"]) == (409, "conflict")
+    assert (await cluster.call(1, "DELETE", "/v1/kv/cut", **{"Idempotency-Key": "once"})).json()["deleted"] == 1
     status = await cluster.status(leader)
     await cluster.wait_applied(status["applied_index"])
     for node in cluster.ids:
         cluster.processes[node].stop()
-    assert sendings(cluster, 1, session, 20) >= 4, "each sending has an entry; one of them was executed"
+    sent = logged(cluster, 1, session=session, sequence=20, op="put")
+    assert len(sent) >= 4, "each sending has an entry; one of them was executed"
+    assert len(logged(cluster, 1, op="session_open")) == 1
+    assert [line["key"] for line in logged(cluster, 1, idempotency_key="once")] == ["cut"]
 
 
 async def test_ir_t2_also_across_kill_9_of_the_leader_and_of_everybody(make_cluster: MakeCluster) -> None:
