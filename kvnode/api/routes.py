@@ -137,8 +137,8 @@ def _queue(kind: str, field: str, words: str, ways: tuple[Handler, str, Handler,
     return (
         Route(
             "POST", path, enter, enter_words,
-            (HOLD_TTL, QUEUE_WAIT, Parameter(field, "bytes", words), TIMEOUT), (NO_FORWARD,), "", locks.Holder,
-            ("bad_key", "lock_held", "lease_not_found", "too_large", *_WRITE),
+            (HOLD_TTL, QUEUE_WAIT, Parameter(field, "bytes", words), TIMEOUT), (*NAMES, NO_FORWARD), "", locks.Holder,
+            ("bad_key", "lock_held", "lease_not_found", "too_large", *_ONCE, *_WRITE),
         ),
         Route(
             "GET", path, show, show_words, (PLAIN_CONSISTENCY, TIMEOUT), (NO_FORWARD,), "", shown,

@@ -24,6 +24,7 @@ from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options
 from kvnode.kv.requests import (
     Await,
     Campaign,
+    Command,
     KeyValue,
     LeaseKeepAlive,
     LeaseReply,
@@ -56,22 +57,27 @@ async def acquire(
     now_ms: Callable[[], int],
     options: Options = DEFAULT_OPTIONS,
     is_wanted: Callable[[], bool] = lambda: True,
+    named: Command | None = None,
 ) -> Place:
     """Stand in the queue until the name is held. `is_wanted` is asked now and then whether it still is.
+
+    `named`: the campaign under a session's number or an Idempotency-Key. Who asks again stands at the same place, under
+    the same token; so that place is not given up when its client has gone: the client may come back, by another node.
 
     Raises: LockHeld (detail: who holds it) after `wait_ms`; LeaseNotFound if the place was lost while waiting, as when
     no leader could be reached for longer than the TTL; errors of `KV`.
     """
-    if not wait_ms:  # a place that is given up at once would cost two entries of the log
+    if not wait_ms and named is None:  # a place that is given up at once would cost two entries of the log
         queue = await kv.execute(QueueRead(campaign.name, limit=1), options)
         if queue.waiting:
             raise held_by(_place(campaign.name, queue.waiting[0], queue.revision))
     until_ms = now_ms() + wait_ms
-    begun = await kv.execute(campaign, options)
+    begun = await kv.execute(campaign if named is None else named, options)
     try:
         return await _wait(kv, campaign, begun, until_ms=until_ms, now_ms=now_ms, options=options, is_wanted=is_wanted)
     except BaseException:
-        await _give_up(kv, begun.id)
+        if named is None or is_wanted():
+            await _give_up(kv, begun.id)
         raise
 
 

@@ -171,3 +171,36 @@ async def test_other_keys_below_a_name_do_not_count(door: Door, kv: MachineKV) -
     await door.ask("PUT", f"/v1/kv/e/{lease:x}?lease={lease}", b"by its own layout")
     await door.ask("DELETE", f"/v1/elections/e?token={won.json['token']}")
     assert (await door.ask("GET", "/v1/elections/e")).json["value"] == "by its own layout"
+
+
+async def test_who_asks_again_under_the_same_name_stands_at_the_same_place(door: Door, kv: MachineKV) -> None:
+    once = {"Idempotency-Key": "deploy 17"}
+    first = await door.ask("POST", "/v1/locks/deploy?ttl=30s&owner=ann", **once)
+    again = await door.ask("POST", "/v1/locks/deploy?ttl=30s&owner=ann", **once)
+    assert (first.status, again.json) == (200, first.json)
+    other = await door.ask("POST", "/v1/locks/deploy?ttl=30s&owner=bob", **once)
+    assert (other.status, other.code) == (409, "conflict")
+    refused = await door.ask("POST", "/v1/locks/deploy?ttl=30s&owner=bob", **{"Idempotency-Key": "bob"})
+    assert (refused.status, refused.code) == (409, "lock_held")
+    assert len(kv.machine.leases) == 1, "a place that was refused is given up"
+    late = await door.ask("POST", "/v1/locks/deploy?ttl=30s&owner=bob", **{"Idempotency-Key": "bob"})
+    assert (late.status, late.code) == (404, "lease_not_found"), "under that name it is not taken again"
+
+
+async def test_a_named_place_waits_for_a_client_that_has_gone(door: Door, kv: MachineKV) -> None:
+    first = await door.ask("POST", "/v1/locks/deploy?ttl=30s&owner=ann")
+    host, port = door.address.rsplit(":", 1)
+    _, writer = await asyncio.open_connection(host, int(port))
+    head = f"POST /v1/locks/deploy?ttl=30s&owner=bob&wait=30s HTTP/1.1\r\nHost: {door.address}\r\nContent-Length: 0\r\n"
+    writer.write(head.encode() + b"Idempotency-Key: bob\r\n\r\n")
+    while len(kv.machine.leases) < 2:
+        await asyncio.sleep(0.005)
+    writer.close()
+    await asyncio.sleep(0.05)
+    bob = asyncio.ensure_future(
+        door.ask("POST", "/v1/locks/deploy?ttl=30s&owner=bob&wait=30s", **{"Idempotency-Key": "bob"})
+    )
+    await asyncio.sleep(0.05)
+    assert len(kv.machine.leases) == 2, "it stands once"
+    await door.ask("DELETE", f"/v1/locks/deploy?token={first.json['token']}")
+    assert (await bob).json["owner"] == "bob"

@@ -13,6 +13,7 @@ from kvnode.api import query, shapes
 from kvnode.api.answer import Answer
 from kvnode.api.call import Call
 from kvnode.api.http.leases import LeaseAnswer, LeaseEndedAnswer, ttl_of
+from kvnode.api.http.sessions import command_of
 from kvnode.errors import BadKey, BadRequest, NotFound
 from kvnode.kv.requests import WAIT_MS_MAX, Campaign
 from kvnode.recipes import lock
@@ -59,9 +60,11 @@ async def _campaign(call: Call, field: str) -> Answer:
     wait_ms = query.parse_duration_ms(given["wait"], "wait", most_ms=WAIT_MS_MAX) if "wait" in given else 0
     options = call.options()
     call.refuse_body()
+    campaign = Campaign(name, ttl_ms, given.get(field, b""))
     place = await lock.acquire(
         call.app.kv,
-        Campaign(name, ttl_ms, given.get(field, b"")),
+        campaign,
+        named=command_of(call, campaign),
         wait_ms=wait_ms,
         now_ms=call.app.clock.monotonic_ms,
         options=options,

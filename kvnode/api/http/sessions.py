@@ -36,7 +36,7 @@ def refuse_names(call: Call) -> None:
     for name in NAMING_HEADERS:
         if name in call.headers:
             raise BadRequest(
-                f"{name} is for single writes: PUT, DELETE, POST /v1/txn, POST /v1/leases", header=str(name)
+                f"{name} is for single writes: PUT, DELETE, POST of a transaction, a lease, a lock", header=str(name)
             )
 
 
@@ -45,10 +45,15 @@ def once(call: Call, request: Write) -> Write:
 
     Raises: BadRequest.
     """
-    return request if not call.is_named else _named(call, request)
+    named: Any = command_of(call, request)
+    found: Write = named or request
+    return found
 
 
-def _named(call: Call, request: StoreWrite) -> Any:
+def command_of(call: Call, request: StoreWrite) -> Command | None:
+    """The request under the name it was given; None: it has none. Raises: BadRequest."""
+    if not call.is_named:
+        return None
     key = _text(call, KEY)
     session, sequence, acknowledged = (_number(call, name) for name in (SESSION, SEQUENCE, ACKNOWLEDGED))
     if key is not None:
