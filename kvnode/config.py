@@ -166,6 +166,15 @@ class RaftSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         int,
         _node("Entries kept in memory for followers; older ones are read from disk.", unit="bytes", ge=64 * KIB),
     ] = 16 * MIB
+    clock_drift_ms: Annotated[
+        int,
+        _cluster(
+            "Entries, tokens and times further ahead of a node's wall clock are refused; clocks must agree within it.",
+            unit="ms",
+            ge=1,
+            le=86_400_000,
+        ),
+    ] = 500
     leader_lost_ms_min: Annotated[
         int,
         _cluster("Shortest wait before campaigning once the leader's port refuses connections.", unit="ms", ge=1),

@@ -6,7 +6,8 @@ KvnodeError
 │   │   ├── BadKey              bad_key
 │   │   ├── BadEncoding         bad_encoding
 │   │   ├── UnknownParameter    unknown_parameter
-│   │   └── FutureRevision      future_revision
+│   │   ├── FutureRevision      future_revision
+│   │   └── ClockDrift          clock_drift
 │   ├── NotFound        not_found
 │   │   ├── KeyNotFound         key_not_found
 │   │   ├── LeaseNotFound       lease_not_found
@@ -110,6 +111,12 @@ class FutureRevision(BadRequest):
     """The revision asked for lies above the store's current one. Detail: revision."""
 
     code = "future_revision"
+
+
+class ClockDrift(BadRequest):
+    """A time or token of the caller lies further ahead of this node's clock than clocks may. Detail: ahead_ms."""
+
+    code = "clock_drift"
 
 
 class NotFound(Rejected):

@@ -26,6 +26,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from time import monotonic
 
+import canaries_clocks
 import canaries_leases
 import canaries_node
 import canaries_once
@@ -45,6 +46,7 @@ CANARIES: tuple[Canary, ...] = (
     *canaries_leases.CANARIES,
     *canaries_once.CANARIES,
     *canaries_storage.CANARIES,
+    *canaries_clocks.CANARIES,
 )
 
 SEARCH = """

@@ -71,7 +71,7 @@ class Call:
         limits = self.app.config.limits
         timeout_ms = limits.timeout_ms
         consistency: Consistency = "linearizable"
-        at_time = least_revision = max_staleness_ms = 0
+        at_time = least_revision = max_staleness_ms = seen_time = 0
         if parameters:
             if "timeout" in parameters:
                 timeout_ms = query.parse_duration_ms(parameters["timeout"], "timeout", most_ms=limits.timeout_ms_max)
@@ -80,7 +80,7 @@ class Call:
             if consistency == "bounded" or "max_staleness" in parameters:
                 max_staleness_ms = self._max_staleness_ms(consistency)
             if consistency == "causal":
-                least_revision = self._least_revision()
+                least_revision, seen_time = self._seen()
             if "at_time" in parameters and "cursor" not in parameters:  # a cursor has pinned what the time has shown
                 at_time = query.parse_time(parameters["at_time"], "at_time", self.app.clock.wall_ms())
         no_forward = self.headers.get("Kv-No-Forward", "0")
@@ -94,6 +94,7 @@ class Call:
             least_revision,
             max_staleness_ms,
             _NO_FORWARD[no_forward],
+            seen_time,
         )
 
     def _max_staleness_ms(self, consistency: Consistency) -> int:
@@ -102,11 +103,12 @@ class Call:
             raise BadRequest("max_staleness=500ms and consistency=bounded go together", parameter="max_staleness")
         return query.parse_duration_ms(value, "max_staleness", most_ms=STALENESS_MS_MAX)
 
-    def _least_revision(self) -> int:
+    def _seen(self) -> tuple[int, int]:
+        """Revision and hybrid time that a causal read must not miss."""
         token = self.headers.get("Kv-Token")
         if token is None:
             raise BadRequest("consistency=causal needs the Kv-Token of an answer whose state must not be missed")
-        return decode_token(token)[0]
+        return decode_token(token)
 
     def revision_asked(self) -> int:
         """The revision that a read is to show; 0: the newest. Raises: BadRequest."""

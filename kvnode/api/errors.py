@@ -23,6 +23,7 @@ STATUS: dict[str, HTTPStatus] = {
     "bad_encoding": HTTPStatus.BAD_REQUEST,
     "unknown_parameter": HTTPStatus.BAD_REQUEST,
     "future_revision": HTTPStatus.BAD_REQUEST,
+    "clock_drift": HTTPStatus.BAD_REQUEST,
     "permission_denied": HTTPStatus.FORBIDDEN,
     "not_found": HTTPStatus.NOT_FOUND,
     "key_not_found": HTTPStatus.NOT_FOUND,

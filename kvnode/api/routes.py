@@ -103,7 +103,7 @@ ACKNOWLEDGED = Parameter("Kv-Acknowledged", "integer", "With Kv-Session: no answ
 IDEMPOTENCY_KEY = Parameter("Idempotency-Key", "text", "Any text of up to 255 bytes: takes effect once under it.")
 NAMES = (SESSION, SEQUENCE, ACKNOWLEDGED, IDEMPOTENCY_KEY)
 
-_READ = ("compacted", "no_leader", "not_ready", "stale_bound_unmet", "overloaded", "timeout")
+_READ = ("compacted", "clock_drift", "no_leader", "not_ready", "stale_bound_unmet", "overloaded", "timeout")
 _WRITE = (
     "no_leader",
     "not_ready",

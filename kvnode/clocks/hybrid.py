@@ -4,7 +4,8 @@ A timestamp is one unsigned 64-bit integer: the upper 48 bits are Unix milliseco
 Packed integers compare as (milliseconds, counter). When the counter overflows it carries into the
 milliseconds, so the sequence never repeats. Owned by exactly one object per node (never handed around as a value).
 
-Invariant: every timestamp returned by `next` is greater than everything returned or observed before.
+Invariant: every timestamp returned by `next` is greater than everything returned or observed before, unless `rewind`
+took that back: a stamp exists with its log entry, and entries that are cut were never seen by anybody.
 
 Source: Kulkarni, Demirbas et al., "Logical Physical Clocks" (OPODIS 2014); packing in milliseconds, not the
 paper's NTP units.
@@ -41,6 +42,15 @@ class HybridClock:
     def observe(self, stamp: int) -> None:
         """Never again issue a timestamp at or below `stamp` (Lamport's receive rule)."""
         self._last = max(self._last, stamp)
+
+    def rewind(self, stamp: int) -> None:
+        """Everything above `stamp` stood in entries that are no more."""
+        self._last = stamp
+
+
+def latest_at(wall_ms: int) -> int:
+    """The greatest timestamp of that millisecond."""
+    return wall_ms << COUNTER_BITS | _COUNTER_MASK
 
 
 def wall_part_ms(stamp: int) -> int:

@@ -69,6 +69,7 @@ class Options(msgspec.Struct, frozen=True, gc=False):
     least_revision: int = 0  # for causal reads
     max_staleness_ms: int = 0  # for bounded reads
     forward: bool = True  # False: refuse with NoLeader (detail `leader_url`) unless this node leads
+    seen_time: int = 0  # hybrid time of the token that a causal read brings
 
 
 DEFAULT_OPTIONS = Options()
@@ -209,6 +210,7 @@ class Status(msgspec.Struct, frozen=True):
     last_index: int
     revision: Revision
     compact_revision: int
+    hybrid_time: str  # of the newest entry applied
     state_hash: str  # rolling hash of everything applied, hex; equal on all nodes at equal applied_index
     members: tuple[MemberInfo, ...]
     peers: tuple[PeerProgress, ...]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import assert_never, get_args
 
+from kvnode.clocks import hybrid
 from kvnode.clocks.clock import Clock
 from kvnode.config import LimitsSection, StorageSection
-from kvnode.errors import BadKey, BadRequest, NoSpace, TooLarge
+from kvnode.errors import BadKey, BadRequest, ClockDrift, NoSpace, TooLarge
 from kvnode.kv import keys
 from kvnode.kv.interface import Consistency, Options
 from kvnode.kv.requests import (
@@ -150,6 +151,17 @@ def check_past(request: ReadRequest, at_time: int) -> None:
         raise BadRequest("at_time is a hybrid timestamp: an unsigned 64-bit integer")
 
 
+def check_ahead(what: str, time: int, wall_ms: int, limit_ms: int) -> int:
+    """How many milliseconds hybrid `time` lies ahead of a clock. Raises: ClockDrift."""
+    ahead_ms = hybrid.wall_part_ms(time) - wall_ms
+    if ahead_ms > limit_ms:
+        raise ClockDrift(
+            f"{what} lies {ahead_ms} ms in the future of this node's clock; clocks may differ by {limit_ms} ms",
+            ahead_ms=ahead_ms,
+        )
+    return ahead_ms
+
+
 def check_consistency(options: Options) -> None:
     """Raises: BadRequest."""
     if options.consistency not in CONSISTENCIES:
@@ -158,6 +170,8 @@ def check_consistency(options: Options) -> None:
         raise BadRequest("a bounded read names a bound of at least 1 ms")
     if options.consistency == "causal" and not 1 <= options.least_revision <= INTEGER_MAX:
         raise BadRequest("a causal read names the revision it must not miss")
+    if not 0 <= options.seen_time <= TIME_MAX:
+        raise BadRequest("the time of a token is an unsigned 64-bit integer")
 
 
 def _check_key(key: bytes, limits: LimitsSection) -> None:

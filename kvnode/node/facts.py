@@ -12,12 +12,16 @@ from kvnode.raft.output import (
     BecameFollower,
     BecameLeader,
     BecamePreCandidate,
+    ClockAhead,
+    ClockJumped,
     Fact,
     FollowerLost,
     LeaderKnown,
     LogTruncated,
     QuarantineEnded,
     SnapshotNeeded,
+    StampRefused,
+    StampTolerated,
     TransferAborted,
     TransferBegan,
     VoteGranted,
@@ -96,6 +100,14 @@ class FactLog:
                 log.warning("quarantine.ended", node=node, term=term, index=index)
             case VoteGranted(term=term, candidate=candidate):
                 log.info("vote.granted", node=node, term=term, candidate=candidate)
+            case ClockJumped(by_ms=by_ms):
+                log.warning("clock.jumped", node=node, by_ms=by_ms)
+            case ClockAhead(ahead_ms=ahead_ms):
+                log.error("clock.ahead", node=node, ahead_ms=ahead_ms)
+            case StampRefused(leader=leader, ahead_ms=ahead_ms):
+                log.warning("stamp.refused", node=node, peer=leader, ahead_ms=ahead_ms)
+            case StampTolerated(leader=leader, ahead_ms=ahead_ms):
+                log.error("stamp.tolerated", node=node, peer=leader, ahead_ms=ahead_ms)
             case _:
                 assert_never(fact)
 

@@ -188,6 +188,7 @@ class Node(KV, Admin):
             space=self._space,
             lease_calls=lease_calls,
             limits=config.limits,
+            clock_drift_ms=config.raft.clock_drift_ms,
             loop=loop,
             clock=clock,
             leader_client_url=self.leader_client_url,
@@ -366,7 +367,7 @@ class Node(KV, Admin):
             ready=self.is_ready(),
             now_ms=self._clock.monotonic_ms(),
             started_ms=self._started_ms,
-            alarms=[*filter(None, (self._space.alarm,)), *self._log_health.alarms()],
+            alarms=[*filter(None, (self._space.alarm, self._raft.clock_alarm)), *self._log_health.alarms()],
         )
 
     def counters(self) -> dict[str, Any]:
@@ -381,6 +382,7 @@ class Node(KV, Admin):
             facts=self._facts,
             scrub_passes=self._log_health.scrub_passes,
             traffic=self._transport.counters,
+            wall_ms=self._clock.wall_ms(),
             log_bytes=self._log_store.bytes_used,
             proposals=self._path.proposals,
             proposals_failed=self._path.proposals_failed,

@@ -79,7 +79,7 @@ def restore(recovered: RecoveredLog, *, voters: Iterable[NodeId], machine: State
         last_index=last_index,
         tail=recovered.tail,
         applied_index=recovered.committed,
-        last_time=max(recovered.last_time, machine.applied_time),
+        applied_time=machine.applied_time,
         life=life,
         is_quarantined=recovered.is_quarantined,
     )

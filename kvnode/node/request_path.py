@@ -14,10 +14,9 @@ from typing import Any
 import msgspec
 
 from kvnode import errors
-from kvnode.clocks import hybrid
 from kvnode.clocks.clock import Clock
 from kvnode.config import LimitsSection
-from kvnode.errors import BadRequest, KvnodeError, NoLeader, NotReady, Overloaded, StaleBoundUnmet, Timeout
+from kvnode.errors import KvnodeError, NoLeader, NotReady, Overloaded, StaleBoundUnmet, Timeout
 from kvnode.ids import NOBODY
 from kvnode.kv.interface import DEFAULT_OPTIONS, Options
 from kvnode.kv.keys import ONE_KEY
@@ -81,6 +80,7 @@ class RequestPath:
         facts: FactLog,
         space: admission.SpaceGuard,
         limits: LimitsSection,
+        clock_drift_ms: int,
         loop: asyncio.AbstractEventLoop,
         clock: Clock,
         lease_calls: LeaseCalls,
@@ -95,6 +95,7 @@ class RequestPath:
         self._facts = facts
         self._space = space
         self._limits = limits
+        self._clock_drift_ms = clock_drift_ms
         self._clock = clock
         self._leader_client_url = leader_client_url
         self._range_reads = RangeReads(machine, loop)
@@ -261,7 +262,12 @@ class RequestPath:
             ) from error
 
     async def _reach_revision(self, deadline_ms: int, options: Options) -> None:
-        """Return once the state here has reached the revision that the caller has seen elsewhere."""
+        """Return once the state here has reached the revision that the caller has seen elsewhere.
+
+        A token from tomorrow is none of ours, or of a node whose clock is wrong: waiting for it would be in vain.
+        """
+        if options.seen_time > self._machine.applied_time:
+            admission.check_ahead("the token", options.seen_time, self._clock.wall_ms(), self._clock_drift_ms)
         reached = self._driver.reads.wait_for_revision(options.least_revision)
         try:
             async with asyncio.timeout(max(0, deadline_ms - self._clock.monotonic_ms()) / 1e3):
@@ -289,9 +295,7 @@ class RequestPath:
         """
         time, machine = options.at_time, self._machine
         if options.consistency == "linearizable" and time > machine.applied_time:
-            ahead_ms = hybrid.wall_part_ms(time) - self._clock.wall_ms()
-            if ahead_ms > 0:
-                raise BadRequest(f"at_time lies {ahead_ms} ms in the future of this node's clock")
+            await self._be_past(time, deadline_ms)
             while True:
                 left_ms = deadline_ms - self._clock.monotonic_ms()
                 if left_ms <= 0:
@@ -301,6 +305,17 @@ class RequestPath:
                     break
                 await asyncio.sleep(TIME_MARK_RETRY_MS / 1e3)  # the leader's clock is behind ours
         return machine.revision_at(time)
+
+    async def _be_past(self, time: int, deadline_ms: int) -> None:
+        """Return once this node's clock is past `time`, which may be the present of a clock a little ahead of ours."""
+        while True:
+            ahead_ms = admission.check_ahead("at_time", time, self._clock.wall_ms(), self._clock_drift_ms)
+            left_ms = deadline_ms - self._clock.monotonic_ms()
+            if ahead_ms <= 0:
+                return
+            if left_ms <= 0:
+                raise Timeout("this node's clock has not reached at_time within the deadline")
+            await asyncio.sleep(min(ahead_ms, left_ms) / 1e3)
 
     async def _read_in_slices(self, request: ReadRequest, deadline_ms: int) -> RangeReply:
         answer = self._range_reads.read(request)

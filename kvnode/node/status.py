@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from kvnode.clocks import hybrid
 from kvnode.config import Config
 from kvnode.ids import NOBODY, NodeId
 from kvnode.kv.interface import MemberInfo, PeerProgress, Status
@@ -68,6 +69,7 @@ def build(
         last_index=raft.last_index,
         revision=machine.revision,
         compact_revision=machine.compact_revision,
+        hybrid_time=hybrid.to_text(machine.applied_time),
         state_hash=machine.digest.hex(),
         members=_members(identity, raft, links),
         peers=_progress(raft, links, now_ms),
@@ -141,6 +143,7 @@ def counters(
     log_bytes: int,
     proposals: int,
     proposals_failed: int,
+    wall_ms: int,
 ) -> dict[str, Any]:
     """Plain numbers and histograms by metric name; the table in `kvnode.observe.metrics` describes each."""
     return {
@@ -165,6 +168,9 @@ def counters(
         "kvnode_wal_bytes": log_bytes,
         "kvnode_wal_scrubs_total": scrub_passes,
         "kvnode_is_quarantined": int(raft.is_quarantined),
+        "kvnode_hybrid_ahead_seconds": max(0, hybrid.wall_part_ms(machine.applied_time) - wall_ms) / 1e3,
+        "kvnode_stamps_refused_total": raft.stamps_refused,
+        "kvnode_clock_jumps_total": raft.clock_jumps,
         "kvnode_store_bytes": backend.bytes_used,
         "kvnode_recent_bytes": machine.recent_bytes,
         "kvnode_sessions": len(machine.exactly_once.sessions),

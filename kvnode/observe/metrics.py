@@ -80,6 +80,16 @@ DECLARED: tuple[MetricDeclaration, ...] = (
         "kvnode_read_index_seconds", "histogram", "seconds", "From asking for a read index to its confirmation."
     ),
     MetricDeclaration("kvnode_wal_bytes", "gauge", "bytes", "Size of the log on disk."),
+    MetricDeclaration(
+        "kvnode_hybrid_ahead_seconds",
+        "gauge",
+        "seconds",
+        "How far the newest applied entry is ahead of the wall clock.",
+    ),
+    MetricDeclaration(
+        "kvnode_stamps_refused_total", "counter", "", "Appends not taken whole: stamped beyond `raft.clock_drift_ms`."
+    ),
+    MetricDeclaration("kvnode_clock_jumps_total", "counter", "", "Jumps of this node's wall clock beyond that limit."),
     MetricDeclaration("kvnode_store_bytes", "gauge", "bytes", "Size of the store on disk."),
     MetricDeclaration("kvnode_recent_bytes", "gauge", "bytes", "Versions in memory that the store does not hold yet."),
     MetricDeclaration("kvnode_sessions", "gauge", "", "Sessions that clients number their writes under."),

@@ -16,7 +16,17 @@ from typing import Final, Literal, assert_never
 
 from kvnode.config import RaftSection
 from kvnode.ids import Index, NodeId, Term
-from kvnode.raft import election, forwarding, generation, quarantine, read_index, replication, timers, transfer
+from kvnode.raft import (
+    clock_drift,
+    election,
+    forwarding,
+    generation,
+    quarantine,
+    read_index,
+    replication,
+    timers,
+    transfer,
+)
 from kvnode.raft.messages import (
     AppendEntries,
     AppendReply,
@@ -135,6 +145,7 @@ class Raft:
         gap_ms = now_ms - state.now_ms
         state.now_ms = max(now_ms, state.now_ms)
         state.wall_ms = wall_ms
+        clock_drift.look(state)
         if gap_ms > state.settings.election_timeout_ms and state.leadership is not None:
             election.check_quorum(state, state.leadership)  # after a pause, before anything is done as a leader
 
@@ -255,6 +266,19 @@ class Raft:
     def progress(self) -> Mapping[NodeId, Progress]:
         """How far each follower is; empty unless this node leads. To be read only."""
         return self.state.leadership.progress if self.state.leadership is not None else _NO_PROGRESS
+
+    @property
+    def stamps_refused(self) -> int:
+        return self.state.watch.refusals
+
+    @property
+    def clock_jumps(self) -> int:
+        return self.state.watch.jumps
+
+    @property
+    def clock_alarm(self) -> str:
+        """Whose clock is wrong, in words; "" if this node knows of none."""
+        return clock_drift.alarm(self.state)
 
     @property
     def uncommitted_bytes(self) -> int:

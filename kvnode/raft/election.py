@@ -12,7 +12,7 @@ Source: Raft thesis §3.4, §3.6.1, §4.2.3, §6.2, §9.6.
 from __future__ import annotations
 
 from kvnode.ids import NOBODY, NodeId, Term, WriteNumber
-from kvnode.raft import generation, high_water_mark, quarantine, quorum, replication, timers
+from kvnode.raft import clock_drift, generation, high_water_mark, quarantine, quorum, replication, timers
 from kvnode.raft.messages import LogPosition, VoteReply, VoteRequest
 from kvnode.raft.output import BecameCandidate, BecameLeader, BecamePreCandidate, VoteGranted
 from kvnode.raft.state import Candidacy, Leadership, RaftState, Role
@@ -26,7 +26,7 @@ def campaign(state: RaftState, reason: str) -> None:
     if state.role is Role.CANDIDATE and not state.writes.is_hard_state_durable:
         return  # our requests have not even left: a slow disk must not raise one term after another
     generation.forget_leader(state)
-    if state.is_stalled or not state.is_voter or state.is_quarantined:
+    if state.is_stalled or not state.is_voter or state.is_quarantined or clock_drift.abstains(state):
         return
     state.change_role(Role.PRE_CANDIDATE)
     state.candidacy = Candidacy(Term(state.term + 1), state.now_ms)

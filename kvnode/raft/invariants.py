@@ -73,6 +73,7 @@ def check(state: RaftState) -> None:
     assert durable <= last, ("I11", durable, last)
     assert state.apply_to <= min(commit, durable), ("I11", state.apply_to)
     assert log.first_in_memory <= min(commit, durable) + 1, ("I19", log.first_in_memory)
+    assert state.clock.last >= log.last_time, ("I22", state.clock.last, log.last_time)
     if leadership is not None:
         members = [member for member in log.membership.members if member != state.node]
         assert list(leadership.progress) == members, ("I15", members)

@@ -30,6 +30,7 @@ class RaftLog:
         "_evicted_bytes",
         "_run_firsts",
         "_run_terms",
+        "_time_before",
         "base",
         "first_in_memory",
         "last_index",
@@ -44,8 +45,11 @@ class RaftLog:
         last_index: Index,
         tail: Sequence[Entry],
         configuration: Configuration,
+        time_before: int = 0,
     ) -> None:
+        """`time_before`: the hybrid timestamp of the entry before `tail`, where that is not in memory."""
         self.base = base
+        self._time_before = time_before
         self.membership = Membership(configuration)
         before_tail = Index(last_index - len(tail))
         assert base.index <= before_tail, (base, last_index, len(tail))
@@ -90,6 +94,19 @@ class RaftLog:
         run = bisect_right(self._run_terms, term)
         end = self._run_firsts[run] - 1 if run < len(self._run_firsts) else self.last_index
         return Index(max(min(end, limit), self.base.index))
+
+    # ── hybrid timestamps ───────────────────────────────────────────────────────────────────────────
+
+    @property
+    def last_time(self) -> int:
+        """Of the last entry; 0 if there is none."""
+        return self.time_at(self.last_index)
+
+    def time_at(self, index: Index) -> int:
+        """Of the entry at `index`, which is in memory or the last one before those that are."""
+        position = index - self.first_in_memory
+        assert -1 <= position < len(self._entries), (index, self.first_in_memory, self.last_index)
+        return self._entries[position].time if position >= 0 else self._time_before
 
     # ── change ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -170,6 +187,7 @@ class RaftLog:
         if count <= 0:
             return
         self._evicted_bytes = self._ends[count - 1]
+        self._time_before = self._entries[count - 1].time
         del self._entries[:count]
         del self._ends[:count]
         self.first_in_memory = Index(self.first_in_memory + count)

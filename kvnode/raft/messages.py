@@ -94,6 +94,7 @@ class AppendReply(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False)
     Rejected: `index` is the prev_index that did not match; (hint_term, hint_index) is where to look next: the
     term of the follower's entry there and the first index it holds of that term, or term 0 and its last index.
     A reply to a message of an older term is a rejection that only carries the newer term.
+    `ahead_ms` > 0: accepted up to `index`, but what followed is not taken, for its stamp is so far in the future.
     """
 
     term: Term
@@ -106,6 +107,7 @@ class AppendReply(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False)
     read_round: int = 0
     life: int = 0  # which start of the follower this is; answers of an earlier one are void
     quarantined: bool = False  # an earlier life acknowledged entries that are lost
+    ahead_ms: int = 0  # the first stamp refused, less the follower's wall clock
 
 
 class VoteRequest(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):

@@ -153,6 +153,32 @@ class QuarantineEnded(msgspec.Struct, frozen=True, gc=False):
     index: Index
 
 
+class ClockJumped(msgspec.Struct, frozen=True, gc=False):
+    """This node's wall clock has jumped, as its monotonic clock tells."""
+
+    by_ms: int
+
+
+class ClockAhead(msgspec.Struct, frozen=True, gc=False):
+    """This leader's stamps are refused by so many that no majority is left: its wall clock is ahead."""
+
+    ahead_ms: int
+
+
+class StampRefused(msgspec.Struct, frozen=True, gc=False):
+    """An uncommitted entry of `leader` is stamped too far in the future and is not taken; told once a term."""
+
+    leader: NodeId
+    ahead_ms: int
+
+
+class StampTolerated(msgspec.Struct, frozen=True, gc=False):
+    """`leader` is refused no longer, as nothing has been committed without it; until its term ends."""
+
+    leader: NodeId
+    ahead_ms: int
+
+
 Fact = (
     BecameFollower
     | BecamePreCandidate
@@ -166,6 +192,10 @@ Fact = (
     | SnapshotNeeded
     | QuarantineEnded
     | FollowerLost
+    | ClockJumped
+    | ClockAhead
+    | StampRefused
+    | StampTolerated
 )
 
 

@@ -44,6 +44,7 @@ class Progress:
     life: int = 0  # the newest of its lives that answered; answers of earlier ones are void
     match_life: int = 0  # the life that acknowledged `match_index`
     is_quarantined: bool = False  # an earlier life of it acknowledged entries that are lost
+    refused_ms: int | None = None  # when it last refused a stamp, having taken nothing since
 
     @property
     def in_flight(self) -> int:
@@ -70,6 +71,7 @@ class Progress:
         if is_news:
             self.match_index = index
             self.match_life = self.life
+            self.refused_ms = None
             self.advanced_ms = now_ms
             while self.window and self.window[0][0] <= index:
                 self.window_bytes -= self.window.popleft()[1]
@@ -100,6 +102,12 @@ class Progress:
         self.is_fetching = False
         self.window.clear()
         self.window_bytes = 0
+
+    def on_stamp_refused(self, now_ms: int) -> None:
+        """It holds what it accepted and does not take what follows, for now: try again with the next heartbeat."""
+        self.refused_ms = now_ms
+        self.become_probe()
+        self.is_paused = True
 
     def on_life(self, life: int, *, is_quarantined: bool, look_at: Index) -> None:
         """An answer of `life`; one in quarantine that is new has lost something."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvnode.ids import Index, NodeId, Term
-from kvnode.raft import generation, high_water_mark, quarantine, read_index
+from kvnode.raft import clock_drift, generation, high_water_mark, quarantine, read_index
 from kvnode.raft.log import RaftLog
 from kvnode.raft.messages import (
     ENTRY_OVERHEAD_BYTES,
@@ -247,6 +247,10 @@ def on_append_reply(state: RaftState, message: AppendReply) -> None:
     assert message.index <= state.log.last_index, (message, state.log.last_index)
     if progress.on_accepted(message.index, state.now_ms, state.log.last_index):
         high_water_mark.advance_leader(state, leadership)
+        if message.ahead_ms:
+            progress.on_stamp_refused(state.now_ms)
+    elif message.ahead_ms:
+        clock_drift.on_refused(state, leadership, progress, message.ahead_ms)
     elif progress.is_lost(message.last_index) and progress.is_stuck(state.now_ms, 2 * state.settings.heartbeat_ms):
         progress.become_probe()
 
@@ -270,10 +274,11 @@ def on_append_entries(state: RaftState, message: AppendEntries) -> None:
     """An append of our own term: the sender is its leader, whatever becomes of the entries."""
     generation.follow(state, message.sender)
     quarantine.on_append(state, message)
-    verified = _accept(state, message)
-    if verified is None:
+    found = _accept(state, message)
+    if found is None:
         _reject(state, message)
         return
+    verified, ahead_ms = found
     high_water_mark.advance_follower(state, message.commit_index, verified)
     quarantine.consider_lifting(state)
     if message.quiet:
@@ -287,27 +292,34 @@ def on_append_entries(state: RaftState, message: AppendEntries) -> None:
         read_round=message.read_round,
         life=state.life,
         quarantined=state.is_quarantined,
+        ahead_ms=ahead_ms,
     )
     state.send(message.sender, reply, holds=verified)
 
 
-def _accept(state: RaftState, message: AppendEntries) -> Index | None:
-    """Take over the entries if the logs meet at prev; the last index now known to be equal, or None."""
+def _accept(state: RaftState, message: AppendEntries) -> tuple[Index, int] | None:
+    """Take over the entries if the logs meet at prev; the last index now known to be equal, or None.
+
+    Of entries that are stamped too far ahead, those before them are taken; and by how many milliseconds that is.
+    """
     log, commit = state.log, state.commit_index
     entries = message.entries
     last = Index(message.prev_index + len(entries))
     if message.prev_index < commit:
         # What is committed here equals the leader's log, even below our base (scenario S25).
         if last <= commit:
-            return max(last, min(commit, state.writes.durable_index))
+            return max(last, min(commit, state.writes.durable_index)), 0
         entries = entries[commit - message.prev_index :]
     elif log.term_at(message.prev_index) != message.prev_term:
         return None
-    fresh = _without_present(state, entries)
+    if not entries:
+        return last, 0
+    taken, ahead_ms = clock_drift.judge(state, message, entries)
+    fresh = _without_present(state, entries[:taken])
     if fresh:
         log.extend(fresh)
         state.clock.observe(fresh[-1].time)
-    return last
+    return Index(last - len(entries) + taken), ahead_ms
 
 
 def _without_present(state: RaftState, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
@@ -331,6 +343,7 @@ def _truncate(state: RaftState, first: Index) -> None:
     assert first > state.commit_index, ("a committed entry would be cut", first, state.commit_index)
     state.output.facts.append(LogTruncated(first, state.log.last_index))
     state.log.truncate_from(first)
+    state.clock.rewind(state.log.last_time)
     state.writes.on_truncated(first)
 
 

@@ -27,7 +27,8 @@ from kvnode.raft.progress import Progress
 from kvnode.raft.writes import Writes
 
 _NONE = Index(0)
-_NO_GOAL = (Term(0), _NONE)
+_NO_TERM = Term(0)
+_NO_GOAL = (_NO_TERM, _NONE)
 
 
 class Role(Enum):
@@ -55,7 +56,7 @@ class Restored(msgspec.Struct, frozen=True):
     last_index: Index
     tail: tuple[Entry, ...]  # the newest entries, contiguous up to last_index; at least all above applied_index
     applied_index: Index  # what the store has applied already
-    last_time: int  # greatest hybrid timestamp known
+    applied_time: int  # its hybrid timestamp: of the entry at applied_index
     life: int = 0  # counts the starts of this member
     is_quarantined: bool = False  # entries that an earlier life acknowledged are lost
 
@@ -100,6 +101,24 @@ class Leadership:
 
 
 @dataclass(slots=True)
+class ClockWatch:
+    """What a member knows of its wall clock and of its leader's (`clock_drift`)."""
+
+    offset_ms: int | None = None  # wall less monotonic clock, at the last step
+    abstains_until_ms: int | None = None  # no campaign before; it is out of line, by its own or others' word
+    in_line_offset_ms: int = 0  # … or until the offset is near this again
+    refusing_since_ms: int | None = None  # the first stamp refused since the commit index stood at `refusing_at`
+    refusing_at: Index = _NONE
+    refused_term: Term = _NO_TERM  # whose leader was refused last
+    refused_leader: NodeId = NOBODY
+    refused_ms: int = 0  # … when
+    ahead_ms: int = 0  # … and how far ahead of this clock it was
+    tolerated_term: Term = _NO_TERM  # whose leader is not refused any more, for want of another
+    refusals: int = 0
+    jumps: int = 0
+
+
+@dataclass(slots=True)
 class RaftState:
     """Everything one member knows. Plain data; the rules are in the modules named after them."""
 
@@ -114,6 +133,7 @@ class RaftState:
     vote: NodeId  # fixed within a term once given
     commit_index: Index  # never falls
     wall_ms: int = 0
+    watch: ClockWatch = field(default_factory=ClockWatch)
     role: Role = Role.FOLLOWER
     leader: NodeId = NOBODY  # of the current term
     candidacy: Candidacy | None = None
@@ -167,6 +187,7 @@ def initial_state(
         last_index=restored.last_index,
         tail=restored.tail,
         configuration=restored.configuration,
+        time_before=restored.applied_time,
     )
     assert hard_state.term >= log.last_term, (hard_state.term, log.last_term)
     assert restored.base.index <= restored.applied_index <= log.last_index, (restored.applied_index, log.last_index)
@@ -175,7 +196,7 @@ def initial_state(
         node=node,
         settings=settings,
         rng=rng,
-        clock=HybridClock(restored.last_time),
+        clock=HybridClock(max(log.last_time, restored.applied_time)),
         log=log,
         writes=Writes(log.last_index),
         now_ms=now_ms,

@@ -8,7 +8,7 @@ its term, its sender or the end of the log it names is not the current one (scen
 from __future__ import annotations
 
 from kvnode.ids import NOBODY, NodeId
-from kvnode.raft import election
+from kvnode.raft import clock_drift, election
 from kvnode.raft.messages import TimeoutNow
 from kvnode.raft.output import TransferAborted, TransferBegan
 from kvnode.raft.state import Leadership, RaftState, Role
@@ -74,6 +74,6 @@ def on_timeout_now(state: RaftState, message: TimeoutNow) -> None:
     """Campaign at once, if the current leader really means now."""
     is_current = message.sender == state.leader and state.role is Role.FOLLOWER
     is_same_log = message.last_index in (0, state.log.last_index)
-    may_stand = state.is_voter and not state.is_stalled and not state.is_quarantined
-    if is_current and is_same_log and may_stand:
+    is_fit = not state.is_stalled and not state.is_quarantined and not clock_drift.abstains(state)
+    if is_current and is_same_log and state.is_voter and is_fit:
         election.campaign_at_once(state)

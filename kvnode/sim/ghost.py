@@ -13,9 +13,10 @@ from zlib import crc32
 
 import msgspec
 
+from kvnode.clocks import hybrid
 from kvnode.ids import NOBODY, Index, NodeId, RequestId, Term
 from kvnode.raft.core import Raft
-from kvnode.raft.messages import AppendReply, Configuration, Entry, TimeoutNow, VoteReply, VoteRequest
+from kvnode.raft.messages import AppendEntries, AppendReply, Configuration, Entry, TimeoutNow, VoteReply, VoteRequest
 from kvnode.raft.output import Output, Persist, Placed, Send
 from kvnode.raft.quorum import has_majority
 from kvnode.sim.core.disk import CoreDisk
@@ -140,6 +141,33 @@ class Ghost:
         is_given = raft.term == request.term and raft.state.vote == request.sender
         assert not is_given, ("I6: a vote for an older log", raft.node, request)
 
+    def beyond(self, raft: Raft, wall_ms: int, append: AppendEntries) -> list[Entry]:
+        """Before an append is taken in: uncommitted entries in it that are stamped too far ahead of the node's clock.
+
+        Not those that it holds already, nor those that have the very next stamp after the entry before.
+        """
+        log, bound = raft.state.log, hybrid.latest_at(wall_ms + raft.state.settings.clock_drift_ms)
+        if not append.entries or append.entries[-1].time <= bound:
+            return []
+        before = self.entries.get((append.prev_index, append.prev_term))
+        times = [before[0].time if before is not None else 0, *(entry.time for entry in append.entries)]
+        return [
+            entry
+            for entry, time in zip(append.entries, times, strict=False)
+            if entry.time > bound
+            and entry.time != time + 1
+            and entry.index > append.commit_index
+            and log.term_at(entry.index) != entry.term
+        ]
+
+    @staticmethod
+    def on_beyond(raft: Raft, entries: Sequence[Entry]) -> None:
+        """HC3: nobody takes them, unless it has tried in vain to do without their leader."""
+        state = raft.state
+        for entry in entries:
+            is_taken = state.log.term_at(entry.index) == entry.term
+            assert not is_taken or state.watch.tolerated_term == state.term, ("HC3: beyond the limit", raft.node, entry)
+
     def on_matches(self, raft: Raft, before: Mapping[NodeId, Index], after: Mapping[NodeId, Index]) -> None:
         """What a leader believes a follower holds has been on that follower's disk (I18).
 
@@ -207,8 +235,11 @@ class Ghost:
         if persist.truncate_from:
             assert persist.truncate_from <= len(chain), (node, persist.truncate_from, len(chain))
             del chain[persist.truncate_from - 1 :]
+        time = 0
         for entry in persist.entries:
             assert entry.index == len(chain) + 1, ("I11: a hole", node, entry.index, len(chain))
+            assert entry.time > time, ("time", node, entry, time)
+            time = entry.time
             before = chain[-1] if chain else 0
             link = crc32(_encode(entry), before)
             known = self.entries.get((entry.index, entry.term))

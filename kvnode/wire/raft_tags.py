@@ -70,7 +70,7 @@ def _check_append(message: AppendEntries) -> None:
 
 def _check_append_reply(message: AppendReply) -> None:
     check_range(message.index, message.hint_term, message.hint_index, message.last_index)
-    check_range(message.read_round, message.life)
+    check_range(message.read_round, message.life, message.ahead_ms)
 
 
 def _check_vote_request(message: VoteRequest) -> None:

@@ -224,6 +224,7 @@ class FakeAdmin(Admin):
             last_index=9,
             revision=self.revision,
             compact_revision=0,
+            hybrid_time="1970-01-01T00:00:00.000Z.0000",
             state_hash="ab",
             members=(MemberInfo(NodeId(1), "127.0.0.1:7501", "127.0.0.1:7401", True),),
             peers=(),

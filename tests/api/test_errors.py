@@ -18,7 +18,15 @@ def test_every_error_has_a_status_and_every_status_an_error() -> None:
 
 def test_the_statuses_the_contract_names() -> None:
     by_status = {
-        400: {"bad_request", "bad_key", "bad_encoding", "unknown_parameter", "future_revision", "rejected"},
+        400: {
+            "bad_request",
+            "bad_key",
+            "bad_encoding",
+            "unknown_parameter",
+            "future_revision",
+            "clock_drift",
+            "rejected",
+        },
         403: {"permission_denied"},
         404: {"not_found", "key_not_found", "lease_not_found", "member_not_found"},
         409: {"conflict", "lock_held", "sequence_too_old"},

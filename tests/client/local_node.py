@@ -94,6 +94,7 @@ class LocalNode(KV, Admin):
             last_index=self.machine.applied_index,
             revision=self.revision,
             compact_revision=0,
+            hybrid_time="1970-01-01T00:00:00.000Z.0000",
             state_hash="",
             members=(),
             peers=(),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kvnode.clocks import hybrid
-from kvnode.errors import BadRequest, Timeout
+from kvnode.errors import BadRequest, ClockDrift, Timeout
 from kvnode.kv.interface import Options
 from kvnode.kv.requests import History, Put, Range
 from kvnode.sim.runtime.cluster import Cluster
@@ -65,6 +65,31 @@ def test_a_time_of_which_the_log_has_not_heard_is_marked_and_then_cannot_change(
     simulate(scenario)
 
 
+def test_hc_t2_an_answer_stays_through_failover_and_a_restart_of_all() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.kv(1).put("k", "old")
+        await asyncio.sleep(2.0)
+        asked = now(cluster, 2)
+        before = await get(cluster, 2, asked)
+        leader = (await cluster.elect()).id
+        for member in cluster.ids:
+            cluster.members[member].clock.wall_offset_ms -= 0 if member == leader else 10_000
+        cluster.kill(leader)  # its successors' clocks are behind what was asked
+        await cluster.elect()
+        for member in sorted(cluster.members):
+            await cluster.kv(member).put("k", f"by {member}")
+            assert await get(cluster, member, asked) == before
+        for member in list(cluster.members):
+            cluster.crash(member)
+        await cluster.start_all()
+        await cluster.elect()
+        await cluster.kv(1).put("k", "new")
+        for member in cluster.ids:
+            assert await get(cluster, member, asked) == before
+
+    simulate(scenario)
+
+
 def test_a_leader_whose_clock_is_behind_is_waited_for() -> None:
     async def scenario(cluster: Cluster) -> None:
         leader = (await cluster.elect()).id
@@ -82,10 +107,29 @@ def test_a_leader_whose_clock_is_behind_is_waited_for() -> None:
     simulate(scenario)
 
 
+def test_the_present_of_a_clock_that_is_a_little_ahead_is_waited_for() -> None:
+    """CB2: an answer never says that there was nothing at a time which is still to come."""
+
+    async def scenario(cluster: Cluster) -> None:
+        asked = now(cluster, 2) + (300 << hybrid.COUNTER_BITS)
+        began = cluster.loop.time()
+        reading = asyncio.ensure_future(get(cluster, 2, asked))
+        await asyncio.sleep(0.1)
+        put = await cluster.kv(1).put("k", "in between")
+        assert put.time < asked
+        assert await reading == (put.revision, b"in between")
+        assert 0.3 <= cluster.loop.time() - began < 0.4
+        with pytest.raises(Timeout, match="at_time"):
+            await get(cluster, 2, now(cluster, 2) + (300 << hybrid.COUNTER_BITS), timeout_ms=200)
+
+    simulate(scenario)
+
+
 def test_the_future_and_contradictions_are_refused() -> None:
     async def scenario(cluster: Cluster) -> None:
-        with pytest.raises(BadRequest, match="in the future"):
-            await get(cluster, 1, now(cluster, 1) + (50 << hybrid.COUNTER_BITS))
+        with pytest.raises(ClockDrift, match="in the future") as refusal:
+            await get(cluster, 1, now(cluster, 1) + (550 << hybrid.COUNTER_BITS))
+        assert 500 < refusal.value.detail["ahead_ms"] <= 550
         with pytest.raises(BadRequest, match="not both"):
             await cluster.kv(1).execute(Range(b"k", revision=1), Options(at_time=1))
         for wrong in (-1, 1 << 64):

@@ -96,6 +96,7 @@ class Cluster:
         self.settings = settings or RaftSection(commit_note_ms=0)  # notes at once: scripts stay free of timers
         self.seed = seed
         self.now_ms = 1_000
+        self.wall_skew_ms: dict[int, int] = {}  # by node: its wall clock less the true time
         self.wire: list[Envelope] = []
         self.cut_links: dict[tuple[int, int], bool] = {}
         self.slow_disks = dict.fromkeys(slow_disks, True)
@@ -170,12 +171,15 @@ class Cluster:
         """Several causes, one output, as the driver does it."""
         member, raft = self.member(id_), self[id_]
         for cause in causes:
-            raft.step(self.now_ms, WALL_START_MS + self.now_ms, cause)
+            raft.step(self.now_ms, self.wall_ms(id_), cause)
             self._check(member)
         output = raft.take_output()
         self._check(member)
         self._execute(member, output)
         return output
+
+    def wall_ms(self, id_: int) -> int:
+        return WALL_START_MS + self.now_ms + self.wall_skew_ms.get(id_, 0)
 
     def _check(self, member: Member) -> None:
         assert member.raft is not None
@@ -374,6 +378,9 @@ class Cluster:
     def ready_at(self, id_: int, number: int) -> Index | None:
         """The index a read may be served at, None if it was not answered (yet)."""
         return next((r.index for r in self.member(id_).reads_ready if r.number == number), None)
+
+    def commit_of(self, id_: int) -> Index:
+        return self[id_].commit_index
 
     def has_failed(self, id_: int, number: int) -> bool:
         return any(r.number == number for r in self.member(id_).reads_failed)

@@ -15,6 +15,7 @@ leaves, every fact, every rise of a commit index, every answer to a client, and 
     crash N [KEPT] · start N                           un-synced writes are lost, but for the first KEPT
     cut 1 2,3 · cutoneway 1 2 · heal                   links
     propose N TEXT… · read N · transfer N [TO]         clients and operators
+    clock N MS                                         its wall clock is so much ahead of the others
     refused N PEER · disconnected N PEER · connected N PEER · stall N · recover N
     state [N…] · progress N · wire · level              nodes; a leader's view; what is under way; all logs are equal
 """
@@ -202,6 +203,9 @@ class Conversation:
 
     def do_transfer(self, id_: str, to: str = "0") -> None:
         self.cluster.step(int(id_), TransferLeadership(NodeId(int(to))))
+
+    def do_clock(self, id_: str, ms: str) -> None:
+        self.cluster.wall_skew_ms[int(id_)] = int(ms)
 
     def do_refused(self, id_: str, peer: str) -> None:
         self.cluster.step(int(id_), PeerRefused(NodeId(int(peer))))

@@ -113,7 +113,7 @@ def test_an_append_below_the_base_is_taken_as_matching() -> None:
         last_index=Index(12),
         tail=(made_entry(2, 11), made_entry(2, 12)),
         applied_index=Index(11),
-        last_time=0,
+        applied_time=0,
     )
     raft = Raft(node=NodeId(2), settings=RaftSection(), rng=random.Random(1), restored=restored, now_ms=0)
     raft.step(0, 0, append(2, (1, 3), [made_entry(1, 4), made_entry(2, 5)]))
@@ -398,7 +398,7 @@ def test_a_follower_below_the_base_waits_for_a_snapshot() -> None:
         last_index=Index(10),
         tail=(),
         applied_index=Index(10),
-        last_time=0,
+        applied_time=0,
     )
     cluster = Cluster(2)
     raft = cluster.members[NodeId(1)].raft = Raft(

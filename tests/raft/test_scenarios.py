@@ -141,7 +141,7 @@ def test_s25_append_below_compacted_index(prev: int, count: int) -> None:
             last_index=Index(9),
             tail=tuple(log[5:]),
             applied_index=Index(5),
-            last_time=log[-1].time,
+            applied_time=0,
         ),
         now_ms=0,
     )

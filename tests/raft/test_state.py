@@ -38,7 +38,7 @@ def test_a_restart_continues_from_the_disk() -> None:
         last_index=Index(4),
         tail=(made_entry(1, 2), made_entry(3, 3), made_entry(3, 4)),
         applied_index=Index(1),
-        last_time=1 << 60,
+        applied_time=1 << 60,
     )
     raft = Raft(node=NodeId(1), settings=RaftSection(), rng=random.Random(1), restored=restored, now_ms=5)
     assert (raft.term, raft.state.vote, raft.role, raft.leader) == (4, 2, "follower", 0)
@@ -59,7 +59,7 @@ def test_a_log_beyond_the_term_is_not_accepted() -> None:
         last_index=Index(1),
         tail=(made_entry(2, 1),),
         applied_index=Index(0),
-        last_time=0,
+        applied_time=0,
     )
     with pytest.raises(AssertionError):
         Raft(node=NodeId(1), settings=RaftSection(), rng=random.Random(1), restored=restored, now_ms=0)

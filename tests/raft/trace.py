@@ -125,7 +125,8 @@ def _details(message: PeerMessage) -> str:
         case AppendReply() as m:
             read_round = f" round={m.read_round}" if m.read_round else ""
             hint = "" if m.accepted else f" hint={m.hint_index}.{m.hint_term}"
-            return f"{m.index}{hint} last={m.last_index}{read_round}"
+            ahead = f" ahead={m.ahead_ms}" if m.ahead_ms else ""
+            return f"{m.index}{hint} last={m.last_index}{read_round}{ahead}"
         case VoteRequest() as m:
             return f"last={m.last_index}.{m.last_term}" + (" transfer" if m.transfer else "")
         case VoteReply():

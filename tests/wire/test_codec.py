@@ -74,9 +74,9 @@ MESSAGES: list[tuple[PeerMessage, str, list[Any]]] = [
         [1, 3, 1, 4, 2, [[2, 5, 105, 2, b"p", 0, 0], [3, 6, 106, 2, b"p", 0, 0]], 4, 9, False, 7],
     ),
     (
-        AppendReply(Term(3), TWO, False, Index(4), Term(2), Index(3), Index(7), 9, 5, True),
-        "9b020302c2040203 070905c3",
-        [2, 3, 2, False, 4, 2, 3, 7, 9, 5, True],
+        AppendReply(Term(3), TWO, False, Index(4), Term(2), Index(3), Index(7), 9, 5, True, 600),
+        "9c020302c2040203 070905c3 cd0258",
+        [2, 3, 2, False, 4, 2, 3, 7, 9, 5, True, 600],
     ),
     (VoteRequest(Term(4), TWO, Term(3), Index(7), True, False), "97030402 0307c3c2", [3, 4, 2, 3, 7, True, False]),
     (VoteReply(Term(4), ONE, True, True), "95040401c3c3", [4, 4, 1, True, True]),

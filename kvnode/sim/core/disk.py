@@ -44,7 +44,7 @@ class CoreDisk:
             last_index=self.last_index,
             tail=tuple(self.entries),
             applied_index=Index(0),
-            last_time=self.entries[-1].time if self.entries else 0,
+            applied_time=0,
         )
 
     def complete(self) -> WriteNumber:

@@ -19,6 +19,8 @@ from kvnode.sim.core.world import World
 
 Fault = Callable[[World, Random], None]
 
+YEAR_MS = 365 * 86_400_000
+
 
 def one_of(rng: Random, ids: Sequence[NodeId]) -> NodeId:
     return ids[int(rng.random() * len(ids))]
@@ -304,7 +306,13 @@ def drift(world: World, rng: Random) -> None:
 
 
 def wall_jump(world: World, rng: Random) -> None:
-    world.machines[one_of(rng, world.ids)].wall_skew_ms = rng.randint(-10_000, 10_000)
+    """Of one node, by seconds or by a year, or of all at once as after a correction."""
+    nodes = [one_of(rng, world.ids)]
+    skew_ms = rng.randint(-10_000, 10_000)
+    if rng.random() < 0.3:
+        skew_ms = YEAR_MS if rng.random() < 0.5 else -YEAR_MS
+    for node in nodes if rng.random() < 0.8 else world.ids:
+        world.machines[node].wall_skew_ms = skew_ms
     world.counts["wall clock jumps"] += 1
 
 

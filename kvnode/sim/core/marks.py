@@ -17,11 +17,15 @@ from kvnode.raft.output import (
     BecameCandidate,
     BecameFollower,
     BecameLeader,
+    ClockAhead,
+    ClockJumped,
     Fact,
     LogTruncated,
     Output,
     Persist,
     QuarantineEnded,
+    StampRefused,
+    StampTolerated,
     TransferAborted,
     TransferBegan,
 )
@@ -67,6 +71,10 @@ MARKS: dict[str, str] = {
     "quarantine_of_a_leader": "… after it had led",
     "quarantine_left": "the node has everything again, and votes",
     "vote_asked_in_quarantine": "a node in quarantine is asked for its vote",
+    "stamp_refused": "a follower does not take what is stamped too far ahead of its clock",
+    "clock_ahead_step_down": "a leader is left without a majority by that, and goes",
+    "stamp_tolerated": "… is taken after all, as nothing has been committed without that leader",
+    "clock_jumped": "a node sees its wall clock jump",
     "everybody_down": "no process is alive",
 }
 
@@ -177,6 +185,14 @@ class Observer:
                 marks["truncation_before_durable"] += last > on_disk
             case QuarantineEnded():
                 marks["quarantine_left"] += 1
+            case StampRefused():
+                marks["stamp_refused"] += 1
+            case StampTolerated():
+                marks["stamp_tolerated"] += 1
+            case ClockAhead():
+                marks["clock_ahead_step_down"] += 1
+            case ClockJumped():
+                marks["clock_jumped"] += 1
             case TransferBegan(to=to):
                 self._transfers[node] = (process.raft.term, to)
             case TransferAborted(reason="timeout"):

@@ -11,6 +11,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from kvnode.config import RaftSection
 from kvnode.ids import NodeId
 from kvnode.raft.messages import Configuration
@@ -55,7 +57,9 @@ class Shape:
 
 def draw_shape(seed: int, faults: Sequence[str]) -> Shape:
     rng = fork(seed, "shape")
-    settings = _settings(rng)
+    settings = msgspec.structs.replace(
+        _settings(rng), clock_drift_ms=fork(seed, "clocks").choice([10, 500, 500, 5_000, 20_000])
+    )
     timeout = settings.election_timeout_ms
     voters = rng.choice([1, 2, 3, 3, 3, 3, 4, 5, 5, 7])
     learners = rng.choice([0, 0, 0, 1, 2])

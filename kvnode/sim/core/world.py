@@ -18,6 +18,7 @@ from kvnode.ids import NO_WRITE, Index, NodeId, RequestId
 from kvnode.raft import invariants
 from kvnode.raft.core import Raft
 from kvnode.raft.messages import (
+    AppendEntries,
     Entry,
     Fetched,
     Input,
@@ -142,6 +143,7 @@ class World(EventHeap):
             disk.restored(self.shape.configuration),
             tail=tuple(disk.entries[rng.randint(0, machine.stored) :]),
             applied_index=machine.stored,
+            applied_time=disk.entries[machine.stored - 1].time if machine.stored else 0,
             life=machine.lives,
             is_quarantined=machine.is_quarantined,
         )
@@ -236,8 +238,11 @@ class World(EventHeap):
         self.on_before_step(process, cause)
         is_void_order = isinstance(cause, TimeoutNow) and self.ghost.is_void_order(process.raft, cause)
         is_old = isinstance(cause, VoteRequest) and self.ghost.is_behind(process.raft, cause)
-        process.raft.step(now, WALL_START_MS + self.now_ms + process.machine.wall_skew_ms, cause)
+        wall_ms = WALL_START_MS + self.now_ms + process.machine.wall_skew_ms
+        beyond = self.ghost.beyond(process.raft, wall_ms, cause) if isinstance(cause, AppendEntries) else ()
+        process.raft.step(now, wall_ms, cause)
         self._check(process)
+        self.ghost.on_beyond(process.raft, beyond)
         if is_void_order:
             self.ghost.on_void_order(process.raft)
         if is_old and isinstance(cause, VoteRequest):

@@ -19,6 +19,7 @@ from kvnode.ids import NO_WRITE, Index, NodeId, RequestId, Term
 from kvnode.raft import invariants
 from kvnode.raft.core import Raft
 from kvnode.raft.messages import (
+    AppendEntries,
     Entry,
     HardState,
     Input,
@@ -32,6 +33,7 @@ from kvnode.raft.messages import (
 from kvnode.raft.output import (
     BecameFollower,
     BecameLeader,
+    ClockAhead,
     LogTruncated,
     Output,
     Persist,
@@ -39,6 +41,8 @@ from kvnode.raft.output import (
     QuarantineEnded,
     Refused,
     Send,
+    StampRefused,
+    StampTolerated,
 )
 from kvnode.raft.state import Restored
 from kvnode.sim.core.disk import CoreDisk
@@ -147,6 +151,12 @@ class Observer:
                     self.ghost.on_whole(node)
                 case BecameFollower(reason=reason) if "disk" in reason:
                     self.mark("hung_disk_step_down")
+                case ClockAhead():
+                    self.mark("clock_ahead_step_down")
+                case StampRefused():
+                    self.mark("stamp_refused")
+                case StampTolerated():
+                    self.mark("stamp_tolerated")
                 case _:
                     pass
 
@@ -315,8 +325,11 @@ class WatchedRaft(Raft):
 
     def step(self, now_ms: int, wall_ms: int, cause: Input) -> None:
         self._observer.on_cause(self.state.node, cause)
+        ghost = self._observer.ghost
+        beyond = ghost.beyond(self, wall_ms, cause) if type(cause) is AppendEntries else ()
         super().step(now_ms, wall_ms, cause)
         self._look()
+        ghost.on_beyond(self, beyond)
         self._observer.on_step(self)
 
     def take_output(self) -> Output:

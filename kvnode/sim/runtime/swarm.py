@@ -96,6 +96,7 @@ def _settings(rng: random.Random) -> dict[str, object]:
         "limits.session_answers_max": rng.choice((1, 4, 16_384, 16_384)),
         "limits.idempotency_keys_max": rng.choice((3, 65_536, 65_536)),
         "limits.idempotency_ms": rng.choice((1_000, 600_000)),
+        "raft.clock_drift_ms": rng.choice((20, 500, 500, 10_000)),
     }
 
 
