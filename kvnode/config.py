@@ -175,6 +175,13 @@ class RaftSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             le=86_400_000,
         ),
     ] = 500
+    leader_lease_reads: Annotated[
+        bool,
+        _cluster(
+            "The leader answers linearizable reads without asking a majority while none of it may elect another; right "
+            "only as long as no clock runs more than 10 % fast or slow. Failover then waits for T."
+        ),
+    ] = False
     leader_lost_ms_min: Annotated[
         int,
         _cluster("Shortest wait before campaigning once the leader's port refuses connections.", unit="ms", ge=1),

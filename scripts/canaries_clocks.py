@@ -1,4 +1,4 @@
-"""Canaries of time: hybrid stamps and wall clocks that disagree."""
+"""Canaries of time: hybrid stamps and wall clocks that disagree; leader leases."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from canary import Canary
 
 _CORE = ("core", 300)
 _DRIFT = ("tests/raft/test_clock_drift.py",)
+_LEASE = ("tests/raft/test_leader_lease.py",)
 
 CANARIES = (
     Canary(
@@ -90,5 +91,58 @@ CANARIES = (
         "            await self._be_past(time, deadline_ms)",
         "            pass",
         ("tests/node/test_at_time.py",),
+    ),
+    Canary(
+        "lease-check-before-snapshot",
+        "a lease read checks its lease before it takes its view, and not after",
+        "kvnode/node/request_path.py",
+        "        if not self._raft.has_lease(self._clock.monotonic_ms()):",
+        "        if False:",
+        ("tests/node/test_lease_reads.py",),
+        number=31,
+    ),
+    Canary(
+        "lease-not-cleared-on-transfer",
+        "a leader counts on its lease again as soon as a transfer is given up, while its order may still be under way",
+        "kvnode/raft/transfer.py",
+        "        leader_lease.on_order(state, leadership)",
+        "        pass",
+        _LEASE,
+        number=32,
+    ),
+    Canary(
+        "voter-votes-right-after-restart",
+        "a voter that has just started helps to unseat a leader that it cannot remember having heard",
+        "kvnode/raft/state.py",
+        "        promised_ms=now_ms,",
+        "        promised_ms=now_ms - (1 << 40),",
+        _LEASE,
+        number=33,
+    ),
+    Canary(
+        "lease-outlasts-the-promise",
+        "a lease is longer than its voters' clocks may take for an election timeout",
+        "kvnode/raft/leader_lease.py",
+        "    return settings.election_timeout_ms * (100 - RATE_BOUND) // (100 + RATE_BOUND) - TICK_MS",
+        "    return settings.election_timeout_ms * 2",
+        _LEASE,
+        _CORE,
+    ),
+    Canary(
+        "promise-forgotten-with-the-term",
+        "a voter that hears of a newer term forgets that a leader relies on it",
+        "kvnode/raft/leader_lease.py",
+        "    return state.now_ms - state.promised_ms < state.settings.election_timeout_ms",
+        "    return (state.leader_contact_ms or 0) + state.settings.election_timeout_ms > state.now_ms",
+        _LEASE,
+    ),
+    Canary(
+        "lease-before-own-term",
+        "a leader answers by its lease before it has committed anything in its term",
+        "kvnode/raft/leader_lease.py",
+        "    if leadership.transfer_to != NOBODY or state.commit_index < leadership.lease_index:",
+        "    if leadership.transfer_to != NOBODY:",
+        _LEASE,
+        _CORE,
     ),
 )

@@ -188,7 +188,7 @@ class Node(KV, Admin):
             space=self._space,
             lease_calls=lease_calls,
             limits=config.limits,
-            clock_drift_ms=config.raft.clock_drift_ms,
+            settings=config.raft,
             loop=loop,
             clock=clock,
             leader_client_url=self.leader_client_url,
@@ -386,4 +386,5 @@ class Node(KV, Admin):
             log_bytes=self._log_store.bytes_used,
             proposals=self._path.proposals,
             proposals_failed=self._path.proposals_failed,
+            lease_reads=self._path.lease_reads,
         )

@@ -78,6 +78,15 @@ class Reads:
             self._wake()
         return future
 
+    def wait_for_index(self, index: Index) -> asyncio.Future[None]:
+        """Done once `index`, which is committed, is applied here. Raises: Overloaded."""
+        future = self._new_future()
+        if index <= self._applied:
+            future.set_result(None)
+        else:
+            self._behind.add(index, [future])
+        return future
+
     def wait_for_revision(self, revision: int) -> asyncio.Future[None]:
         """Done once the state applied here has reached `revision`. Raises: Overloaded."""
         future = self._new_future()

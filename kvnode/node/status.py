@@ -143,6 +143,7 @@ def counters(
     log_bytes: int,
     proposals: int,
     proposals_failed: int,
+    lease_reads: int,
     wall_ms: int,
 ) -> dict[str, Any]:
     """Plain numbers and histograms by metric name; the table in `kvnode.observe.metrics` describes each."""
@@ -178,6 +179,7 @@ def counters(
         "kvnode_idempotency_keys": len(machine.exactly_once.keys),
         "kvnode_repeated_writes_total": machine.exactly_once.repeats,
         "kvnode_read_index_seconds": driver.reads.round_seconds,
+        "kvnode_lease_reads_total": lease_reads,
         "kvnode_heartbeats_late_total": driver.heartbeats_late,
         "kvnode_peer_messages_sent_total": _both_lanes(traffic, "messages_sent"),
         "kvnode_peer_messages_received_total": _both_lanes(traffic, "messages_received"),

@@ -79,6 +79,9 @@ DECLARED: tuple[MetricDeclaration, ...] = (
     MetricDeclaration(
         "kvnode_read_index_seconds", "histogram", "seconds", "From asking for a read index to its confirmation."
     ),
+    MetricDeclaration(
+        "kvnode_lease_reads_total", "counter", "", "Reads answered under the leader's lease, without asking a majority."
+    ),
     MetricDeclaration("kvnode_wal_bytes", "gauge", "bytes", "Size of the log on disk."),
     MetricDeclaration(
         "kvnode_hybrid_ahead_seconds",

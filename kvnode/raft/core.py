@@ -21,6 +21,7 @@ from kvnode.raft import (
     election,
     forwarding,
     generation,
+    leader_lease,
     quarantine,
     read_index,
     replication,
@@ -187,7 +188,7 @@ class Raft:
             read_index.fail_forwarded(state)
 
     def _on_peer_refused(self, peer: NodeId) -> None:
-        if peer == self.state.leader and peer != self.state.node:
+        if peer == self.state.leader and peer != self.state.node and not self.state.settings.leader_lease_reads:
             timers.on_leader_gone(self.state)
 
     # ── out ─────────────────────────────────────────────────────────────────────────────────────────
@@ -283,6 +284,10 @@ class Raft:
     @property
     def uncommitted_bytes(self) -> int:
         return self.state.uncommitted_bytes
+
+    def has_lease(self, now_ms: int) -> bool:
+        """Whether nobody else can lead at `now_ms` of this node's clock; ask after the view is taken."""
+        return leader_lease.holds(self.state, now_ms)
 
     def last_contact_ms(self, peer: NodeId, now_ms: int) -> int:
         """Milliseconds since the last message of `peer`; -1 if there never was one."""

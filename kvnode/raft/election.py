@@ -12,7 +12,7 @@ Source: Raft thesis §3.4, §3.6.1, §4.2.3, §6.2, §9.6.
 from __future__ import annotations
 
 from kvnode.ids import NOBODY, NodeId, Term, WriteNumber
-from kvnode.raft import clock_drift, generation, high_water_mark, quarantine, quorum, replication, timers
+from kvnode.raft import clock_drift, generation, high_water_mark, leader_lease, quarantine, quorum, replication, timers
 from kvnode.raft.messages import LogPosition, VoteReply, VoteRequest
 from kvnode.raft.output import BecameCandidate, BecameLeader, BecamePreCandidate, VoteGranted
 from kvnode.raft.state import Candidacy, Leadership, RaftState, Role
@@ -27,6 +27,8 @@ def campaign(state: RaftState, reason: str) -> None:
         return  # our requests have not even left: a slow disk must not raise one term after another
     generation.forget_leader(state)
     if state.is_stalled or not state.is_voter or state.is_quarantined or clock_drift.abstains(state):
+        return
+    if leader_lease.is_promised(state):
         return
     state.change_role(Role.PRE_CANDIDATE)
     state.candidacy = Candidacy(Term(state.term + 1), state.now_ms)
@@ -105,6 +107,7 @@ def become_leader(state: RaftState, candidacy: Candidacy) -> None:
     state.leadership = Leadership(
         progress=progress,
         first_index=state.log.last_index,
+        lease_index=state.log.last_index,
         heartbeat_deadline_ms=now_ms + settings.heartbeat_ms,
         quorum_deadline_ms=now_ms + settings.election_timeout_ms,
     )
@@ -116,7 +119,9 @@ def become_leader(state: RaftState, candidacy: Candidacy) -> None:
 
 def on_vote_request(state: RaftState, message: VoteRequest) -> None:
     """Judge a candidate. Learners and members in quarantine grant nothing, nor does who still hears a leader."""
-    if not state.is_voter or state.is_quarantined or (timers.hears_leader(state) and not message.transfer):
+    if not state.is_voter or state.is_quarantined:
+        return
+    if not message.transfer and (timers.hears_leader(state) or leader_lease.is_promised(state)):
         return
     is_granted = _may_grant_pre(state, message) if message.pre else _may_grant(state, message)
     if is_granted and not message.pre:

@@ -12,7 +12,7 @@ leader changes, or after an election timeout; who asked asks again under a fresh
 from __future__ import annotations
 
 from kvnode.ids import NOBODY, Index, NodeId
-from kvnode.raft import quorum
+from kvnode.raft import leader_lease, quorum
 from kvnode.raft.messages import ReadIndexReply, ReadIndexRequest
 from kvnode.raft.output import ReadFailed, ReadReady
 from kvnode.raft.state import Leadership, RaftState, ReadRound
@@ -59,19 +59,22 @@ def open_round(state: RaftState, leadership: Leadership) -> None:
     leadership.read_rounds.append(ReadRound(state.read_round, state.commit_index, leadership.reads_waiting))
     leadership.reads_waiting = []
     leadership.heartbeat_due = True
+    if state.settings.leader_lease_reads:
+        leader_lease.on_round(state, leadership)
     confirm(state, leadership)
 
 
 def confirm(state: RaftState, leadership: Leadership) -> None:
     """Answer the reads of every round that a majority of voters has echoed."""
     rounds = leadership.read_rounds
-    if not rounds:
+    if not (rounds or leadership.lease_rounds):
         return
 
     def echoed(voter: NodeId) -> int:
         return state.read_round if voter == state.node else leadership.progress[voter].read_round
 
     confirmed = quorum.majority_value(state.configuration, echoed)
+    leader_lease.on_confirmed(leadership, confirmed)
     while rounds and rounds[0].number <= confirmed:
         done = rounds.popleft()
         leadership.reads_count -= len(done.reads)

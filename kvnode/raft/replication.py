@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvnode.ids import Index, NodeId, Term
-from kvnode.raft import clock_drift, generation, high_water_mark, quarantine, read_index
+from kvnode.raft import clock_drift, generation, high_water_mark, leader_lease, quarantine, read_index
 from kvnode.raft.log import RaftLog
 from kvnode.raft.messages import (
     ENTRY_OVERHEAD_BYTES,
@@ -80,6 +80,7 @@ def on_heartbeat_due(state: RaftState, leadership: Leadership) -> None:
     """Beat, let probes try again, and give up on appends that were not answered for an election timeout."""
     leadership.heartbeat_deadline_ms = state.now_ms + state.settings.heartbeat_ms
     leadership.heartbeat_due = True
+    leader_lease.on_heartbeat(state, leadership)
     leadership.transfer_sent = False
     for progress in leadership.progress.values():
         progress.is_paused = False

@@ -95,6 +95,9 @@ class Leadership:
     reads_waiting: list[tuple[NodeId, int]] = field(default_factory=list)  # not in a round yet
     read_rounds: deque[ReadRound] = field(default_factory=deque)  # ascending by number
     reads_count: int = 0  # in reads_waiting and read_rounds together
+    lease_index: Index = _NONE  # no lease before this is committed (`leader_lease`)
+    lease_from_ms: int | None = None  # when the newest round left that a majority has echoed
+    lease_rounds: deque[tuple[int, int]] = field(default_factory=deque)  # (number, sent at), not echoed yet
     transfer_to: NodeId = NOBODY
     transfer_deadline_ms: int = 0
     transfer_sent: bool = False
@@ -145,6 +148,7 @@ class RaftState:
     quarantine_lifting: bool = False  # asked to make durable that it is over
     election_deadline_ms: int = 0
     leader_contact_ms: int | None = None  # last append of the current leader; None: stickiness does not hold
+    promised_ms: int = 0  # last append of any leader, or the start: never forgotten (`leader_lease`)
     has_heard_leader: bool = False  # in this process life
     grace_given: bool = False  # one late deadline has been forgiven since the last proof of life
     read_round: int = 0  # last number used, never reused while the process lives
@@ -200,6 +204,7 @@ def initial_state(
         log=log,
         writes=Writes(log.last_index),
         now_ms=now_ms,
+        promised_ms=now_ms,
         term=hard_state.term,
         vote=hard_state.vote,
         commit_index=restored.applied_index,

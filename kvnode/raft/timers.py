@@ -36,7 +36,7 @@ def _short_wait(state: RaftState) -> int:
 
 def on_leader_contact(state: RaftState) -> None:
     """The current term's leader lives (the only news, besides granting a vote, that resets the timer; trap S6)."""
-    state.leader_contact_ms = state.now_ms
+    state.leader_contact_ms = state.promised_ms = state.now_ms
     state.has_heard_leader = True
     reset_election(state)
 

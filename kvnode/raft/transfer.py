@@ -8,7 +8,7 @@ its term, its sender or the end of the log it names is not the current one (scen
 from __future__ import annotations
 
 from kvnode.ids import NOBODY, NodeId
-from kvnode.raft import clock_drift, election
+from kvnode.raft import clock_drift, election, leader_lease
 from kvnode.raft.messages import TimeoutNow
 from kvnode.raft.output import TransferAborted, TransferBegan
 from kvnode.raft.state import Leadership, RaftState, Role
@@ -61,6 +61,7 @@ def push(state: RaftState, leadership: Leadership) -> None:
     progress = leadership.progress.get(target)
     if progress is not None and progress.match_index == state.log.last_index:
         leadership.transfer_sent = True
+        leader_lease.on_order(state, leadership)
         state.send(target, TimeoutNow(state.term, state.node, state.log.last_index))
 
 

@@ -315,5 +315,9 @@ class Ghost:
 
     # ── clients ─────────────────────────────────────────────────────────────────────────────────────
 
+    def on_lease_read(self, raft: Raft) -> None:
+        """I14: no round, and yet nothing is committed that this leader does not know of."""
+        assert raft.commit_index >= len(self.committed), ("I14: stale", raft.node, raft.commit_index)
+
     def on_read_invoked(self, number: int) -> None:
         self.reads[number] = Index(len(self.committed))

@@ -95,6 +95,8 @@ class Chaos(World):
         self.observer.after_output(process, output)
         if output.facts and not self.is_peace:
             for fact in output.facts:
+                if isinstance(fact, BecameLeader):
+                    self.assert_no_lease_beside(process.node)
                 if isinstance(fact, BecameLeader | BecameCandidate):
                     self._on_election(process, is_leader=isinstance(fact, BecameLeader))
 

@@ -15,9 +15,11 @@ import msgspec
 
 from kvnode.config import RaftSection
 from kvnode.ids import NodeId
+from kvnode.raft.leader_lease import RATE_BOUND
 from kvnode.raft.messages import Configuration
 
 FRACTIONS_ON = 0.5
+LEASES_ON = 0.3
 
 
 def fork(seed: int, label: str) -> random.Random:
@@ -58,7 +60,9 @@ class Shape:
 def draw_shape(seed: int, faults: Sequence[str]) -> Shape:
     rng = fork(seed, "shape")
     settings = msgspec.structs.replace(
-        _settings(rng), clock_drift_ms=fork(seed, "clocks").choice([10, 500, 500, 5_000, 20_000])
+        _settings(rng),
+        clock_drift_ms=fork(seed, "clocks").choice([10, 500, 500, 5_000, 20_000]),
+        leader_lease_reads=fork(seed, "leases").random() < LEASES_ON,
     )
     timeout = settings.election_timeout_ms
     voters = rng.choice([1, 2, 3, 3, 3, 3, 4, 5, 5, 7])
@@ -74,7 +78,7 @@ def draw_shape(seed: int, faults: Sequence[str]) -> Shape:
         delay_ms=rng.choice([1, 3, timeout // 10, timeout // 6]),
         fsync_ms=rng.choice([0, 1, 5, timeout // 8, timeout // 4]),
         stall_ms=timeout * rng.choice([1, 2, 4]) // 2,
-        drift=rng.choice([0.0, 0.0, 0.02, 0.1, 0.3]),
+        drift=min(rng.choice([0.0, 0.0, 0.02, 0.1, 0.3]), RATE_BOUND / 100 if settings.leader_lease_reads else 1.0),
         ambush=rng.choice([0.0, 0.0, 0.3, 0.8]),
         faults=tuple(kind for kind in faults if rng.random() < FRACTIONS_ON) or ("crash_one",),
         fault_every_ms=rng.choice([timeout // 4, timeout, 2 * timeout, 4 * timeout]),

@@ -105,7 +105,23 @@ class World(EventHeap):
             self.last_number += 1
             self.ghost.on_read_invoked(self.last_number)
             self.reader[self.last_number] = id_
+            self._read_by_lease(self.machines[id_])
             self.put(id_, ReadRequest(self.last_number))
+
+    def _read_by_lease(self, machine: Machine) -> None:
+        """A leader with a lease would answer at once, by what is committed as far as it knows."""
+        process = machine.process
+        assert process is not None
+        if not process.is_paused and process.raft.has_lease(machine.local_ms(self.now_ms)):
+            self.counts["lease reads"] += 1
+            self.ghost.on_lease_read(process.raft)
+
+    def assert_no_lease_beside(self, leader: NodeId) -> None:
+        """I14: when somebody is elected nobody else may rely on a lease, paused or not."""
+        for other in self.processes():
+            if other.node != leader:
+                holds = other.raft.has_lease(other.machine.local_ms(self.now_ms))
+                assert not holds, ("I14: elected beside a lease", leader, other.node)
 
     # ── the life of a node ──────────────────────────────────────────────────────────────────────────
 

@@ -172,6 +172,7 @@ class Life:
         found["locks_held"] = len(self.workload.leases.held)
         found["lease_renewals"] = sum(e.kind == "keepalive" and e.status == "ok" for e in self.workload.leases.events)
         found["named_sendings"] = len(self.insistent.attempts)
+        found["lease_reads"] = self.cluster.observer.lease_reads
         found["bounded_reads"] = len(self.workload.bounded)
         cluster = self.cluster
         found["starts"] = cluster.starts

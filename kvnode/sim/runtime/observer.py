@@ -95,6 +95,7 @@ class Observer:
     leader_changes: int = 0
     truncations: int = 0
     segment_rolls: int = 0
+    lease_reads: int = 0
     lifting: set[NodeId] = field(default_factory=set)  # whose core has asked for the end of its quarantine
     opening: dict[NodeId, int] = field(default_factory=dict)  # starts that began to open the log, and none finished
 
@@ -331,6 +332,13 @@ class WatchedRaft(Raft):
         self._look()
         ghost.on_beyond(self, beyond)
         self._observer.on_step(self)
+
+    def has_lease(self, now_ms: int) -> bool:
+        holds = super().has_lease(now_ms)
+        if holds:
+            self._observer.lease_reads += 1
+            self._observer.ghost.on_lease_read(self)
+        return holds
 
     def take_output(self) -> Output:
         output = super().take_output()

@@ -13,10 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kvnode import perturb
+from kvnode.raft.leader_lease import RATE_BOUND
 from kvnode.sim.disk import FsyncFailure
 from kvnode.sim.runtime.workload import Mix
 
 KIB = 1 << 10
+BEYOND_THE_RATE_BOUND = ("drift", "freeze")
+"""Faults that leader leases are not made for."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,11 @@ class World:
 def draw(fork: Callable[[str], random.Random], faults: Sequence[str]) -> World:
     """One world."""
     rng = fork("swarm")
-    on = tuple(kind for kind in faults if rng.random() < 0.5)
     settings = _settings(fork("settings"))
+    by_lease = bool(settings["raft.leader_lease_reads"])
+    if by_lease:
+        faults = [kind for kind in faults if kind not in BEYOND_THE_RATE_BOUND]
+    on = tuple(kind for kind in faults if rng.random() < 0.5)
     timeout_s = float(str(settings["raft.election_timeout_ms"])) / 1e3
     return World(
         size=rng.choice((1, 2, 3, 3, 3, 3, 3, 4, 5, 5, 7)),
@@ -56,7 +62,7 @@ def draw(fork: Callable[[str], random.Random], faults: Sequence[str]) -> World:
         delay_s=rng.choice(((0.0002, 0.001), (0.0002, 0.001), (0.0002, 0.01), (timeout_s / 100, timeout_s / 12))),
         disk_delay_s=rng.choice((0.0002, 0.0005, 0.0005, 0.004, 0.02)),
         fsync_failure=rng.choice(list(FsyncFailure)),
-        drift=rng.choice((0.0, 0.0, 0.02, 0.1, 0.3)),
+        drift=min(rng.choice((0.0, 0.0, 0.02, 0.1, 0.3)), RATE_BOUND / 100 if by_lease else 1.0),
         skew_s=rng.choice((0.0, 1.0, 1e6)),
         shuffles=rng.random() < 0.8,
         perturbed=_perturbed(fork("perturb")),
@@ -97,6 +103,7 @@ def _settings(rng: random.Random) -> dict[str, object]:
         "limits.idempotency_keys_max": rng.choice((3, 65_536, 65_536)),
         "limits.idempotency_ms": rng.choice((1_000, 600_000)),
         "raft.clock_drift_ms": rng.choice((20, 500, 500, 10_000)),
+        "raft.leader_lease_reads": rng.choice((False, False, True)),
     }
 
 
