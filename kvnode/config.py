@@ -292,6 +292,13 @@ class LimitsSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     no_leader_ms: Annotated[int, _node("A request that finds no leader for this long gets 503.", unit="ms", ge=1)] = (
         1_500
     )
+    watches_max: Annotated[int, _node("Open watches; beyond it 429.", ge=1)] = 10_000
+    watch_buffer_bytes: Annotated[
+        int, _node("What a watch may have sent that its client has not read.", unit="bytes", ge=4 * KIB)
+    ] = 1 * MIB
+    watch_stall_ms: Annotated[
+        int, _node("A watch whose full buffer does not shrink for this long is cancelled as slow.", unit="ms", ge=1)
+    ] = 10_000
     json_depth_max: Annotated[int, _cluster("Nesting depth of a JSON body.", ge=4, le=128)] = 32
     shutdown_ms: Annotated[int, _node("A clean shutdown takes at most this.", unit="ms", ge=100)] = 5_000
 

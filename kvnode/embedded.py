@@ -16,13 +16,14 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from kvnode.config import Config, load
 from kvnode.errors import ConnectionLost, NotReady
 from kvnode.ids import NodeId
-from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options, Status
-from kvnode.kv.requests import Request
+from kvnode.kv.events import WatchPart
+from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options, Status, WatchStream
+from kvnode.kv.requests import Request, Watch
 from kvnode.server import RunningNode
 
 Result = TypeVar("Result")
@@ -40,6 +41,10 @@ class EmbeddedNode(KV):
     async def execute(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Any:
         """Carry out one request; see `KV.execute`."""
         return await self._call(lambda: self._running.node.execute(request, options))
+
+    def watch(self, request: Watch, options: Options = DEFAULT_OPTIONS) -> WatchStream:
+        """Stream changes; see `KV.watch`."""
+        return _StreamElsewhere(self._running.node.watch(request, options), self._call)
 
     async def status(self) -> Status:
         """What this node knows of itself and of its cluster."""
@@ -75,6 +80,44 @@ class EmbeddedNode(KV):
     def failure(self) -> BaseException | None:
         """Why the node stopped by itself; None while it is well."""
         return self._running.failed.result() if self._running.failed.done() else None
+
+
+class _StreamElsewhere(WatchStream):
+    """A watch on the node's loop, read from the host's."""
+
+    def __init__(self, stream: WatchStream, call: Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]) -> None:
+        self._stream = stream
+        self._call = call
+        self._reading: asyncio.Task[WatchPart] | None = None  # on the node's loop
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> WatchPart:
+        async def read() -> WatchPart | None:
+            self._reading = asyncio.ensure_future(anext(self._stream))
+            try:
+                return await self._reading
+            except StopAsyncIteration:  # no future carries that
+                return None
+            finally:
+                self._reading = None
+
+        part: WatchPart | None = await self._call(read)
+        if part is None:
+            raise StopAsyncIteration
+        return part
+
+    async def aclose(self) -> None:
+        async def close() -> None:
+            if self._reading is not None:  # its reader gave up; it did not
+                self._reading.cancel()
+            await self._stream.aclose()
+
+        try:
+            await self._call(close)
+        except (NotReady, ConnectionLost):  # the node has ended, and the watch with it
+            return
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -11,6 +12,7 @@ from multidict import CIMultiDictProxy
 
 from kvnode.api import errors, query, shapes
 from kvnode.api.answer import ALWAYS, KIND_JSON, KIND_NONE, STATUS_LINE, Answer
+from kvnode.api.streaming import Outlet, StreamingAnswer
 from kvnode.errors import BadRequest, KvnodeError, NoLeader, TooLarge, UnsupportedMediaType
 from kvnode.kv.interface import Consistency, Options
 from kvnode.kv.requests import KeyValue
@@ -178,21 +180,47 @@ class Call:
 
     # How it is answered.
 
-    def answer(self, status: int, body: bytes, *, kind: str = KIND_JSON, revision: int = 0, extra: str = "") -> Answer:
-        """`revision`: what the answer reflects, 0 = this node's applied state. `extra`: header lines of this answer."""
+    def answer(
+        self,
+        status: int,
+        body: bytes,
+        *,
+        kind: str = KIND_JSON,
+        revision: int = 0,
+        extra: str = "",
+        length: bool = True,
+    ) -> Answer:
+        """`revision`: what the answer reflects, 0 = this node's applied state. `extra`: header lines of this answer.
+
+        `length=False`: for the head of an answer whose body would have had none.
+        """
         app = self.app
-        revision = revision or app.admin.revision
         closing = self.closes or app.is_draining
         connection = "Connection: close\r\n" if closing else ""
         if not closing and self.request.version.minor == 0:
             connection = "Connection: keep-alive\r\n"
-        length = f"Content-Length: {len(body)}\r\n" if status != 304 else ""
-        head = (
+        sized = f"Content-Length: {len(body)}\r\n" if length and status != 304 else ""
+        head = self._head(status, revision, f"{kind}{extra}{sized}{connection}")
+        return Answer(status, head, b"" if self.is_head else body, not closing)
+
+    def stream(
+        self, produce: Callable[[Outlet], Awaitable[None]], *, kind: str, revision: int, extra: str = ""
+    ) -> StreamingAnswer:
+        """A 200 whose body `produce` writes bit by bit; the last on its connection."""
+        chunked = self.request.version.minor > 0
+        framing = "Transfer-Encoding: chunked\r\n" if chunked else ""
+        head = self._head(200, revision, f"{kind}{extra}{framing}Connection: close\r\n")
+        outlet = Outlet(self.request, self.app.config.limits, chunked=chunked)
+        return StreamingAnswer(200, head, outlet, produce)
+
+    def _head(self, status: int, revision: int, rest: str) -> str:
+        app = self.app
+        revision = revision or app.admin.revision
+        return (
             f"{STATUS_LINE[status]}{app.node_line}Kv-Term: {app.admin.term}\r\nKv-Revision: {revision}\r\n"
             f"Kv-Token: {app.token(revision)}\r\nX-Request-Id: {self.request_id}\r\n"
-            f"{app.date.line()}{ALWAYS}{kind}{extra}{length}{connection}\r\n"
+            f"{app.date.line()}{ALWAYS}{rest}\r\n"
         )
-        return Answer(status, head, b"" if self.is_head else body, not closing)
 
     def json(self, status: int, value: object, *, revision: int = 0, extra: str = "") -> Answer:
         return self.answer(status, shapes.encode(value) + b"\n", revision=revision, extra=extra)

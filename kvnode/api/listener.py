@@ -4,7 +4,7 @@ Accepts at most `client.connections_max` connections; further ones get one 503 a
 cannot read is answered 400 (413 if a line is too long) in JSON and logged as one line at most every ten seconds,
 never as a traceback with a stranger's bytes in it. An incomplete or idle head ends with `client.head_timeout_ms`;
 bodies have a deadline of their own (`Call.body`). Handlers go on when their client leaves: a proposal, once made,
-completes.
+completes; an answer that streams ends (`Connection.when_lost`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,7 @@ def _require_compiled_parser() -> None:
 
 
 class _Front(web.Server):
-    """Makes a `_Connection` for each client."""
+    """Makes a `Connection` for each client."""
 
     def __init__(self, app: App, config: Config) -> None:
         super().__init__(app.handle)
@@ -110,7 +110,7 @@ class _Front(web.Server):
         self._unlogged = 0
 
     def __call__(self) -> RequestHandler:
-        return _Connection(self, self._loop, self._settings)
+        return Connection(self, self._loop, self._settings)
 
     def note_malformed(self, reason: str) -> None:
         """One line for many: what strangers send must not fill the log."""
@@ -144,15 +144,16 @@ class _InlineTasks:
         return getattr(self._loop, name)
 
 
-class _Connection(RequestHandler):
+class Connection(RequestHandler):
     """One client connection."""
 
-    __slots__ = ("_admitted", "_front")
+    __slots__ = ("_admitted", "_front", "when_lost")
 
     def __init__(self, front: _Front, loop: asyncio.AbstractEventLoop, settings: dict[str, Any]) -> None:
         super().__init__(front, loop=loop, **settings)
         self._front = front
         self._admitted = False
+        self.when_lost: Callable[[], None] | None = None  # called when the client has left
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         app = self._front.app
@@ -170,6 +171,8 @@ class _Connection(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._front.app.connections -= 1
         super().connection_lost(exc)
+        if self.when_lost is not None:
+            self.when_lost()
 
     def handle_error(
         self,

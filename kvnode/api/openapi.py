@@ -147,7 +147,10 @@ def _content(reply: type) -> Json:
         return {"text/plain": {"schema": {"type": "string"}}}
     if reply is dict:
         return {"application/json": {"schema": {"type": "object"}}}
-    return {"application/json": {"schema": {"$ref": _REFERENCE + reply.__name__}}}
+    schema: Json = {"schema": {"$ref": _REFERENCE + reply.__name__}}
+    if reply is shapes.WatchLine:
+        return {"application/x-ndjson": schema, "text/event-stream": schema}
+    return {"application/json": schema}
 
 
 _TEXT: Json = {"type": "string"}

@@ -15,7 +15,7 @@ import msgspec
 from kvnode.api import shapes
 from kvnode.api.answer import Answer
 from kvnode.api.call import Call
-from kvnode.api.http import batch, history, kv, leases, listing, locks, node, sessions, txn
+from kvnode.api.http import batch, history, kv, leases, listing, locks, node, sessions, txn, watches
 from kvnode.errors import MethodNotAllowed, NotFound
 from kvnode.kv.interface import Status
 
@@ -204,6 +204,28 @@ TABLE: tuple[Route, ...] = (
             TIMEOUT,
         ),
         (TOKEN, NO_FORWARD), "", shapes.Listing, ("bad_key", "key_not_found", "future_revision", "too_large", *_READ),
+    ),
+    Route(
+        "GET", "/v1/watch", watches.watch, "Changes as they happen: a JSON line each, or server-sent events.",
+        (
+            Parameter("key", "bytes", "Exactly this key, instead of a range."),
+            *RANGE,
+            Parameter("from_rev", "integer", "Changes of this revision and later; default: those from now on."),
+            Parameter("list", "flag", "First the items that exist, a synced line, then every change after it."),
+            Parameter("prev", "flag", "With what each change replaced."),
+            Parameter("events", "text", "put, delete, or put,delete (default)."),
+            Parameter("progress", "duration", "After so long without a line: a mark up to where everything has come."),
+            CONSISTENCY,
+            MAX_STALENESS,
+            TIMEOUT,
+        ),
+        (
+            Parameter("Accept", "text", "text/event-stream: server-sent events."),
+            Parameter("Last-Event-ID", "integer", "Resume after this revision: sent by browsers that reconnect."),
+            TOKEN,
+            NO_FORWARD,
+        ),
+        "", shapes.WatchLine, ("bad_key", "too_large", *_READ),
     ),
     Route(
         "POST", "/v1/txn", txn.transact, "If every compare holds do success, else failure. All or nothing.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -48,6 +48,26 @@ class Listing(msgspec.Struct, kw_only=True, frozen=True):
     more: bool
     cursor: str | None
     items: list[Item]
+
+
+class WatchLine(msgspec.Struct, kw_only=True):
+    """One line of a watch: a change, an item of the list that comes first, a mark, or the end."""
+
+    type: Literal["put", "delete", "progress", "synced", "cancelled"]
+    revision: int | UnsetType = UNSET  # of the change; of a mark: everything up to it has come
+    key: str | UnsetType = UNSET
+    key_encoding: str | UnsetType = UNSET
+    value: str | UnsetType = UNSET
+    encoding: str | UnsetType = UNSET
+    create_revision: int | UnsetType = UNSET
+    version: int | UnsetType = UNSET
+    lease: int | UnsetType = UNSET
+    time: str | UnsetType = UNSET
+    prev: Item | UnsetType | None = UNSET  # what it replaced, if asked for
+    more: Literal[True] | UnsetType = UNSET  # another line of this revision follows
+    code: Literal["slow", "compacted", "stopping"] | UnsetType = UNSET  # why it was cancelled
+    resume_rev: int | UnsetType = UNSET  # `from_rev` of the stream that goes on; 0: begin again
+    compact_revision: int | UnsetType = UNSET
 
 
 class PutResult(msgspec.Struct, kw_only=True, frozen=True):
@@ -168,6 +188,24 @@ def item_of(kv: KeyValue, *, keys_only: bool = False) -> Item:
         time=time_text(kv.time),
         deleted=True if is_tombstone else UNSET,
     )
+
+
+def watch_line(kv: KeyValue, *, more: bool = False) -> WatchLine:
+    """The line of a change, or of an item in the list that comes first."""
+    key, key_encoding = as_text(kv.key)
+    line = WatchLine(
+        type="put" if kv.version else "delete",
+        revision=kv.mod_revision,
+        key=key,
+        key_encoding=key_encoding,
+        time=time_text(kv.time),
+        more=True if more else UNSET,
+    )
+    if kv.version:
+        line.value, line.encoding = as_text(kv.value)
+        line.create_revision, line.version = kv.create_revision, kv.version
+        line.lease = kv.lease or UNSET
+    return line
 
 
 def put_result(reply: PutReply, *, prev: bool, status: int | UnsetType = UNSET) -> PutResult:

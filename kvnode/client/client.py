@@ -22,7 +22,8 @@ import asyncio
 import random
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Self
 from urllib.parse import quote, urlencode, urlsplit
@@ -35,6 +36,7 @@ from kvnode.client import bodies, named
 from kvnode.client.endpoints import Endpoints, RetryPolicy
 from kvnode.client.http import error_from, key_path, parse_endpoints, settles
 from kvnode.client.session import TTL_MS_DEFAULT, Session
+from kvnode.client.watch import ClientStream, Connection
 from kvnode.clocks import hybrid
 from kvnode.errors import (
     CompareFailed,
@@ -70,6 +72,7 @@ from kvnode.kv.requests import (
     SessionReply,
     SessionsEnded,
     Txn,
+    Watch,
 )
 from kvnode.wire.token import encode_token
 
@@ -145,6 +148,38 @@ class Client(KV):
             else:
                 self._endpoints.on_answer(address)
                 return reply
+
+    def watch(self, request: Watch, options: Options = DEFAULT_OPTIONS) -> ClientStream:
+        """Stream changes; see `KV.watch`. Goes on at another node when one goes away, or leaves too much unread.
+
+        Fails when no node has served it for the time that `options` give it.
+        """
+        began_ms = _now_ms()
+        address = ""
+
+        async def open_(query: dict[str, bytes], silence_ms: int) -> Connection:
+            nonlocal address
+            if self._closed:
+                raise NotReady("this client is closed")
+            address = self._endpoints.choose(_now_ms())
+            left_ms = max(1, min(options.timeout_ms, began_ms + options.timeout_ms - _now_ms()))
+            sender = _Exchange(self._open_session(), address, options, left_ms)
+            connection = await sender.stream("/v1/watch", {**_how(options), **query}, silence_ms)
+            self._endpoints.on_answer(address)
+            return connection
+
+        async def pause(error: KvnodeError, failures: int) -> bool:
+            nonlocal began_ms
+            self._learn(address, error)
+            if failures == 1:
+                began_ms = _now_ms()
+            pause_ms = self._pause_ms(error, failures, read=True)
+            if pause_ms is None or self._closed or _now_ms() + pause_ms >= began_ms + options.timeout_ms:
+                return False
+            await asyncio.sleep(pause_ms / 1000)
+            return True
+
+        return ClientStream(request, open_, pause)
 
     async def _execute_if_exists(self, request: Put | Delete, options: Options) -> Reply:
         """The condition "must exist, at whatever revision" has no JSON form of its own; a transaction says it."""
@@ -260,6 +295,45 @@ class _Exchange:
         """Any call, with headers of its own."""
         return await self._send(method, path, {**self._query, **query}, body, headers=headers)
 
+    async def stream(self, path: str, query: Mapping[str, bytes], silence_ms: int) -> Connection:
+        """GET whose answer goes on for ever; each of its parts must come within `silence_ms`."""
+        url = self._url(path, {**self._query, **query})
+        connect_s = min(self._left_ms, _CONNECT_MS_MAX) / 1000
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=silence_ms / 1000)
+        async with self._failures_named(self._left_ms), asyncio.timeout(connect_s + (self._left_ms + _GRACE_MS) / 1000):
+            response = await self._session.get(url, headers=self._headers, timeout=timeout, allow_redirects=False)
+            try:
+                if response.status != HTTPStatus.OK:
+                    self._check(response, await response.read(), write=False)
+                revision = int(response.headers["Kv-Revision"])
+            except BaseException:
+                response.close()
+                raise
+
+        async def read() -> bytes:
+            async with self._failures_named(silence_ms):
+                return await response.content.readany()
+
+        return Connection(revision, read, response.close)
+
+    def _url(self, path: str, query: Mapping[str, str | bytes]) -> URL:
+        # The path and query are bytes percent-encoded by us; yarl must not touch them. A plus is a plus, not a space.
+        return URL(f"http://{self._address}{path}?{urlencode(query, quote_via=quote)}", encoded=True)
+
+    @asynccontextmanager
+    async def _failures_named(self, within_ms: int) -> AsyncIterator[None]:
+        """Turn what goes wrong on the way into the error that is true."""
+        try:
+            yield
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:  # nothing was sent
+            raise NotReady(f"{self._address}: cannot connect ({error})") from error
+        except KvnodeError:
+            raise
+        except TimeoutError as error:
+            raise Timeout(f"{self._address}: no answer within {within_ms} ms") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise ConnectionLost(f"{self._address}: connection lost before the answer ({error!r})") from error
+
     async def _send(
         self,
         method: str,
@@ -270,35 +344,32 @@ class _Exchange:
         wait_ms: int = 0,
         headers: Mapping[str, str] = {},
     ) -> tuple[int, Mapping[str, str], bytes]:
-        # The path and query are bytes percent-encoded by us; yarl must not touch them. A plus is a plus, not a space.
-        url = URL(f"http://{self._address}{path}?{urlencode(query, quote_via=quote)}", encoded=True)
+        url = self._url(path, query)
         connect_s = min(self._left_ms, _CONNECT_MS_MAX) / 1000
         answer_s = (self._left_ms + wait_ms + _GRACE_MS) / 1000
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=answer_s)
-        try:
-            async with (
-                asyncio.timeout(connect_s + answer_s),
-                self._session.request(
-                    method, url, data=body, headers={**self._headers, **headers}, timeout=timeout, allow_redirects=False
-                ) as response,
-            ):
-                data = await response.read()
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:  # nothing was sent
-            raise NotReady(f"{self._address}: cannot connect ({error})") from error
-        except TimeoutError as error:
-            raise Timeout(f"{self._address}: no answer within {self._left_ms} ms") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise ConnectionLost(f"{self._address}: connection lost before the answer ({error!r})") from error
+        async with (
+            self._failures_named(self._left_ms),
+            asyncio.timeout(connect_s + answer_s),
+            self._session.request(
+                method, url, data=body, headers={**self._headers, **headers}, timeout=timeout, allow_redirects=False
+            ) as response,
+        ):
+            data = await response.read()
+        self._check(response, data, write=method != "GET")
+        return response.status, response.headers, data
+
+    def _check(self, response: aiohttp.ClientResponse, data: bytes, *, write: bool) -> None:
+        """Raises: the error that an answer stands for."""
         if response.status == 307:
             leader = urlsplit(response.headers.get("Location", "")).netloc
             raise NoLeader(f"{self._address} is not the leader", leader_url=leader)
         if response.status >= 400:
-            refusal = error_from(response.status, response.headers.get("Kv-Outcome", ""), data, write=method != "GET")
+            refusal = error_from(response.status, response.headers.get("Kv-Outcome", ""), data, write=write)
             if isinstance(refusal, KeyNotFound):  # an answer, too: absent at this revision
                 refusal.detail["revision"] = int(response.headers.get("Kv-Revision", "0"))
                 refusal.detail["mod_revision"] = int(response.headers.get("Kv-Mod-Revision", "0"))
             raise refusal
-        return response.status, response.headers, data
 
 
 async def _read(sender: _Exchange, request: Range, options: Options) -> RangeReply:

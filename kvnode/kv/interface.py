@@ -1,18 +1,20 @@
 """KV: the two verbs every embodiment of the store has, and the convenience methods written once on top.
 
-`Node` (embedded), `Client` (remote) and the simulated client implement `execute`; recipes and front ends
+`Node` (embedded), `Client` (remote) and the simulated client implement `execute` and `watch`; recipes and front ends
 are written against `KV` and therefore run over any of them. `Admin` is what a front end may know of the node.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
 from typing import Any, Literal, overload
 
 import msgspec
 
 from kvnode.ids import NodeId, Revision, Term
 from kvnode.kv import keys
+from kvnode.kv.events import WatchPart
 from kvnode.kv.requests import (
     ANY_REVISION,
     NEWEST,
@@ -50,6 +52,7 @@ from kvnode.kv.requests import (
     SessionsEnded,
     Txn,
     TxnReply,
+    Watch,
 )
 
 Consistency = Literal["linearizable", "causal", "bounded", "stale"]
@@ -78,6 +81,16 @@ DEFAULT_OPTIONS = Options()
 def as_bytes(text: str | bytes) -> bytes:
     """Keys and values may be given as text; the store knows bytes only."""
     return text.encode() if isinstance(text, str) else text
+
+
+class WatchStream(AsyncIterator[WatchPart]):
+    """An open watch, to be iterated; `contextlib.aclosing` closes it when the block is left."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """End it and give back what it holds. Idempotent."""
 
 
 class KV(ABC):
@@ -119,6 +132,24 @@ class KV(ABC):
 
         Raises: a `KvnodeError`; its family says whether a write took effect (`kvnode.errors`).
         """
+
+    @abstractmethod
+    def watch(self, request: Watch, options: Options = DEFAULT_OPTIONS) -> WatchStream:
+        """Stream changes (`kvnode.kv.events`): ordered by revision, each once, none left out.
+
+        `options` apply to the start: the stream begins at a state as new as a read with them would show. The first part
+        is `Started`; once it has come no change is missed. It ends after `Cancelled`. Close it (`aclose`) when done.
+        Raises: a `KvnodeError` before the first part; Compacted if the start has been dropped.
+        """
+
+    def watch_key(self, key: str | bytes, *, from_revision: int = 0, **more: Any) -> WatchStream:
+        """Stream the changes of one key; `more`: other fields of `Watch`."""
+        return self.watch(Watch(as_bytes(key), from_revision=from_revision, **more))
+
+    def watch_prefix(self, prefix: str | bytes, *, from_revision: int = 0, **more: Any) -> WatchStream:
+        """Stream the changes of all keys that start with `prefix`; `more`: other fields of `Watch`."""
+        start = as_bytes(prefix)
+        return self.watch(Watch(start, keys.prefix_end(start), from_revision, **more))
 
     async def put(self, key: str | bytes, value: str | bytes, *, expect_revision: int | None = None) -> PutReply:
         """Set a key. `expect_revision=0`: only if absent; N: only if its mod revision is N (else CompareFailed)."""

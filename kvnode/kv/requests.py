@@ -4,8 +4,8 @@ Every front end builds these, the log stores the writing ones, the state machine
 frozen msgspec Structs, arrays on the wire: append fields with defaults, never reorder, never reuse a tag.
 
 Writes (stored in the log): Put, Delete, Txn, those about leases and sessions, and Command, which says under what one
-is carried out. Reads (never in the log): Range, History, Await, LeaseRead, LeaseList, QueueRead. `LeaseKeepAlive` is
-neither: the leader's clock takes it, and mostly no log.
+is carried out. Reads (never in the log): Range, History, Await, LeaseRead, LeaseList, QueueRead, Watch.
+`LeaseKeepAlive` is neither: the leader's clock takes it, and mostly no log.
 `Batch` is a front-door convenience: its operations are proposed one by one and answered one by one.
 """
 
@@ -92,6 +92,23 @@ class Await(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
     key: bytes
     after_revision: int = NEWEST  # a mod revision; 0 = any version at all
     wait_ms: int = 0
+
+
+PROGRESS_MS_MIN = 100
+PROGRESS_MS_MAX = 3_600_000
+
+
+class Watch(msgspec.Struct, frozen=True, array_like=True, tag=20, gc=False):
+    """Be told of every change of a key or range, from one revision on. Carried out by `KV.watch`, not `execute`."""
+
+    start: bytes
+    end: bytes = ONE_KEY
+    from_revision: int = 0  # inclusive, may lie in the future; 0 = what comes after the stream has begun
+    list_first: bool = False  # begin with what is there; then `from_revision` is 0
+    previous: bool = False  # tell what each change replaced
+    puts: bool = True
+    deletes: bool = True
+    progress_ms: int = 0  # a sign of life and place to resume after so long without one; 0 = none
 
 
 CompareTarget = Literal["value", "version", "create_revision", "mod_revision", "lease", "exists"]

@@ -47,6 +47,7 @@ from kvnode.kv.requests import (
 )
 from kvnode.machine import digest, keycode
 from kvnode.machine.backend import Backend
+from kvnode.machine.changelog import Changelog, ChangesAsked, ChangesFound, Page
 from kvnode.machine.exactly_once import ExactlyOnce
 from kvnode.machine.lease_commands import LeaseCommands
 from kvnode.machine.leases import Leases
@@ -100,6 +101,7 @@ class StateMachine:
         self._lease_commands = LeaseCommands(leases, versions, self._operations, limits)
         self._transactions = Transactions(versions, self._recent, self._operations, limits)
         self.exactly_once = ExactlyOnce(backend, self._side, limits)
+        self._changelog = Changelog(backend, self._recent, versions, limits.page_bytes_max)
 
     @property
     def is_unfinished(self) -> bool:
@@ -280,6 +282,14 @@ class StateMachine:
         """
         oldest = self.compact_revision or 2  # the first write makes revision 2
         return self._versions.revision_at(time, oldest, self.revision)
+
+    def changes(self, asked: ChangesAsked, pace: Pace) -> Work[ChangesFound]:
+        """One page of what happened, oldest first. Raises: Compacted if that is dropped before its turn comes."""
+        assert asked.last <= self.revision, (asked.last, self.revision)
+        page = Page(asked.first)
+        while not self._changelog.slice(asked, page, self.compact_revision, pace):
+            yield
+        return page.found()
 
     def _readable(self, wanted: int) -> Revision:
         """The revision that a read asks for; 0 asks for the newest."""

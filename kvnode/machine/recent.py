@@ -13,7 +13,7 @@ The path of a put is two dict operations; the sorted index that ranges need take
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from operator import attrgetter
 
@@ -28,6 +28,9 @@ _time = attrgetter("time")
 
 OVERHEAD_BYTES = 350
 """What a version costs in memory beside key and value: objects, dict and list slots, index (measured)."""
+
+
+NO_REVISION = 1 << 63
 
 
 class Layer:
@@ -130,6 +133,27 @@ class Recent:
             if position:
                 return layer.changes[position - 1].mod_revision
         return 0
+
+    @property
+    def oldest_revision(self) -> int:
+        """Everything from here on that was made is here; above every revision if nothing is."""
+        for layer in (self._frozen, self._active):
+            if layer is not None and layer.changes:
+                return layer.changes[0].mod_revision
+        return NO_REVISION
+
+    def changes(self, revision: int, number: int) -> Iterator[KeyValue]:
+        """What was made, in order, from change `number` of `revision` on; what a draft holds is not made yet."""
+        for layer in (self._frozen, self._active):
+            if layer is None:
+                continue
+            changes = layer.changes
+            position = bisect_left(changes, revision, key=_mod_revision)
+            if position < len(changes) and changes[position].mod_revision == revision:
+                position += number
+            while position < len(changes):
+                yield changes[position]
+                position += 1
 
     def index(self, pace: Pace) -> bool:
         """Make `keys` ready; False if the pace was used up before it was."""

@@ -14,6 +14,8 @@ from kvnode.kv.interface import Consistency, Options
 from kvnode.kv.requests import (
     ANY_REVISION,
     NEWEST,
+    PROGRESS_MS_MAX,
+    PROGRESS_MS_MIN,
     TTL_MS_MAX,
     TTL_MS_MIN,
     WAIT_MS_MAX,
@@ -35,6 +37,7 @@ from kvnode.kv.requests import (
     SessionOpen,
     TableRequest,
     Txn,
+    Watch,
     WriteRequest,
 )
 from kvnode.machine.machine import StateMachine
@@ -141,6 +144,24 @@ def check_await(request: Await, options: Options, limits: LimitsSection) -> None
         raise BadRequest(f"a request waits for at most {WAIT_MS_MAX} ms", limit=WAIT_MS_MAX)
     if options.at_time:
         raise BadRequest("the past does not change: at_time cannot be waited for")
+
+
+def check_watch(request: Watch, options: Options, limits: LimitsSection) -> None:
+    """Raises: BadKey, BadRequest, TooLarge."""
+    if request.end == keys.ONE_KEY:
+        _check_key(request.start, limits)
+    else:
+        _check_bounds(request.start, request.end, limits)
+    if not 0 <= request.from_revision <= INTEGER_MAX:
+        raise BadRequest("a revision is a positive 64-bit integer")
+    if request.list_first and request.from_revision:
+        raise BadRequest("list what is there now, or begin at a revision, not both")
+    if not (request.puts or request.deletes):
+        raise BadRequest("neither puts nor deletions are watched")
+    if request.progress_ms and not PROGRESS_MS_MIN <= request.progress_ms <= PROGRESS_MS_MAX:
+        raise BadRequest(f"progress is told every {PROGRESS_MS_MIN} to {PROGRESS_MS_MAX} ms, or not at all")
+    if options.at_time:
+        raise BadRequest("a watch begins at a revision, not at a time")
 
 
 def check_past(request: ReadRequest, at_time: int) -> None:

@@ -1,4 +1,4 @@
-"""Applier: committed entries → state machine, in order, each once; answers → those who wait.
+"""Applier: committed entries → state machine, in order, each once; answers → those who wait, events → those who watch.
 
 Applies on the loop, in slices of bounded time, so that heartbeats are never behind a long backlog or a big range
 delete: an entry that takes several slices gets one a turn, and what follows it waits. Entries come from memory;
@@ -24,6 +24,7 @@ from kvnode.node.changes import Changes
 from kvnode.node.ports import LogStore
 from kvnode.node.reads import Reads
 from kvnode.node.waiting_list import WaitingList
+from kvnode.node.watches import Watches
 from kvnode.node.worker import Worker
 from kvnode.observe.metrics import Histogram
 from kvnode.raft.core import Raft
@@ -50,6 +51,7 @@ class Applier:
         waiting: WaitingList,
         reads: Reads,
         changes: Changes,
+        watches: Watches,
         loop: asyncio.AbstractEventLoop,
         clock: Clock,
         settings: StorageSection,
@@ -64,6 +66,7 @@ class Applier:
         self._waiting = waiting
         self._reads = reads
         self._changes = changes
+        self._watches = watches
         self._loop = loop
         self._clock = clock
         self._settings = settings
@@ -136,7 +139,7 @@ class Applier:
         self._guarded(self._continue)
 
     def _apply(self, entries: Sequence[Entry], stop_ns: int) -> None:
-        machine, waiting, changes = self._machine, self._waiting, self._changes
+        machine, waiting, changes, watches = self._machine, self._waiting, self._changes, self._watches
         now_ns = self._clock.elapsed_ns
         for count, entry in enumerate(entries):
             is_put = False
@@ -151,6 +154,8 @@ class Applier:
                     self._answer(entry, applied.result)
                 if changes.is_awaited:
                     changes.applied(applied.events)
+                if watches.is_watched:
+                    watches.applied(applied.events)
             else:
                 machine.skip(entry.index, entry.time)
                 waiting.applied(entry.index, entry.term, None)
@@ -167,6 +172,8 @@ class Applier:
         self._unfinished = None
         self._answer(entry, applied.result)
         self._changes.applied(applied.events)
+        if self._watches.is_watched:
+            self._watches.applied(applied.events)
         self._waiting.skipped_to(entry.index)
         return True
 

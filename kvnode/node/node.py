@@ -20,7 +20,7 @@ from kvnode.errors import (
 )
 from kvnode.ids import NOBODY, NodeId, Revision, Term
 from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Admin, Options, Status
-from kvnode.kv.requests import Request
+from kvnode.kv.requests import Request, Watch
 from kvnode.machine.backend import Backend
 from kvnode.machine.machine import StateMachine
 from kvnode.node import admission, status
@@ -34,9 +34,12 @@ from kvnode.node.leases import Lessor
 from kvnode.node.log_health import LogHealth
 from kvnode.node.log_writer import LogWriter
 from kvnode.node.ports import LogStore, Transport
+from kvnode.node.range_reads import RangeReads
 from kvnode.node.request_path import RequestPath
 from kvnode.node.sessions import SessionDuty
 from kvnode.node.waiting_list import WaitingList
+from kvnode.node.watch_stream import NodeStream
+from kvnode.node.watches import Watches
 from kvnode.node.worker import Worker
 from kvnode.observe.log import get_logger
 from kvnode.raft.core import Raft
@@ -133,6 +136,8 @@ class Node(KV, Admin):
             send=self._driver.send,
         )
         changes = Changes(loop)
+        range_reads = RangeReads(machine, loop)
+        self._watches = Watches(machine, range_reads, watches_max=config.limits.watches_max, loop=loop, clock=clock)
         self._applier = Applier(
             raft=raft,
             machine=machine,
@@ -143,6 +148,7 @@ class Node(KV, Admin):
             waiting=self._waiting,
             reads=self._driver.reads,
             changes=changes,
+            watches=self._watches,
             loop=loop,
             clock=clock,
             settings=config.storage,
@@ -183,13 +189,14 @@ class Node(KV, Admin):
             driver=self._driver,
             applier=self._applier,
             changes=changes,
+            range_reads=range_reads,
+            watches=self._watches,
             waiting=self._waiting,
             facts=self._facts,
             space=self._space,
             lease_calls=lease_calls,
             limits=config.limits,
             settings=config.raft,
-            loop=loop,
             clock=clock,
             leader_client_url=self.leader_client_url,
         )
@@ -302,6 +309,10 @@ class Node(KV, Admin):
         """Carry out one request; see `KV.execute`."""
         return self._path.execute(request, options)
 
+    def watch(self, request: Watch, options: Options = DEFAULT_OPTIONS) -> NodeStream:
+        """Stream changes; see `KV.watch`."""
+        return self._path.watch(request, options)
+
     # ── Admin ───────────────────────────────────────────────────────────────────────────────────────
 
     @property
@@ -379,6 +390,7 @@ class Node(KV, Admin):
             writer=self._writer,
             applier=self._applier,
             waiting=self._waiting,
+            watches=self._watches,
             facts=self._facts,
             scrub_passes=self._log_health.scrub_passes,
             traffic=self._transport.counters,

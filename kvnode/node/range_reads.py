@@ -1,4 +1,4 @@
-"""RangeReads: reads of many keys share each turn of the loop, so that no number of them holds it up.
+"""RangeReads: reads of many keys, or many changes, share each turn of the loop, so that no number of them holds it up.
 
 All of them together may take one slice a turn, in the order they came and round and round; a short one on a quiet
 node is answered at once. Between two slices a read holds nothing but its position and its revision.
@@ -8,26 +8,34 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from kvnode.kv.requests import RangeReply, ReadRequest
 from kvnode.machine.machine import StateMachine
 from kvnode.machine.pace import Pace, Work
 
+Result = TypeVar("Result")
+
 
 class RangeReads:
-    """Reads of ranges under way. Lives on the node's loop. Bounded by the requests in flight."""
+    """Reads of ranges under way. Lives on the node's loop. Bounded by the requests in flight and the watches open."""
 
     def __init__(self, machine: StateMachine, loop: asyncio.AbstractEventLoop) -> None:
         self._machine = machine
         self._loop = loop
         self._pace = Pace()  # of this turn of the loop
         self._turn_scheduled = False
-        self._waiting: deque[tuple[Work[RangeReply], asyncio.Future[RangeReply]]] = deque()
+        self._waiting: deque[tuple[Work[Any], asyncio.Future[Any]]] = deque()
 
     def read(self, request: ReadRequest) -> asyncio.Future[RangeReply]:
         """The answer, possibly there at once. Cancelling it ends the read."""
-        future: asyncio.Future[RangeReply] = self._loop.create_future()
-        self._waiting.append((self._machine.read(request, self._pace), future))
+        return self.run(lambda pace: self._machine.read(request, pace))
+
+    def run(self, begin: Callable[[Pace], Work[Result]]) -> asyncio.Future[Result]:
+        """As `read`, of any work that takes slices."""
+        future: asyncio.Future[Result] = self._loop.create_future()
+        self._waiting.append((begin(self._pace), future))
         if not self._turn_scheduled:
             self._schedule_turn()
         if len(self._waiting) == 1 and self._pace.left > 0:

@@ -36,6 +36,7 @@ from kvnode.kv.requests import (
     Request,
     TableRequest,
     Txn,
+    Watch,
     WriteRequest,
 )
 from kvnode.machine.machine import StateMachine
@@ -49,6 +50,8 @@ from kvnode.node.range_reads import RangeReads
 from kvnode.node.reads import NEVER_MS, RoundFailed
 from kvnode.node.update_queue import RETRY_AFTER_MS
 from kvnode.node.waiting_list import WaitingList
+from kvnode.node.watch_stream import NodeStream
+from kvnode.node.watches import Watches
 from kvnode.raft.core import Raft
 from kvnode.raft.messages import Proposed
 
@@ -76,12 +79,13 @@ class RequestPath:
         driver: Driver,
         applier: Applier,
         changes: Changes,
+        range_reads: RangeReads,
+        watches: Watches,
         waiting: WaitingList,
         facts: FactLog,
         space: admission.SpaceGuard,
         limits: LimitsSection,
         settings: RaftSection,
-        loop: asyncio.AbstractEventLoop,
         clock: Clock,
         lease_calls: LeaseCalls,
         leader_client_url: Callable[[], str],
@@ -99,7 +103,8 @@ class RequestPath:
         self._reads_by_lease = settings.leader_lease_reads
         self._clock = clock
         self._leader_client_url = leader_client_url
-        self._range_reads = RangeReads(machine, loop)
+        self._range_reads = range_reads
+        self._watches = watches
         self._lease_calls = lease_calls
         lease_calls.connect(self._leader, self._pause, self._reach_read_index)
         self._is_closed = False
@@ -111,6 +116,7 @@ class RequestPath:
         self._is_closed = True
         self._waiting.fail_all(error)
         self._driver.reads.fail_all(error)
+        self._watches.close()  # before what its streams wait for fails
         self._range_reads.fail_all(error)
         self._lease_calls.fail_all(error)
         self._changes.wake_all()
@@ -139,6 +145,15 @@ class RequestPath:
         if isinstance(request, LeaseKeepAlive):
             return self._lease_calls.keep_alive(request, options)
         return self._lease_calls.read(request, options)
+
+    def watch(self, request: Watch, options: Options) -> NodeStream:
+        """Stream changes; see `KV.watch`."""
+
+        async def reach() -> None:
+            admission.check_watch(request, options, self._limits)
+            await self._reach_state(self._deadline(options.timeout_ms), options)
+
+        return NodeStream(self._watches, request, reach)
 
     async def _write(self, request: WriteRequest, options: Options) -> ApplyResult:
         admission.check_write(request, self._limits)
@@ -183,11 +198,7 @@ class RequestPath:
                     return reply
             await self._reach_read_index(deadline_ms, options)
         else:
-            admission.check_consistency(options)
-            if options.consistency == "bounded":
-                await self._be_fresh(deadline_ms, options)
-            elif options.consistency == "causal":
-                await self._reach_revision(deadline_ms, options)
+            await self._reach_state(deadline_ms, options)
         if options.at_time:
             request = msgspec.structs.replace(request, revision=await self._revision_at(options, deadline_ms))
         return await self._look(request, deadline_ms)
@@ -342,6 +353,17 @@ class RequestPath:
             if left_ms <= 0:
                 raise Timeout("this node's clock has not reached at_time within the deadline")
             await asyncio.sleep(min(ahead_ms, left_ms) / 1e3)
+
+    async def _reach_state(self, deadline_ms: int, options: Options) -> None:
+        """Return once the applied state is as new as a read with these options may show it."""
+        if options.consistency == "linearizable":
+            await self._reach_read_index(deadline_ms, options)
+            return
+        admission.check_consistency(options)
+        if options.consistency == "bounded":
+            await self._be_fresh(deadline_ms, options)
+        elif options.consistency == "causal":
+            await self._reach_revision(deadline_ms, options)
 
     async def _read_in_slices(self, request: ReadRequest, deadline_ms: int) -> RangeReply:
         answer = self._range_reads.read(request)

@@ -19,6 +19,7 @@ from kvnode.node.facts import FactLog
 from kvnode.node.log_writer import LogWriter
 from kvnode.node.ports import LinkInfo, Transport
 from kvnode.node.waiting_list import WaitingList
+from kvnode.node.watches import Watches
 from kvnode.raft.core import Raft
 from kvnode.raft.quorum import majority
 from kvnode.version import __version__
@@ -137,6 +138,7 @@ def counters(
     writer: LogWriter,
     applier: Applier,
     waiting: WaitingList,
+    watches: Watches,
     facts: FactLog,
     scrub_passes: int,
     traffic: Mapping[str, int],
@@ -180,6 +182,9 @@ def counters(
         "kvnode_repeated_writes_total": machine.exactly_once.repeats,
         "kvnode_read_index_seconds": driver.reads.round_seconds,
         "kvnode_lease_reads_total": lease_reads,
+        "kvnode_watches": watches.open,
+        "kvnode_watch_pages_total": watches.pages_read,
+        "kvnode_watches_cancelled_total": watches.cancelled,
         "kvnode_heartbeats_late_total": driver.heartbeats_late,
         "kvnode_peer_messages_sent_total": _both_lanes(traffic, "messages_sent"),
         "kvnode_peer_messages_received_total": _both_lanes(traffic, "messages_received"),

@@ -111,6 +111,13 @@ DECLARED: tuple[MetricDeclaration, ...] = (
     MetricDeclaration(
         "kvnode_heartbeats_late_total", "counter", "", "Heartbeats that left later than twice their interval."
     ),
+    MetricDeclaration("kvnode_watches", "gauge", "", "Open watches."),
+    MetricDeclaration(
+        "kvnode_watch_pages_total", "counter", "", "Pages of the store's changes read for watches that were behind."
+    ),
+    MetricDeclaration(
+        "kvnode_watches_cancelled_total", "counter", "", "Watches the node ended: compacted, slow or stopping."
+    ),
     MetricDeclaration(
         "kvnode_http_requests_total", "counter", "", "Client requests answered, by status class.", "status"
     ),

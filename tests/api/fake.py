@@ -9,7 +9,7 @@ from typing import Any
 from kvnode.errors import CompareFailed, FutureRevision, KvnodeError, MemberNotFound
 from kvnode.ids import NodeId, Revision, Term
 from kvnode.kv import keys
-from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Admin, MemberInfo, Options, Status
+from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Admin, MemberInfo, Options, Status, WatchStream
 from kvnode.kv.requests import (
     ANY_REVISION,
     MUST_EXIST,
@@ -30,6 +30,7 @@ from kvnode.kv.requests import (
     SessionsEnded,
     Txn,
     TxnReply,
+    Watch,
 )
 from kvnode.observe.metrics import Histogram
 
@@ -77,6 +78,9 @@ class FakeKV(KV):
         if self.gate is not None:
             await self.gate.wait()
         return reply
+
+    def watch(self, request: Watch, options: Options = DEFAULT_OPTIONS) -> WatchStream:
+        raise NotImplementedError("watches are tested over a real state machine")
 
     def _carry_out(self, request: Any, options: Options) -> Any:
         if isinstance(request, Range | History):

@@ -64,7 +64,7 @@ PUT = b"PUT /v1/kv/k HTTP/1.1\r\n" + HOST
         ("GET", "/v1/kvx", 404, "not_found"),
         ("GET", "//v1/kv/k", 404, "not_found"),
         ("GET", "/v1/%6bv/k", 404, "not_found"),
-        ("GET", "/v1/watch?prefix=a", 404, "not_found"),
+        ("GET", "/v1/watches?prefix=a", 404, "not_found"),
         ("GET", "/status/../v1/kv/k", 404, "not_found"),
         ("GET", "/v1/kv/none", 404, "key_not_found"),
     ],

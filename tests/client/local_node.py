@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,12 +16,16 @@ import msgspec
 from kvnode import errors
 from kvnode.api.app import ClientServer, build_app
 from kvnode.clocks.hybrid import HybridClock
+from kvnode.clocks.system import SystemClock
 from kvnode.config import ClientSection, Config
 from kvnode.ids import Index, NodeId, Revision, Term
-from kvnode.kv.interface import KV, Admin, Options, Status
-from kvnode.kv.requests import Await, History, RangeReply, ReadRequest, Refusal
+from kvnode.kv.interface import KV, Admin, Options, Status, WatchStream
+from kvnode.kv.requests import Await, History, RangeReply, ReadRequest, Refusal, Watch
 from kvnode.machine.machine import StateMachine
 from kvnode.machine.pace import Pace, in_one_go
+from kvnode.node.range_reads import RangeReads
+from kvnode.node.watch_stream import NodeStream
+from kvnode.node.watches import Watches
 from kvnode.storage.memory_backend import MemoryBackend
 
 WALL_MS = 1_790_000_000_000
@@ -29,6 +34,8 @@ WALL_MS = 1_790_000_000_000
 class LocalNode(KV, Admin):
     """Applies at once what it is asked."""
 
+    watches_max = 10_000
+
     def __init__(self) -> None:
         self.machine = StateMachine(MemoryBackend(), Config().limits)
         self.clock = HybridClock()
@@ -36,6 +43,16 @@ class LocalNode(KV, Admin):
         self.executed: list[Any] = []
         self.options: list[Options] = []
         self.ready = True
+        self._watches: Watches | None = None
+
+    @property
+    def watches(self) -> Watches:
+        """Of the loop that is running."""
+        if self._watches is None:
+            loop = asyncio.get_running_loop()
+            reads = RangeReads(self.machine, loop)
+            self._watches = Watches(self.machine, reads, watches_max=self.watches_max, loop=loop, clock=SystemClock())
+        return self._watches
 
     def refuse_next(self, *refusals: errors.KvnodeError) -> None:
         self.refusals.extend(refusals)
@@ -55,10 +72,20 @@ class LocalNode(KV, Admin):
                 request = msgspec.structs.replace(request, revision=self.machine.revision_at(options.at_time))
             return in_one_go(self.machine.read(request, pace), pace)
         index = Index(self.machine.applied_index + 1)
-        result = self.machine.apply(index, self.clock.next(WALL_MS + index), request).result
-        if isinstance(result, Refusal):
-            raise errors.by_code()[result.code](result.message, revision=result.found)
-        return result
+        applied = self.machine.apply(index, self.clock.next(WALL_MS + index), request)
+        if self._watches is not None and self._watches.is_watched:
+            self._watches.applied(applied.events)
+        if isinstance(applied.result, Refusal):
+            raise errors.by_code()[applied.result.code](applied.result.message, revision=applied.result.found)
+        return applied.result
+
+    def watch(self, request: Watch, options: Options = Options()) -> WatchStream:  # noqa: B008
+        async def reach() -> None:
+            self.options.append(options)
+            if self.refusals:
+                raise self.refusals.popleft()
+
+        return NodeStream(self.watches, request, reach)
 
     @property
     def id(self) -> NodeId:

@@ -64,7 +64,7 @@ def test_the_leader_answers_without_a_round_and_everybody_else_asks_it() -> None
         assert await read(other) == b"old"
         assert lease_reads(other) == 0
 
-    simulate(scenario, settings=ON)
+    simulate(scenario, **ON)
 
 
 def test_it_is_off_by_default() -> None:
@@ -87,7 +87,7 @@ def test_what_was_acknowledged_anywhere_is_seen() -> None:
         assert lease_reads(leader) >= 100
         assert others
 
-    simulate(scenario, settings=ON)
+    simulate(scenario, **ON)
 
 
 def test_s37_lease_read_snapshot_then_check(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ def test_s37_lease_read_snapshot_then_check(monkeypatch: pytest.MonkeyPatch) -> 
         cluster.network.heal()
         assert await reading == b"new"
 
-    simulate(scenario, settings=ON)
+    simulate(scenario, **ON)
 
 
 @pytest.mark.parametrize(("leaders", "others"), [(1.0, 1.0), (0.9, 1.1), (1.1, 0.9), (0.9, 0.9), (1.1, 1.1)])
@@ -146,7 +146,7 @@ def test_s40_drift_at_the_bound(leaders: float, others: float) -> None:
                 await read(leader, timeout_ms=1)
             await asyncio.sleep(0.001)
 
-    simulate(scenario, settings=ON)
+    simulate(scenario, **ON)
 
 
 def test_a_voter_that_restarts_does_not_shorten_a_lease() -> None:
@@ -170,7 +170,7 @@ def test_a_voter_that_restarts_does_not_shorten_a_lease() -> None:
         with pytest.raises(KvnodeError):
             await read(leader, timeout_ms=1)
 
-    simulate(scenario, settings=ON)
+    simulate(scenario, **ON)
 
 
 def test_a_leader_that_dies_is_replaced_without_the_shortcut() -> None:
@@ -182,4 +182,4 @@ def test_a_leader_that_dies_is_replaced_without_the_shortcut() -> None:
         assert T_S - 0.06 < cluster.loop.time() - began < 3 * T_S
         assert await read(cluster.nodes()[others[0]]) == b"new"
 
-    simulate(scenario, settings=ON)
+    simulate(scenario, **ON)

@@ -7,15 +7,17 @@ store → core → requests. With a loop of its own the member is a process: it 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kvnode.config import Config
 from kvnode.errors import Fatal, NotReady
 from kvnode.ids import NodeId
-from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options
-from kvnode.kv.requests import Request
+from kvnode.kv.events import WatchPart
+from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options, WatchStream
+from kvnode.kv.requests import Request, Watch
 from kvnode.machine.backend import Backend
 from kvnode.node.node import Node, Workers
 from kvnode.node.recovery import restore
@@ -241,6 +243,19 @@ class Member:
             raise NotReady("the member does not take part yet")
         return await self._node.execute(request, options)
 
+    def watch(self, request: Watch, options: Options, on_part: Callable[[WatchPart], bool]) -> asyncio.Future[None]:
+        """Hand over the parts of a stream as they come, until `on_part` has enough of it or it ends."""
+        assert self.own_loop is not None
+        return self.own_loop.submit(self._watch(request, options, on_part))
+
+    async def _watch(self, request: Watch, options: Options, on_part: Callable[[WatchPart], bool]) -> None:
+        if self._node is None:
+            raise NotReady("the member does not take part yet")
+        async with aclosing(self._node.watch(request, options)) as stream:
+            async for part in stream:
+                if not on_part(part):
+                    return
+
     def describe(self) -> str:
         if self._node is None:
             return f"life {self.life}, does not take part yet"
@@ -286,6 +301,9 @@ class AskedFromOutside(KV):
 
     def execute(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Coroutine[Any, Any, Any]:
         return self._member.ask(request, options)
+
+    def watch(self, request: Watch, options: Options = DEFAULT_OPTIONS) -> WatchStream:
+        raise NotImplementedError("see Member.watch")
 
 
 def kept_store(stores: dict[NodeId, MemoryBackend], member: NodeId, config: Config) -> Backend:
