@@ -21,6 +21,7 @@ POINTS = {
     "entries-forgotten": "committed entries have left memory and are read back from the log",
     "flush-early": "the store is flushed long before its bounds",
     "queue-full": "the update queue has no room for a proposal",
+    "ring-of-one": "the ring of recent events keeps the newest revision only, and watchers read the store",
     "round-of-one": "a round confirms one read, the others wait for the next",
     "segment-full": "a segment of the log has no room for the next write",
 }

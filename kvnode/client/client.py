@@ -173,7 +173,7 @@ class Client(KV):
             self._learn(address, error)
             if failures == 1:
                 began_ms = _now_ms()
-            pause_ms = self._pause_ms(error, failures, read=True)
+            pause_ms = self._pause_ms(error, failures, repeatable=True)
             if pause_ms is None or self._closed or _now_ms() + pause_ms >= began_ms + options.timeout_ms:
                 return False
             await asyncio.sleep(pause_ms / 1000)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
+from kvnode import perturb
 from kvnode.kv.events import ChangeSet, Event
 
 EVENTS_MAX = 16_384
@@ -55,7 +56,8 @@ class RecentEvents:
         self.next = revision + 1
         self._events += len(events)
         self._bytes += entry.bytes
-        while (self._events > self._events_max or self._bytes > self._bytes_max) and self.first < revision:
+        is_short = perturb.at("ring-of-one")
+        while self.first < revision and (is_short or self._events > self._events_max or self._bytes > self._bytes_max):
             oldest = self._entries.pop(self.first)
             self.first += 1
             self._events -= len(oldest.whole.events)

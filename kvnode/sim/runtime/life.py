@@ -11,7 +11,9 @@ from kvnode.check import report
 from kvnode.check.judge import judge
 from kvnode.errors import LeadershipLost, NotReady
 from kvnode.ids import NodeId
+from kvnode.kv.events import WatchPart
 from kvnode.kv.interface import Options
+from kvnode.kv.requests import Watch
 from kvnode.sim.runtime import holders, liveness
 from kvnode.sim.runtime.clock import NodeClock
 from kvnode.sim.runtime.cluster import Cluster
@@ -19,6 +21,7 @@ from kvnode.sim.runtime.faults import FAULTS
 from kvnode.sim.runtime.insistent import Insistent
 from kvnode.sim.runtime.nemesis import Nemesis
 from kvnode.sim.runtime.swarm import World, draw
+from kvnode.sim.runtime.watchers import Watchers, judge_watched
 from kvnode.sim.runtime.witness import Witness, judge_awaited, judge_bounded, judge_by_log, judge_past
 from kvnode.sim.runtime.workload import PREFIX, Workload
 from kvnode.sim.trace import Trace
@@ -41,6 +44,7 @@ class Life:
         self.nemesis: Nemesis
         self.workload: Workload
         self.insistent: Insistent
+        self.watchers: Watchers
         self._rng = self.fork("life")
         self._perturb_rng = self.fork("perturbations")
         self._perturbed: dict[str, int] = {}
@@ -70,10 +74,14 @@ class Life:
         self.workload = Workload(self._ask, cluster.ids, world.mix, self.fork, self._served_by)
         window_ms = cluster.configs[cluster.ids[0]].limits.idempotency_ms
         self.insistent = Insistent(self.workload, cluster.ids, self.fork, repeats_keys=window_ms > LASTS_MS_MAX)
+        self.watchers = Watchers(
+            self._watch, cluster.ids, self.fork, count=world.mix.watchers, prefix=PREFIX, keys=world.mix.keys
+        )
         try:
             await cluster.start_all()
             self.workload.start()
             self.insistent.start()
+            self.watchers.start()
             await self._suffer()
             await self._recover()
             self._check()
@@ -91,6 +99,7 @@ class Life:
         judge_past(self.workload.looked_back, witness)
         judge_awaited(self.workload.awaited, witness)
         self.insistent.judge(witness)
+        judge_watched(self.watchers.streams, self.cluster.applied.changes())
         if not {"freeze", "drift"} & set(self.world.faults):  # a bound is as good as the clock it is measured by
             judge_bounded(self.workload.bounded, operations, 1 / (1 - self.world.drift))
         drift = 0.5 if "drift" in self.world.faults else self.world.drift
@@ -143,7 +152,7 @@ class Life:
         nemesis.heal(core)
         liveness.break_for_good(cluster, nemesis, core, rng)
         self._check()
-        await liveness.settle(cluster, nemesis, self.workload, core)
+        await liveness.settle(cluster, nemesis, self.workload, self.watchers, core)
 
     def _note_the_end(self) -> None:
         """The trace ends with what everybody agrees on, so that another order of a set shows in it."""
@@ -174,6 +183,8 @@ class Life:
         found["named_sendings"] = len(self.insistent.attempts)
         found["lease_reads"] = self.cluster.observer.lease_reads
         found["bounded_reads"] = len(self.workload.bounded)
+        found["watch_streams"] = len(self.watchers.streams)
+        found["watch_lines"] = sum(len(stream.messages) for stream in self.watchers.streams)
         cluster = self.cluster
         found["starts"] = cluster.starts
         found["leader_changes"] = cluster.observer.leader_changes
@@ -204,3 +215,10 @@ class Life:
             await asyncio.sleep(REDIAL_S)
         on_sent()
         return await self.cluster.members[member].ask(request, options)
+
+    def _watch(
+        self, member: NodeId, request: Watch, options: Options, on_part: Callable[[WatchPart], bool]
+    ) -> asyncio.Future[None] | None:
+        if member not in self.cluster.members or member in self.cluster.failures:
+            return None
+        return self.cluster.members[member].watch(request, options, on_part)

@@ -20,6 +20,7 @@ from kvnode.kv.requests import Put
 if TYPE_CHECKING:
     from kvnode.sim.runtime.cluster import Cluster
     from kvnode.sim.runtime.nemesis import Nemesis
+    from kvnode.sim.runtime.watchers import Watchers
     from kvnode.sim.runtime.workload import Workload
 
 BOUND_S = 30.0
@@ -63,10 +64,14 @@ def break_for_good(cluster: Cluster, nemesis: Nemesis, core: list[NodeId], rng: 
                     cluster.network.silence(other, member)
 
 
-async def settle(cluster: Cluster, nemesis: Nemesis, workload: Workload, core: list[NodeId]) -> None:
+async def settle(
+    cluster: Cluster, nemesis: Nemesis, workload: Workload, watchers: Watchers, core: list[NodeId]
+) -> None:
     """Raises: AssertionError, TimeoutError when the core does not come right within the bound."""
     async with asyncio.timeout(BOUND_S):
         await workload.finish()
+    async with asyncio.timeout(BOUND_S):
+        await watchers.finish(workload.newest)
     async with asyncio.timeout(BOUND_S):
         for member in core:
             await _write(cluster, nemesis, member, core)

@@ -244,17 +244,30 @@ class Member:
         return await self._node.execute(request, options)
 
     def watch(self, request: Watch, options: Options, on_part: Callable[[WatchPart], bool]) -> asyncio.Future[None]:
-        """Hand over the parts of a stream as they come, until `on_part` has enough of it or it ends."""
-        assert self.own_loop is not None
-        return self.own_loop.submit(self._watch(request, options, on_part))
+        """Hand over the parts of a stream as they come, until `on_part` has enough of it, it ends, or is cancelled."""
+        own_loop = self.own_loop
+        assert own_loop is not None
+        begun: list[asyncio.Task[None]] = []
 
-    async def _watch(self, request: Watch, options: Options, on_part: Callable[[WatchPart], bool]) -> None:
-        if self._node is None:
-            raise NotReady("the member does not take part yet")
-        async with aclosing(self._node.watch(request, options)) as stream:
-            async for part in stream:
-                if not on_part(part):
-                    return
+        async def serve() -> None:
+            if self._node is None:
+                raise NotReady("the member does not take part yet")
+            task = asyncio.current_task()
+            assert task is not None
+            begun.append(task)
+            async with aclosing(self._node.watch(request, options)) as stream:
+                async for part in stream:
+                    if not on_part(part):
+                        return
+
+        def leave(answer: asyncio.Future[None]) -> None:
+            """As a client whose connection ends: `kvnode.api.streaming`."""
+            if answer.cancelled() and begun:
+                own_loop.call_soon(begun[0].cancel)
+
+        answer: asyncio.Future[None] = own_loop.submit(serve())
+        answer.add_done_callback(leave)
+        return answer
 
     def describe(self) -> str:
         if self._node is None:

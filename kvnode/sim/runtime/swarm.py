@@ -118,4 +118,5 @@ def _mix(rng: random.Random) -> Mix:
         padding=rng.choice((0, 0, 300, 2_000)),
         roams=rng.choice((0.0, 0.1, 0.5)),
         timeouts_ms=rng.choice(((50, 300, 2_000), (300, 2_000), (2_000,))),
+        watchers=rng.choice((0, 1, 3, 8)),
     )

@@ -52,6 +52,7 @@ class Mix:
     timeouts_ms: tuple[int, ...] = (50, 300, 2_000)
     roams: float = 0.1  # chance to change the node before a request
     holders: int = 0  # clients that take locks
+    watchers: int = 3
 
 
 class Workload:
@@ -98,6 +99,11 @@ class Workload:
         """No new requests; returns when every open one has been answered."""
         self.is_over = True
         await asyncio.gather(*self._tasks)
+
+    @property
+    def newest(self) -> int:
+        """The newest revision that any client was told of."""
+        return max((operation.rev for operation in self.operations), default=0)
 
     @property
     def open_requests(self) -> int:
