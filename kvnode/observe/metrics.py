@@ -93,6 +93,8 @@ DECLARED: tuple[MetricDeclaration, ...] = (
         "kvnode_stamps_refused_total", "counter", "", "Appends not taken whole: stamped beyond `raft.clock_drift_ms`."
     ),
     MetricDeclaration("kvnode_clock_jumps_total", "counter", "", "Jumps of this node's wall clock beyond that limit."),
+    MetricDeclaration("kvnode_wal_scrubs_total", "counter", "", "Times all sealed segments of the log were re-read."),
+    MetricDeclaration("kvnode_is_quarantined", "gauge", "", "1 while this node has lost acknowledged entries."),
     MetricDeclaration("kvnode_store_bytes", "gauge", "bytes", "Size of the store on disk."),
     MetricDeclaration("kvnode_recent_bytes", "gauge", "bytes", "Versions in memory that the store does not hold yet."),
     MetricDeclaration("kvnode_sessions", "gauge", "", "Sessions that clients number their writes under."),
