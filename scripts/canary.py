@@ -30,8 +30,6 @@ WAITING: dict[int, tuple[str, str]] = {
     24: ("second configuration change before an own-term commit", "membership changes"),
     25: ("learner counted", "membership changes"),
     26: ("removed member may vote", "membership changes"),
-    34: ("watch skips a delete at the compaction revision", "watches, compaction"),
-    35: ("progress notification ahead of events", "watches"),
-    36: ("watch restarts from an older revision after a snapshot", "watches, snapshots"),
+    36: ("watch restarts from an older revision after a snapshot", "snapshots"),
 }
 """Canaries of features that are not built yet: number → (what, which feature brings it)."""

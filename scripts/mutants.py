@@ -32,6 +32,7 @@ import canaries_node
 import canaries_once
 import canaries_raft
 import canaries_storage
+import canaries_watches
 from canary import WAITING, Canary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,6 +48,7 @@ CANARIES: tuple[Canary, ...] = (
     *canaries_once.CANARIES,
     *canaries_storage.CANARIES,
     *canaries_clocks.CANARIES,
+    *canaries_watches.CANARIES,
 )
 
 SEARCH = """

@@ -19,6 +19,7 @@ from kvnode.kv import keys
 from kvnode.kv.events import Cancelled, Changes, Listed, Progress, Started, Synced, WatchPart
 from kvnode.kv.interface import Options
 from kvnode.kv.requests import Delete, Put, Txn, Watch, WriteRequest
+from kvnode.machine import changelog
 from kvnode.machine.machine import StateMachine
 from kvnode.node import recent_events, watch_stream
 from kvnode.node.admission import check_watch
@@ -313,12 +314,28 @@ def test_a_mark_is_never_ahead_of_what_has_come() -> None:
 
 
 def test_marks_come_while_much_that_does_not_match_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changelog, "CHANGES_MAX", 4)
+
     async def scenario(rig: Rig) -> None:
         for _ in range(20):
             rig.put("other")
+        rig.put("k")
         stream = await rig.begin(b"k", b"", from_revision=2, progress_ms=100)
         await asyncio.sleep(0.2)
-        assert await anext(stream) == Progress(21)
+        assert await anext(stream) == Progress(5)
+        assert await changes(stream, 1) == [(22, "k")]
+
+
+def test_more_than_fits_into_a_part_comes_in_several() -> None:
+    async def scenario(rig: Rig) -> None:
+        stream = await rig.begin()
+        for number in range(1_000):
+            rig.put(f"k{number}")
+        assert [revision for revision, _ in await changes(stream, 1_000)] == list(range(2, 1_002))
+        for number in range(20):
+            rig.put(f"k{number}", "x" * 50_000)
+        assert [revision for revision, _ in await changes(stream, 20)] == list(range(1_002, 1_022))
+        assert rig.watches.pages_read == 0
 
     simulate(scenario)
 
