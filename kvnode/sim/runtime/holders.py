@@ -17,8 +17,8 @@ from kvnode.check import leases as lease_check
 from kvnode.check.leases import LeaseEvent
 from kvnode.errors import Fenced, KvnodeError, LeaseNotFound, LockHeld, Rejected, Timeout, TryAgain, Unknown
 from kvnode.ids import NodeId
-from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options
-from kvnode.kv.requests import Campaign, LeaseKeepAlive, LeaseRead, LeaseRevoke, LeaseUpkeep
+from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options, WatchStream
+from kvnode.kv.requests import Campaign, LeaseKeepAlive, LeaseRead, LeaseRevoke, LeaseUpkeep, Watch
 from kvnode.machine.leases import queue_of
 from kvnode.recipes import lock
 from kvnode.recipes.lock import Place
@@ -66,6 +66,9 @@ class AnyMember(KV):
         finally:
             self._note(request, reply, call, status)
         return reply
+
+    def watch(self, request: Watch, options: Options = DEFAULT_OPTIONS) -> WatchStream:
+        raise NotImplementedError("holders wait by long poll; those who watch are `watchers`")
 
     def _note(self, request: Any, reply: Any, call: int, status: Any) -> None:
         ret = None if status == "info" else self._load.now_ns()
