@@ -71,7 +71,7 @@ class ClientSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         _node("Host names accepted in a request's Host header besides IP addresses, localhost and `advertise`."),
     ] = ()
     connections_max: Annotated[int, _node("Open client connections; further ones get 503 and are closed.", ge=1)] = (
-        4_096
+        16_384
     )
     in_flight_max: Annotated[int, _node("Client requests being served; further ones get 429.", ge=1)] = 8_192
     head_timeout_ms: Annotated[

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -41,11 +42,18 @@ def run(config: Config, *, loop: str = "auto") -> int:
     """
     observe_log.setup(config.log, node=config.node.id)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    _allow_many_files()
     try:
         with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
             return runner.run(_serve(config))
     finally:
         observe_log.flush()
+
+
+def _allow_many_files() -> None:
+    """A connection is an open file, and many systems allow 1 024 unless more are asked for."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -63,6 +63,9 @@ class Outlet:
                     raise TooSlow from None
         self._transport.write(framed)
 
+    def begin(self, head: bytes) -> None:
+        self._transport.write(head)
+
     def end(self, framed: bytes = b"") -> None:
         """The last words. Does not wait."""
         self._transport.write(framed + (b"0\r\n\r\n" if self._chunked else b""))
@@ -94,7 +97,7 @@ class StreamingAnswer(Answer):
 
         connection.when_lost = leave
         try:
-            await self._outlet.write(self.wire())
+            self._outlet.begin(self.wire())
             await self._produce(self._outlet)
         except asyncio.CancelledError:
             if not has_left:

@@ -12,13 +12,17 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
 from kvnode.kv import keys
 from kvnode.kv.events import Event
 from kvnode.kv.keys import ONE_KEY
+
+WAKES_A_TURN = 200
+"""Each takes up to 30 µs to be told."""
 
 TRIMMED_AT = 1_024
 """A list of revisions that is so long is freed of those the ring has dropped."""
@@ -61,19 +65,30 @@ class Audience:
         """Of an event in its range."""
         return self.filter.puts if event.kv.version else self.filter.deletes
 
-    def changed(self, revision: int, ring_first: int) -> None:
-        """This revision concerns us: whoever is parked reads from it on."""
+    def changed(self, revision: int, ring_first: int) -> list[Watcher]:
+        """This revision concerns us: whoever is parked reads from it on, and is to be woken."""
         revisions = self.revisions
         if len(revisions) >= TRIMMED_AT:
             del revisions[: bisect_left(revisions, ring_first)]
         revisions.append(revision)
+        return self._unpark(revision, revision + 1)
+
+    def overrun(self, first: int, next_revision: int) -> list[Watcher]:
+        """Any revision from `first` to before `next_revision` may concern us: they are to be read from the store."""
+        self.revisions = []
+        self.since = next_revision
+        return self._unpark(first, next_revision)
+
+    def _unpark(self, first: int, next_revision: int) -> list[Watcher]:
         parked, self.parked = self.parked, {}
+        woken: list[Watcher] = []
         for watcher in parked:
-            if revision < watcher.next:  # it begins in the future
+            if watcher.next >= next_revision:  # it begins in the future
                 self.parked[watcher] = None
             else:
-                watcher.next = revision
-                wake(watcher)
+                watcher.next = max(watcher.next, first)
+                woken.append(watcher)
+        return woken
 
     def park(self, watcher: Watcher, future: asyncio.Future[None], next_revision: int) -> None:
         """It has read everything below `next_revision`, the first that is not announced yet. `future`: it is woken."""
@@ -93,16 +108,39 @@ class Audience:
         watcher.next = max(watcher.next, next_revision)
         return True
 
-    def wake_all(self) -> None:
-        for watcher in self.parked:
-            wake(watcher)
-
     def leave(self, watcher: Watcher) -> None:
         self.watchers -= 1
         self.parked.pop(watcher, None)
 
 
-def wake(watcher: Watcher) -> None:
+class Waker:
+    """Wakes watchers, only so many a turn of the loop, so that heartbeats and all else come in between."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: deque[Watcher] = deque()
+        self._turn_scheduled = False
+
+    def wake(self, watchers: Iterable[Watcher]) -> None:
+        self._waiting.extend(watchers)
+        if not self._turn_scheduled:
+            self._turn()
+
+    def wake_all(self) -> None:
+        """The node stops."""
+        for watcher in self._waiting:
+            _wake(watcher)
+        self._waiting.clear()
+
+    def _turn(self) -> None:
+        self._turn_scheduled = bool(self._waiting)
+        if self._turn_scheduled:
+            self._loop.call_soon(self._turn)
+        for _ in range(min(len(self._waiting), WAKES_A_TURN)):
+            _wake(self._waiting.popleft())
+
+
+def _wake(watcher: Watcher) -> None:
     if watcher.parked is not None and not watcher.parked.done():
         watcher.parked.set_result(None)
 
@@ -122,6 +160,11 @@ class Audiences:
 
     def __len__(self) -> int:
         return len(self._all)
+
+    @property
+    def look_up_steps(self) -> int:
+        """What it takes to find those that one event concerns."""
+        return 1 + len(self._others) // 16
 
     def join(self, wanted: Filter, since: int) -> Audience:
         """The audience of a new watcher, made if it is the first; `since`: the first revision that is not known yet."""

@@ -21,12 +21,15 @@ from kvnode.kv.events import ChangeSet, Event
 from kvnode.kv.requests import Watch
 from kvnode.machine.machine import StateMachine
 from kvnode.machine.pace import Pace, Work
-from kvnode.node.audience import Audience, Audiences, Filter, Watcher
+from kvnode.node.audience import Audience, Audiences, Filter, Waker, Watcher
 from kvnode.node.range_reads import RangeReads
 from kvnode.node.recent_events import Entry, RecentEvents
 
 AT_ONCE = 64
-"""An entry with more events finds its audiences in slices."""
+"""An entry that takes more steps finds its audiences in slices."""
+
+UNANNOUNCED_MAX = 4_096
+"""Entries that wait for that; beyond it every watcher reads the store instead."""
 
 RETRY_AFTER_MS = 1_000
 
@@ -56,6 +59,7 @@ class Watches:
         self.cancelled = 0  # streams, since the start
         self._watches_max = watches_max
         self._audiences = Audiences()
+        self._waker = Waker(loop)
         self._unannounced: deque[Entry] = deque()
 
     # ── at apply ────────────────────────────────────────────────────────────────────────────────────
@@ -65,7 +69,10 @@ class Watches:
         if not events:
             return
         entry = self.ring.add(events[0].kv.mod_revision, events)
-        if self._unannounced or len(events) > AT_ONCE:
+        if self._unannounced or len(events) * self._audiences.look_up_steps > AT_ONCE:
+            if len(self._unannounced) >= UNANNOUNCED_MAX:
+                self._overrun()
+                return
             self._unannounced.append(entry)
             if len(self._unannounced) == 1:
                 self.range_reads.run(self._announce_in_slices).add_done_callback(_retrieve)
@@ -73,7 +80,7 @@ class Watches:
         if len(events) == 1:
             self.next += 1
             for audience in self._audiences.of(events[0]):
-                audience.changed(self.next - 1, self.ring.first)
+                self._waker.wake(audience.changed(self.next - 1, self.ring.first))
             return
         found: dict[Audience, list[Event]] = {}
         self._look_up(events, found)
@@ -84,10 +91,11 @@ class Watches:
             entry = self._unannounced[0]
             found: dict[Audience, list[Event]] = {}
             events = entry.whole.events
-            for first in range(0, len(events), AT_ONCE):
+            size = max(1, AT_ONCE // self._audiences.look_up_steps)
+            for first in range(0, len(events), size):
                 if pace.left <= 0:
                     yield
-                pace.left -= self._look_up(events[first : first + AT_ONCE], found)
+                pace.left -= self._look_up(events[first : first + size], found)
             if not self._unannounced or self._unannounced[0] is not entry:
                 return  # meanwhile nobody watched any more
             self._announce(entry, found)
@@ -95,7 +103,7 @@ class Watches:
 
     def _look_up(self, events: tuple[Event, ...], found: dict[Audience, list[Event]]) -> int:
         """Sort events by the audiences they concern; the steps it took."""
-        steps = len(events)
+        steps = len(events) * self._audiences.look_up_steps
         for event in events:
             for audience in self._audiences.of(event):
                 found.setdefault(audience, []).append(event)
@@ -111,7 +119,14 @@ class Watches:
             }
         self.next = whole.revision + 1
         for audience in found:
-            audience.changed(whole.revision, self.ring.first)
+            self._waker.wake(audience.changed(whole.revision, self.ring.first))
+
+    def _overrun(self) -> None:
+        """Looking up whom entries concern has fallen behind without end: it may concern anybody."""
+        self._unannounced.clear()
+        first, self.next = self.next, self.ring.next
+        for audience in self._audiences:
+            self._waker.wake(audience.overrun(first, self.next))
 
     # ── those who watch ─────────────────────────────────────────────────────────────────────────────
 
@@ -157,7 +172,8 @@ class Watches:
         """The node stops: every stream ends, and says so."""
         self.is_closed = True
         for audience in self._audiences:
-            audience.wake_all()
+            self._waker.wake(audience.parked)
+        self._waker.wake_all()
 
 
 def _retrieve(future: asyncio.Future[None]) -> None:

@@ -7,6 +7,7 @@ import gc
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -22,7 +23,9 @@ from kvnode.kv.requests import Delete, Put, Txn, Watch, WriteRequest
 from kvnode.machine import changelog
 from kvnode.machine.machine import StateMachine
 from kvnode.node import recent_events, watch_stream
+from kvnode.node import watches as watches_module
 from kvnode.node.admission import check_watch
+from kvnode.node.audience import WAKES_A_TURN
 from kvnode.node.range_reads import RangeReads
 from kvnode.node.watch_stream import NodeStream
 from kvnode.node.watches import Watches
@@ -419,6 +422,48 @@ def test_many_changes_of_one_entry_are_announced_in_slices_and_in_order(monkeypa
         assert rig.watches.next == rig.machine.revision + 1
 
     simulate(scenario)
+
+
+def test_what_is_applied_faster_than_it_can_be_announced_is_read_from_the_store(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watches_module, "UNANNOUNCED_MAX", 5)
+
+    async def scenario(rig: Rig) -> None:
+        spans = [await rig.begin(b"a%04d" % number, b"z") for number in range(2_000)]
+        future = await rig.begin(b"k", b"", from_revision=20)
+        waiting = [asyncio.ensure_future(anext(stream)) for stream in (*spans[:-1], future)]
+        await asyncio.sleep(0.1)
+        for number in range(20):
+            rig.put("k", f"{number}")
+            if number < 12:
+                assert len(rig.watches._unannounced) <= 5
+        assert await changes(spans[-1], 20) == [(revision, "k") for revision in range(2, 22)]
+        parts = await asyncio.gather(*waiting)
+        assert {part.sets[0].revision for part in parts[:-1] if isinstance(part, Changes)} == {2}
+        assert isinstance(parts[-1], Changes)
+        assert parts[-1].sets[0].revision == 20
+        assert rig.watches.pages_read > 0
+        rig.put("k", "live")
+        assert await changes(spans[-1], 1) == [(22, "k")]
+
+    simulate(scenario, watches_max=3_000)
+
+
+def test_many_are_woken_in_turns_with_others_in_between() -> None:
+    async def scenario(rig: Rig) -> None:
+        streams = [await rig.begin() for _ in range(1_000)]
+        waiting = [asyncio.ensure_future(anext(stream)) for stream in streams]
+        await asyncio.sleep(0.1)
+        rig.put("k")
+        woken = []
+        while not all(each.done() for each in waiting):
+            await asyncio.sleep(0)
+            woken.append(sum(each.done() for each in waiting))
+        assert max(after - before for before, after in pairwise([0, *woken])) <= WAKES_A_TURN
+        assert len(woken) >= 5
+
+    simulate(scenario, watches_max=2_000)
 
 
 def test_the_last_to_leave_ends_an_announcement_under_way() -> None:
