@@ -61,6 +61,15 @@ CANARIES: tuple[Canary, ...] = (
         _RUNTIME,
     ),
     Canary(
+        "any-earlier-token-passes",
+        "a write passes the fence of a lock that its writer has held once",
+        "kvnode/machine/machine.py",
+        "holder[0] == fence.token:",
+        "holder[0] >= fence.token:",
+        ("tests/machine/test_fence.py",),
+        ("runtime", 40),
+    ),
+    Canary(
         "keys-of-leases-not-stored",
         "after a restart a lease has lost its keys",
         "kvnode/machine/leases.py",

@@ -12,7 +12,7 @@ CANARIES = (
         "session-by-connection",
         "a session's numbers count for the connection they came on",
         "kvnode/api/http/sessions.py",
-        "    return Command(request, session, sequence, acknowledged or 0)",
+        "    return Command(request, session, sequence, acknowledged or 0, fence=fence)",
         "    return Command(request, session, sequence + (id(call.request.transport) >> 4 << 16), acknowledged or 0)",
         ("tests/api/test_sessions.py", "tests/client/test_session.py"),
         number=28,

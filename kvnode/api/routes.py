@@ -101,6 +101,7 @@ SESSION = Parameter(
 SEQUENCE = Parameter("Kv-Sequence", "integer", "With Kv-Session: the write's number, from 1; a repeat has the same.")
 ACKNOWLEDGED = Parameter("Kv-Acknowledged", "integer", "With Kv-Session: no answer up to this sequence is needed more.")
 IDEMPOTENCY_KEY = Parameter("Idempotency-Key", "text", "Any text of up to 255 bytes: takes effect once under it.")
+FENCE = Parameter("fence", "text", "NAME:TOKEN: only while that lock or election is held under that token.")
 NAMES = (SESSION, SEQUENCE, ACKNOWLEDGED, IDEMPOTENCY_KEY)
 
 _READ = ("compacted", "clock_drift", "no_leader", "not_ready", "stale_bound_unmet", "overloaded", "timeout")
@@ -160,15 +161,16 @@ def _queue(kind: str, field: str, words: str, ways: tuple[Handler, str, Handler,
 TABLE: tuple[Route, ...] = (
     Route(
         "PUT", "/v1/kv/{key}", kv.put_key, "Set a key to the request's body.",
-        (LEASE, OWN_TTL, IF_REV, PREV, TIMEOUT), (IF_MATCH, IF_NONE_MATCH_WRITE, *NAMES, NO_FORWARD), "bytes",
-        shapes.PutAnswer, ("bad_key", "compare_failed", "lease_not_found", "too_large", *_ONCE, *_WRITE),
+        (LEASE, OWN_TTL, IF_REV, FENCE, PREV, TIMEOUT), (IF_MATCH, IF_NONE_MATCH_WRITE, *NAMES, NO_FORWARD), "bytes",
+        shapes.PutAnswer,
+        ("bad_key", "compare_failed", "fenced", "lease_not_found", "too_large", *_ONCE, *_WRITE),
     ),
     _get_key("GET", "The value of a key, as raw bytes."),
     _get_key("HEAD", "The headers of the GET."),
     Route(
         "DELETE", "/v1/kv/{key}", kv.delete_key, "Delete a key; deleting an absent one answers deleted: 0.",
-        (IF_REV, PREV, TIMEOUT), (IF_MATCH, IF_NONE_MATCH_WRITE, *NAMES, NO_FORWARD), "", shapes.DeleteResult,
-        ("bad_key", "compare_failed", "too_large", *_ONCE, *_WRITE),
+        (IF_REV, FENCE, PREV, TIMEOUT), (IF_MATCH, IF_NONE_MATCH_WRITE, *NAMES, NO_FORWARD), "", shapes.DeleteResult,
+        ("bad_key", "compare_failed", "fenced", "too_large", *_ONCE, *_WRITE),
     ),
     Route(
         "GET", "/v1/kv", listing.list_keys, "A page of the keys of a range, in byte order, at one revision.",
@@ -189,7 +191,8 @@ TABLE: tuple[Route, ...] = (
     ),
     Route(
         "DELETE", "/v1/kv", listing.delete_range, "Delete every key of a range, in one revision.",
-        (*RANGE, PREV, TIMEOUT), (*NAMES, NO_FORWARD), "", shapes.DeleteResult, ("too_large", *_ONCE, *_WRITE),
+        (*RANGE, FENCE, PREV, TIMEOUT), (*NAMES, NO_FORWARD), "", shapes.DeleteResult,
+        ("fenced", "too_large", *_ONCE, *_WRITE),
     ),
     Route(
         "GET", "/v1/history/{key}", history.list_versions, "The versions of a key that are kept, newest first.",
@@ -229,11 +232,12 @@ TABLE: tuple[Route, ...] = (
     ),
     Route(
         "POST", "/v1/txn", txn.transact, "If every compare holds do success, else failure. All or nothing.",
-        (TIMEOUT,), (*NAMES, NO_FORWARD), "txn", shapes.TxnAnswer, ("bad_key", "too_large", *_ONCE, *_WRITE),
+        (FENCE, TIMEOUT), (*NAMES, NO_FORWARD), "txn", shapes.TxnAnswer,
+        ("bad_key", "fenced", "lease_not_found", "too_large", *_ONCE, *_WRITE),
     ),
     Route(
         "POST", "/v1/batch", batch.execute_batch, "Many operations in order, each its own transaction. Not atomic.",
-        (TIMEOUT,), (NO_FORWARD,), "batch", shapes.BatchAnswer, ("bad_key", "too_large"),
+        (FENCE, TIMEOUT), (NO_FORWARD,), "batch", shapes.BatchAnswer, ("bad_key", "too_large"),
     ),
     Route(
         "POST", "/v1/leases", leases.grant, "Begin a lease: keys put under it go when it ends.",

@@ -1,7 +1,7 @@
-"""Writes that are named, so that they take effect once: as the requests whose answer a node keeps. Pure but for `send`.
+"""Writes that are named, so that they take effect once, or fenced. Pure but for `send`.
 
-They travel as the plain ``PUT``, ``DELETE`` and ``POST /v1/txn``, not as a batch: each has one answer of its own. That
-aiohttp may resend a PUT by itself does no harm here.
+Named ones travel as the plain ``PUT``, ``DELETE`` and ``POST /v1/txn``, not as a batch: each has one answer of its own.
+That aiohttp may resend a PUT by itself does no harm here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Mapping
 from typing import Any, Protocol
 
 from kvnode.client import bodies
-from kvnode.client.http import key_path
+from kvnode.client.http import error_from, key_path
 from kvnode.clocks import hybrid
 from kvnode.errors import ConnectionLost
 from kvnode.kv.keys import ONE_KEY, TO_THE_END
@@ -32,12 +32,17 @@ async def execute(send: Send, command: Command) -> Reply:
     """Send a command and read its answer."""
     headers = _names(command)
     request = command.request
+    fence: Query = {}
+    if command.fence is not None:
+        fence = {"fence": b"%b:%d" % (command.fence.name, command.fence.token)}
     if isinstance(request, Txn):
-        status, _, body = await send("POST", "/v1/txn", {}, bodies.encode(bodies.txn_body(request)), headers)
+        status, _, body = await send("POST", "/v1/txn", fence, bodies.encode(bodies.txn_body(request)), headers)
         return bodies.txn_reply(request, _json(status, body))
     if not isinstance(request, Put | Delete):
         raise NotImplementedError(request)
-    query = _condition(request, headers)
+    if not headers:
+        return await _unnamed(send, request, fence)
+    query = _condition(request, headers) | fence
     if isinstance(request, Put):
         status, found, body = await send("PUT", key_path(request.key), query, request.value, headers)
         return _put_reply(_json(status, body), found)
@@ -51,9 +56,21 @@ async def execute(send: Send, command: Command) -> Reply:
     return reply
 
 
+async def _unnamed(send: Send, request: Put | Delete, fence: Query) -> Reply:
+    """As a batch of one, since a PUT might be sent twice."""
+    operation = bodies.encode([bodies.operation_body(request, condition=True)])
+    status, _, body = await send("POST", "/v1/batch", fence, operation, {})
+    [result] = _json(status, body)["results"]
+    if "error" in result:
+        raise error_from(result["status"], result.get("outcome", ""), bodies.encode(result), write=True)
+    return bodies.operation_reply(request, result)
+
+
 def _names(command: Command) -> Headers:
     if command.key:
         return {"Idempotency-Key": command.key.decode("utf-8", "surrogateescape")}
+    if not command.session:
+        return {}
     headers = {"Kv-Session": str(command.session), "Kv-Sequence": str(command.sequence)}
     if command.acknowledged:
         headers["Kv-Acknowledged"] = str(command.acknowledged)

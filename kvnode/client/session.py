@@ -15,8 +15,8 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
 from kvnode.errors import BadRequest, KvnodeError, SessionExpired
-from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options
-from kvnode.kv.requests import Command, Delete, Put, ReadRequest, SessionEnd, SessionOpen, StoreWrite, Txn
+from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options, WatchStream
+from kvnode.kv.requests import Command, Delete, Fence, Put, ReadRequest, SessionEnd, SessionOpen, StoreWrite, Txn, Watch
 
 if TYPE_CHECKING:
     from kvnode.client.client import Client
@@ -83,6 +83,9 @@ class Session(KV):
 
     async def execute(self, request: Any, options: Options = DEFAULT_OPTIONS) -> Any:
         """Carry out one request, once. Raises: a `KvnodeError`, as `Client.execute`."""
+        fence: Fence | None = None
+        if isinstance(request, Command) and not request.session and not request.key:
+            request, fence = request.request, request.fence
         if not isinstance(request, Put | Delete | Txn):
             if isinstance(request, ReadRequest):
                 return await self._client.execute(request, options)
@@ -90,7 +93,7 @@ class Session(KV):
         for attempt in range(REOPENED_MAX + 1):
             numbers = await self._current(options)
             try:
-                return await self._numbered(numbers, request, options)
+                return await self._numbered(numbers, request, fence, options)
             except SessionExpired:
                 if self._numbers is numbers:
                     self._numbers = None
@@ -98,11 +101,15 @@ class Session(KV):
                     raise
         raise AssertionError("unreachable")
 
-    async def _numbered(self, numbers: _Numbers, request: StoreWrite, options: Options) -> Any:
+    def watch(self, request: Watch, options: Options = DEFAULT_OPTIONS) -> WatchStream:
+        return self._client.watch(request, options)
+
+    async def _numbered(self, numbers: _Numbers, request: StoreWrite, fence: Fence | None, options: Options) -> Any:
         acknowledged = numbers.acknowledged
         sequence = numbers.begin()
         try:
-            return await self._client.execute(Command(request, numbers.session, sequence, acknowledged), options)
+            command = Command(request, numbers.session, sequence, acknowledged, fence=fence)
+            return await self._client.execute(command, options)
         finally:
             numbers.end(sequence)
 

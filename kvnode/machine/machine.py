@@ -173,8 +173,13 @@ class StateMachine:
         return (yield from self._execute(index, time, command.request, events))
 
     def _check_fence(self, fence: Fence) -> Refusal | None:
-        """Whether the lock is held under that token; None: it is, and the write may be executed."""
-        return Refusal("bad_request", f"there are no locks: {fence.name!r} cannot be held", self.revision)
+        """Whether the lock or election is held under that token; None: it is, and the write may be executed."""
+        holder = self.leases.holder(fence.name)
+        if holder is not None and holder[0] == fence.token:
+            return None
+        held = f"is held under token {holder[0]}" if holder is not None else "is held by nobody"
+        name = fence.name.decode(errors="replace")
+        return Refusal("fenced", f"{name!r} {held}, not under token {fence.token}", self.revision)
 
     def _execute(self, index: Index, time: int, request: WriteRequest, events: list[Event]) -> Work[ApplyResult]:
         match request:

@@ -83,13 +83,13 @@ def check_write(request: WriteRequest, limits: LimitsSection) -> None:
             if request.keys_through or len(request.sessions) > SESSIONS_ENDED_MAX:
                 raise BadRequest(f"a caller ends sessions, at most {SESSIONS_ENDED_MAX} at a time, and nothing else")
         case Command():
-            _check_command(request)
+            _check_command(request, limits)
             check_write(request.request, limits)
         case _:
             assert_never(request)
 
 
-def _check_command(command: Command) -> None:
+def _check_command(command: Command, limits: LimitsSection) -> None:
     if command.session and command.key:
         raise BadRequest("give a session and a sequence, or an Idempotency-Key, not both")
     if command.session and not 0 <= command.acknowledged < command.sequence:
@@ -99,7 +99,9 @@ def _check_command(command: Command) -> None:
     if len(command.key) > IDEMPOTENCY_KEY_BYTES_MAX:
         raise BadRequest(f"an Idempotency-Key has at most {IDEMPOTENCY_KEY_BYTES_MAX} bytes")
     if command.fence is not None:
-        raise BadRequest("locks are not available")
+        _check_name(command.fence.name, limits)
+        if not 1 <= command.fence.token <= INTEGER_MAX:
+            raise BadRequest("a token is a positive 64-bit integer")
 
 
 def payload_of(request: WriteRequest, limits: LimitsSection) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 from kvnode.config import LimitsSection
 from kvnode.errors import LeaseNotFound
 from kvnode.ids import Index
-from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options
+from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options, WatchStream
 from kvnode.kv.requests import (
     Await,
     History,
@@ -21,6 +21,7 @@ from kvnode.kv.requests import (
     Range,
     RangeReply,
     Refusal,
+    Watch,
 )
 from kvnode.machine.machine import StateMachine
 from kvnode.machine.pace import Pace, in_one_go
@@ -66,6 +67,9 @@ class MachineKV(KV):
         if isinstance(result, Refusal):
             raise _refused(result)
         return result
+
+    def watch(self, request: Watch, options: Options = DEFAULT_OPTIONS) -> WatchStream:
+        raise NotImplementedError
 
     async def _wait(self, request: Await) -> RangeReply:
         loop = asyncio.get_running_loop()

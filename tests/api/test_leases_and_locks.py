@@ -204,3 +204,31 @@ async def test_a_named_place_waits_for_a_client_that_has_gone(door: Door, kv: Ma
     assert len(kv.machine.leases) == 2, "it stands once"
     await door.ask("DELETE", f"/v1/locks/deploy?token={first.json['token']}")
     assert (await bob).json["owner"] == "bob"
+
+
+async def test_a_fence_on_every_write(door: Door, kv: MachineKV) -> None:
+    first = (await door.ask("POST", "/v1/locks/a:b?owner=ann")).json
+    good, old = f"fence=a:b:{first['token']}", f"fence=a:b:{first['token'] + 1}"
+    body = {"success": [{"put": {"key": "k", "value": "1"}}]}
+    for method, path, data in (
+        ("PUT", "/v1/kv/k?", b"1"),
+        ("PUT", "/v1/kv/k?ttl=5s&", b"1"),
+        ("DELETE", "/v1/kv/k?", None),
+        ("POST", "/v1/txn?", body),
+        ("DELETE", "/v1/kv?prefix=k&", None),
+    ):
+        refused = await door.ask(method, path + old, data)
+        assert (refused.status, refused.code, refused.outcome) == (412, "fenced", "not-applied"), (method, path)
+        assert (await door.ask(method, path + good, data)).status == 200, (method, path)
+    batch = [{"put": {"key": "k", "value": "1"}}, {"get": {"key": "k"}}]
+    results = (await door.ask("POST", f"/v1/batch?{good}", batch)).json["results"]
+    assert [each["status"] for each in results] == [200, 200]
+    results = (await door.ask("POST", f"/v1/batch?{old}", batch)).json["results"]
+    assert [each["status"] for each in results] == [412, 200], "reads need no fence"
+    named = await door.ask("PUT", f"/v1/kv/k?{good}", b"2", Idempotency_Key="x")
+    await door.ask("DELETE", f"/v1/locks/a:b?token={first['token']}")
+    assert (await door.ask("PUT", f"/v1/kv/k?{good}", b"2", Idempotency_Key="x")).body == named.body
+    assert (await door.ask("PUT", f"/v1/kv/k?{good}", b"2")).code == "fenced"
+    for bad in ("fence=a", "fence=:1", "fence=a:", "fence=a:0", "fence=a:-1", "fence=a:x"):
+        refused = await door.ask("PUT", f"/v1/kv/k?{bad}", b"1")
+        assert (refused.status, refused.code) == (400, "bad_request"), bad

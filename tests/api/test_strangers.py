@@ -46,7 +46,7 @@ PUT = b"PUT /v1/kv/k HTTP/1.1\r\n" + HOST
         ("POST", "/v1/locks/a?owner=b&value=c", 400, "unknown_parameter"),
         ("DELETE", "/v1/locks/a", 400, "bad_request"),
         ("DELETE", "/v1/elections/a?token=x", 400, "bad_request"),
-        ("PUT", "/v1/kv/k?fence=a:1", 400, "unknown_parameter"),
+        ("PUT", "/v1/kv/k?fence=a", 400, "bad_request"),
         ("PUT", "/v1/kv/k?meta=1", 400, "unknown_parameter"),
         ("GET", "/v1/kv/k?Meta=1", 400, "unknown_parameter"),
         ("GET", "/v1/kv/k?meta=1&meta=1", 400, "bad_request"),

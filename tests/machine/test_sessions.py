@@ -390,7 +390,7 @@ def test_a_session_and_a_key_exclude_each_other_and_numbers_begin_with_one(tmp_p
     assert code(found.apply(both).result) == "bad_request"
     assert code(found.apply(Command(Put(b"k", b"v"), session, 0)).result) == "bad_request"
     fenced = Command(Put(b"k", b"v"), session, 1, fence=Fence(b"lock", 7))
-    assert code(found.apply(fenced).result) == "bad_request"
+    assert code(found.apply(fenced).result) == "fenced"
     assert code(found.apply(Command(Put(b"k", b"v"), session, 1)).result) == "conflict", "the fence is a part of it"
     assert found.machine.revision == 1
 

@@ -14,7 +14,7 @@ from kvnode.api import query, shapes
 from kvnode.api.answer import Answer
 from kvnode.api.call import Call
 from kvnode.errors import BadRequest
-from kvnode.kv.requests import TTL_MS_MAX, Command, SessionEnd, SessionOpen, StoreWrite
+from kvnode.kv.requests import TTL_MS_MAX, Command, Fence, SessionEnd, SessionOpen, StoreWrite
 
 Write = TypeVar("Write", bound=StoreWrite)
 
@@ -51,9 +51,10 @@ def once(call: Call, request: Write) -> Write:
 
 
 def command_of(call: Call, request: StoreWrite) -> Command | None:
-    """The request under the name it was given; None: it has none. Raises: BadRequest."""
+    """The request under the name and behind the fence it was given; None: it has neither. Raises: BadRequest."""
+    fence = fence_of(call) if call.parameters else None
     if not call.is_named:
-        return None
+        return None if fence is None else Command(request, fence=fence)
     key = _text(call, KEY)
     session, sequence, acknowledged = (_number(call, name) for name in (SESSION, SEQUENCE, ACKNOWLEDGED))
     if key is not None:
@@ -61,10 +62,21 @@ def command_of(call: Call, request: StoreWrite) -> Command | None:
             raise BadRequest("Idempotency-Key is empty", header=str(KEY))
         if (session, sequence, acknowledged) != (None, None, None):
             raise BadRequest("give Kv-Session and Kv-Sequence, or Idempotency-Key, not both")
-        return Command(request, key=key)
+        return Command(request, key=key, fence=fence)
     if session is None or sequence is None:
         raise BadRequest("Kv-Session and Kv-Sequence go together")
-    return Command(request, session, sequence, acknowledged or 0)
+    return Command(request, session, sequence, acknowledged or 0, fence=fence)
+
+
+def fence_of(call: Call) -> Fence | None:
+    """``fence=NAME:TOKEN``, split at the last colon: the write passes only while NAME is held under TOKEN."""
+    value = call.parameters.get("fence")
+    if value is None:
+        return None
+    name, colon, token = value.rpartition(b":")
+    if not colon or not name:
+        raise BadRequest("fence= takes NAME:TOKEN, the name of a lock or an election and its token", parameter="fence")
+    return Fence(name, query.parse_integer(token, "the token in fence", least=1))
 
 
 def _text(call: Call, name: istr) -> bytes | None:

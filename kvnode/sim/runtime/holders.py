@@ -2,7 +2,8 @@
 
 Their locks are queues of the store (`kvnode.recipes.lock`), so what happened stands in the applied log. Judged at the
 end: no lease ended early by true time, none came back (`kvnode.check.leases`); whoever was told that it holds a lock
-was the first in its queue at that revision, under the token it was told, and tokens grow from holder to holder.
+was the first in its queue at that revision, under the token it was told, and tokens grow from holder to holder; what
+was written behind a lock's fence was written by its holder of that moment.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from kvnode.check.leases import LeaseEvent
 from kvnode.errors import Fenced, KvnodeError, LeaseNotFound, LockHeld, Rejected, Timeout, TryAgain, Unknown
 from kvnode.ids import NodeId
 from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options, WatchStream
-from kvnode.kv.requests import Campaign, LeaseKeepAlive, LeaseRead, LeaseRevoke, LeaseUpkeep, Watch
+from kvnode.kv.requests import Campaign, Command, Fence, LeaseKeepAlive, LeaseRead, LeaseRevoke, LeaseUpkeep, Put, Watch
 from kvnode.machine.leases import queue_of
 from kvnode.recipes import lock
 from kvnode.recipes.lock import Place
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from kvnode.sim.runtime.workload import Workload
 
 PREFIX = b"lock/"
+GUARDED = PREFIX + b"guarded-"
 NAMES = (PREFIX + b"a", PREFIX + b"b")
 TTLS_MS = (1_000, 1_500, 4_000)
 
@@ -106,6 +108,9 @@ async def live(load: Workload, told: Told, rng: random.Random, members: Sequence
             continue
         told.held.append(place)
         await _hold(load, kv, campaign.ttl_ms, place, rng)
+        if rng.random() < 0.5:
+            await asyncio.sleep(rng.expovariate(1.0))
+            await _write(load, kv, place, rng)  # it may believe that it still holds the lock
 
 
 async def _hold(load: Workload, kv: AnyMember, ttl_ms: int, place: Place, rng: random.Random) -> None:
@@ -120,6 +125,7 @@ async def _hold(load: Workload, kv: AnyMember, ttl_ms: int, place: Place, rng: r
                 left = await kv.execute(LeaseRead(place.lease), load.options(rng))
                 assert left.remaining_ms <= 2 * left.ttl_ms, ("more than it ever had", left)
             await lock.keep(kv, place.name, place.token, load.options(rng))
+            await _write(load, kv, place, rng)
         except (Fenced, LeaseNotFound):
             return
         except KvnodeError:
@@ -129,6 +135,15 @@ async def _hold(load: Workload, kv: AnyMember, ttl_ms: int, place: Place, rng: r
             await lock.release(kv, place.name, place.token, load.options(rng))
         except KvnodeError:
             return  # it ends by itself
+
+
+async def _write(load: Workload, kv: AnyMember, place: Place, rng: random.Random) -> None:
+    """What the lock is for: a write that only its holder may make."""
+    fence = Fence(place.name, place.token)
+    try:
+        await kv.execute(Command(Put(GUARDED + place.name, b"%d" % place.token), fence=fence), load.options(rng))
+    except KvnodeError:
+        return
 
 
 def judge(told: Told, applied: AppliedLog, *, drift: float) -> None:
@@ -151,6 +166,10 @@ def judge(told: Told, applied: AppliedLog, *, drift: float) -> None:
                     moment = int(at_s * 1e9)
                     gone = LeaseEvent(kind="gone", lease=before.lease, call=moment, ret=moment, key=kv.key.decode())
                     events.append(gone)
+            elif kv.key.startswith(GUARDED):
+                left = made[kv.key.removeprefix(GUARDED)]
+                holder = min(token for token, revision in left.items() if not revision)
+                assert int(kv.value) == holder, ("a write behind the fence of another", kv, left)
     for place in told.held:
         left = made[place.name]
         assert place.token in left, ("held under a token that was never made", place)
