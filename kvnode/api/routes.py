@@ -274,6 +274,11 @@ TABLE: tuple[Route, ...] = (
         locks.show_leader, "Who leads.", locks.Holder,
     )),
     Route(
+        "GET", "/v1/elections/{name}/observe", locks.observe, "Each new leader as a JSON line, the present one first.",
+        (CONSISTENCY, MAX_STALENESS, TIMEOUT), (TOKEN, NO_FORWARD), "", locks.Observed,
+        ("bad_key", "too_large", *_READ),
+    ),
+    Route(
         "POST", "/v1/sessions", sessions.open_session, "A session to number writes under.",
         (Parameter("ttl", "duration", "It ends when not used for so long; default 1h, 1s to 366 days."), TIMEOUT),
         (NO_FORWARD,), "", shapes.SessionOpened, _WRITE,

@@ -14,13 +14,14 @@ Source: fair queues as in etcd's and ZooKeeper's recipes; fencing as in Chubby's
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 import msgspec
 
 from kvnode.errors import Fenced, KvnodeError, LeaseNotFound, LockHeld, TryAgain, Unknown
-from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options
+from kvnode.kv.events import Cancelled, Changes
+from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options, WatchStream
 from kvnode.kv.requests import (
     Await,
     Campaign,
@@ -34,6 +35,10 @@ from kvnode.kv.requests import (
 )
 
 _Reply = TypeVar("_Reply")
+
+_NOBODY = (0, b"")
+LOCALLY = Options(consistency="stale")
+"""What a change was told of can be read here."""
 
 RETRY_S = 0.05
 REVOKE_MS = 2_000
@@ -144,6 +149,32 @@ async def places(kv: KV, name: bytes, options: Options = DEFAULT_OPTIONS) -> tup
     """The first page of the queue: its holder, then who waits."""
     queue = await kv.execute(QueueRead(name), options)
     return [_place(name, kv_, queue.revision) for kv_ in queue.waiting], queue
+
+
+async def observe(stream: WatchStream, kv: KV, name: bytes) -> AsyncIterator[Place | Cancelled | int]:
+    """Each holder of the name, beginning with the present one; a revision when there is none; why it ends, if it does.
+
+    `stream` watches what lies below the name and has started. Who held it for a moment only may be left out.
+    """
+    told: tuple[int, bytes] | None = None
+    look = True
+    while True:
+        if look:
+            queue = await kv.execute(QueueRead(name, limit=1), LOCALLY)
+            found = _place(name, queue.waiting[0], queue.revision) if queue.waiting else None
+            if found is None and told != _NOBODY:
+                told = _NOBODY
+                yield queue.revision
+            elif found is not None and told != (found.token, found.value):
+                told = found.token, found.value
+                yield found
+        part = await anext(stream, None)
+        if part is None:
+            return
+        if isinstance(part, Cancelled):
+            yield part
+            return
+        look = isinstance(part, Changes)
 
 
 async def keep(kv: KV, name: bytes, token: int, options: Options = DEFAULT_OPTIONS) -> LeaseReply:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 from kvnode.config import LimitsSection
 from kvnode.errors import LeaseNotFound
 from kvnode.ids import Index
-from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options, WatchStream
+from kvnode.kv import keys
+from kvnode.kv.events import Changes, ChangeSet, Event, Started
+from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options
 from kvnode.kv.requests import (
     Await,
     History,
@@ -34,6 +37,7 @@ class MachineKV(KV):
         self.machine = StateMachine(MemoryBackend(), LimitsSection())
         self.changed = asyncio.Event()
         self.seen: list[Any] = []
+        self.applied: list[tuple[Event, ...]] = []
 
     @property
     def revision(self) -> int:
@@ -61,15 +65,26 @@ class MachineKV(KV):
         if isinstance(request, Await):
             return await self._wait(request)
         index = Index(machine.applied_index + 1)
-        result = machine.apply(index, index << 16, request).result
+        applied = machine.apply(index, index << 16, request)
+        result = applied.result
+        self.applied.append(applied.events)
         self.changed.set()
         self.changed = asyncio.Event()
         if isinstance(result, Refusal):
             raise _refused(result)
         return result
 
-    def watch(self, request: Watch, options: Options = DEFAULT_OPTIONS) -> WatchStream:
-        raise NotImplementedError
+    async def watch(self, request: Watch, options: Options = DEFAULT_OPTIONS) -> AsyncIterator[Any]:  # type: ignore[override]
+        """From now on, everything below the start."""
+        yield Started(self.machine.revision, self.machine.revision + 1)
+        seen = len(self.applied)
+        while True:
+            while seen < len(self.applied):
+                events = tuple(e for e in self.applied[seen] if keys.contains(request.start, request.end, e.kv.key))
+                seen += 1
+                if events:
+                    yield Changes((ChangeSet(events[0].kv.mod_revision, events),))
+            await self.changed.wait()
 
     async def _wait(self, request: Await) -> RangeReply:
         loop = asyncio.get_running_loop()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from kvnode.api.app import ClientServer, build_app
 from kvnode.config import Config
@@ -232,3 +234,30 @@ async def test_a_fence_on_every_write(door: Door, kv: MachineKV) -> None:
     for bad in ("fence=a", "fence=:1", "fence=a:", "fence=a:0", "fence=a:-1", "fence=a:x"):
         refused = await door.ask("PUT", f"/v1/kv/k?{bad}", b"1")
         assert (refused.status, refused.code) == (400, "bad_request"), bad
+
+
+async def test_an_election_is_observed(door: Door, kv: MachineKV) -> None:
+    url = URL(f"http://{door.address}/v1/elections/e/observe")
+    async with door.session.get(url) as response:
+        assert response.headers["Content-Type"] == "application/x-ndjson"
+
+        async def line() -> dict[str, object]:
+            async with asyncio.timeout(5):
+                found: dict[str, object] = json.loads(await response.content.readline())
+                return found
+
+        assert await line() == {"type": "nobody", "revision": 1, "name": "e"}
+        first = (await door.ask("POST", "/v1/elections/e?value=a")).json
+        seen = await line()
+        assert (seen["type"], seen["value"], seen["token"]) == ("leader", "a", first["token"])
+        waiting = asyncio.ensure_future(door.ask("POST", "/v1/elections/e?value=b&wait=9s"))
+        while len(kv.machine.leases) < 2:
+            await asyncio.sleep(0.005)
+        await door.ask("PUT", "/v1/kv/e/other", b"not a candidate")
+        await door.ask("DELETE", f"/v1/elections/e?token={first['token']}")
+        seen = await line()
+        assert (seen["type"], seen["value"]) == ("leader", "b")
+        assert seen["token"] == (await waiting).json["token"]
+        await door.ask("DELETE", f"/v1/elections/e?token={seen['token']}")
+        assert (await line())["type"] == "nobody"
+    assert (await door.ask("HEAD", "/v1/elections/e/observe")).status == 200

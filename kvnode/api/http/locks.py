@@ -6,6 +6,8 @@ waits its place is kept; it is given up when the client leaves.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 from msgspec import UNSET, UnsetType
 
@@ -14,8 +16,12 @@ from kvnode.api.answer import Answer
 from kvnode.api.call import Call
 from kvnode.api.http.leases import LeaseAnswer, LeaseEndedAnswer, ttl_of
 from kvnode.api.http.sessions import command_of
+from kvnode.api.http.watches import KIND_LINES
+from kvnode.api.streaming import Outlet, TooSlow
 from kvnode.errors import BadKey, BadRequest, NotFound
-from kvnode.kv.requests import WAIT_MS_MAX, Campaign
+from kvnode.kv.events import Cancelled, Started
+from kvnode.kv.keys import prefix_end
+from kvnode.kv.requests import WAIT_MS_MAX, Campaign, Watch
 from kvnode.recipes import lock
 from kvnode.recipes.lock import Place
 
@@ -94,6 +100,74 @@ async def show_leader(call: Call) -> Answer:
     if place is None:
         raise NotFound("nobody leads there")
     return call.json(200, _shown(place, "value"), revision=place.revision)
+
+
+class Observed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A line of `observe`: who leads from now on, that nobody does, or why the stream ends."""
+
+    type: Literal["leader", "nobody", "cancelled"]
+    revision: int
+    name: str
+    name_encoding: str | UnsetType = UNSET
+    value: str | UnsetType = UNSET
+    encoding: str | UnsetType = UNSET
+    lease: int = 0
+    token: int = 0
+    code: str = ""
+
+
+async def observe(call: Call) -> Answer:
+    name = _name(call)
+    options = call.options()
+    call.refuse_body()
+    below = name + b"/"
+    stream = call.app.kv.watch(Watch(below, prefix_end(below)), options)
+    try:
+        started = await anext(stream)  # what is refused is refused with a status
+        assert isinstance(started, Started), started
+        if call.is_head:
+            await stream.aclose()
+            return call.answer(200, b"", kind=KIND_LINES, revision=started.revision, length=False)
+
+        async def produce(outlet: Outlet) -> None:
+            try:
+                async for seen in lock.observe(stream, call.app.kv, name):
+                    await outlet.write(outlet.frame(shapes.encode(_observed(name, seen)) + b"\n"))
+                outlet.end()
+            except TooSlow:
+                words = _observed(name, Cancelled("slow", started.revision))
+                outlet.end(outlet.frame(shapes.encode(words) + b"\n"))
+                outlet.linger()
+            finally:
+                await stream.aclose()
+
+        return call.stream(produce, kind=KIND_LINES, revision=started.revision)
+    except BaseException:
+        await stream.aclose()
+        raise
+
+
+def _observed(name: bytes, seen: Place | Cancelled | int) -> Observed:
+    text, name_encoding = shapes.as_text(name)
+    match seen:
+        case Place():
+            value, encoding = shapes.as_text(seen.value)
+            return Observed(
+                type="leader",
+                revision=seen.revision,
+                name=text,
+                name_encoding=name_encoding,
+                value=value,
+                encoding=encoding,
+                lease=seen.lease,
+                token=seen.token,
+            )
+        case Cancelled():
+            return Observed(
+                type="cancelled", revision=seen.resume_revision, name=text, name_encoding=name_encoding, code=seen.code
+            )
+        case _:
+            return Observed(type="nobody", revision=seen, name=text, name_encoding=name_encoding)
 
 
 async def keep_alive(call: Call) -> Answer:
