@@ -94,4 +94,4 @@ async def test_the_past_is_the_same_on_every_node_and_after_a_restart(make_clust
     now = await cluster.call(2, "GET", "/v1/kv/k?at_time=-1ms")
     assert now.status == 404
     future = await cluster.call(2, "GET", "/v1/kv/k?at_time=2999-01-01T00:00:00Z")
-    assert (future.status, json.loads(future.body)["error"]["code"]) == (400, "bad_request")
+    assert (future.status, json.loads(future.body)["error"]["code"]) == (400, "clock_drift")

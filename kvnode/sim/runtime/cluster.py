@@ -80,7 +80,7 @@ class Cluster:
         self.applied = AppliedLog(now_s=self.loop.time)
         self.bootstrapped: dict[NodeId, bool] = {}  # members that have met all others once
         self.clocks: dict[NodeId, NodeClock] = {}
-        self.draw_clock: Callable[[NodeId], NodeClock] = lambda _: NodeClock(self.loop.time)
+        self.draw_clock: Callable[[NodeId], NodeClock] = lambda _: NodeClock(self.loop.time, start_s=self.loop.time())
         self.lives: dict[NodeId, int] = {}
         self.strays: set[NodeId] = set()  # members whose disk is not theirs: no log of the cluster is on it
         self._tasks: list[asyncio.Task[None]] = []
