@@ -16,7 +16,19 @@ from typing import TYPE_CHECKING, Any, Self
 
 from kvnode.errors import BadRequest, KvnodeError, SessionExpired
 from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options, WatchStream
-from kvnode.kv.requests import Command, Delete, Fence, Put, ReadRequest, SessionEnd, SessionOpen, StoreWrite, Txn, Watch
+from kvnode.kv.requests import (
+    Await,
+    Command,
+    Delete,
+    Fence,
+    Put,
+    ReadRequest,
+    SessionEnd,
+    SessionOpen,
+    StoreWrite,
+    Txn,
+    Watch,
+)
 
 if TYPE_CHECKING:
     from kvnode.client.client import Client
@@ -87,7 +99,7 @@ class Session(KV):
         if isinstance(request, Command) and not request.session and not request.key:
             request, fence = request.request, request.fence
         if not isinstance(request, Put | Delete | Txn):
-            if isinstance(request, ReadRequest):
+            if isinstance(request, ReadRequest | Await):
                 return await self._client.execute(request, options)
             raise BadRequest("a session carries out reads, puts, deletes and transactions")
         for attempt in range(REOPENED_MAX + 1):

@@ -74,6 +74,7 @@ async def test_a_lost_answer_is_asked_for_again_and_the_write_has_one_effect(
         item = await kv.get("counter")
         assert item is not None
         assert item.version == 5
+        assert await kv.wait("counter", after_revision=5, wait_ms=100) == item
     assert len(machine.exactly_once.sessions) == 0
 
 
