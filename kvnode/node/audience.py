@@ -21,7 +21,7 @@ from kvnode.kv import keys
 from kvnode.kv.events import Event
 from kvnode.kv.keys import ONE_KEY
 
-WAKES_A_TURN = 200
+WAKES_A_TURN = 100
 """Each takes up to 30 µs to be told."""
 
 TRIMMED_AT = 1_024

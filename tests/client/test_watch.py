@@ -105,6 +105,13 @@ async def test_it_goes_on_when_its_node_stops_and_shows_each_revision_once(node:
         await stream.aclose()
 
 
+async def test_a_session_watches_as_its_client_does(node: LocalNode, kv: Client) -> None:
+    async with kv.session() as session, aclosing(session.watch_key("k")) as stream:
+        assert await take(stream, 1) == [Started(1, 2)]
+        await node.execute(Put(b"k", b"1"))
+        assert [event.kv.value for event in await events(stream, 1)] == [b"1"]
+
+
 async def test_refusals_at_the_start_are_errors(node: LocalNode, kv: Client) -> None:
     with pytest.raises(BadRequest):
         await anext(kv.watch(Watch(b"k", progress_ms=1)))
