@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
 from kvnode.check.watches import Change, Message, Stream, check
-from kvnode.errors import KvnodeError
+from kvnode.errors import Compacted, KvnodeError
 from kvnode.ids import NodeId
 from kvnode.kv.events import Cancelled, Changes, Listed, Progress, Started, Synced, WatchPart
 from kvnode.kv.interface import Options
@@ -93,6 +93,9 @@ class Watchers:
                 progress_ms=PROGRESS_MS,
             )
             await self._read(rng, request, reading)
+            if reading.floor:  # what it was to go on with has been dropped: it begins where history does
+                before, begins = None, reading.floor
+                continue
             if not reading.is_worth_keeping(listed=request.list_first):
                 continue
             self.streams.append(
@@ -127,6 +130,8 @@ class Watchers:
                     break
             if ended.done():
                 ended.result()
+        except Compacted as error:
+            reading.floor = error.detail["compact_revision"]
         except KvnodeError:
             pass  # the node has gone, or could not begin: another one
         finally:
@@ -144,6 +149,7 @@ class _Reading:
         self.messages: list[Message] = []
         self.heard = 0
         self.number = 0
+        self.floor = 0  # it could not begin: history begins here
         self.is_given_up = False
         self.may_go_on: Callable[[], bool] = lambda: True
         self._watchers = watchers
