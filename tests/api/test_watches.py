@@ -17,6 +17,7 @@ from kvnode.errors import NoLeader
 from kvnode.kv.requests import Delete, Put, Txn
 from tests.api.raw import Door
 from tests.client.local_node import LocalNode
+from tests.machine.floor import give_up_below
 
 LIMITS = LimitsSection(watch_buffer_bytes=8 << 10, watch_stall_ms=200, shutdown_ms=200)
 
@@ -251,7 +252,7 @@ async def test_beyond_the_limit_of_watches_it_is_429(door: Door, node: LocalNode
 async def test_what_is_compacted_is_gone_and_one_says_where_history_begins(door: Door, node: LocalNode) -> None:
     for _ in range(6):
         await put(node, b"k")
-    node.machine.compact_revision = 5
+    give_up_below(node.machine, 5)
     answer = await door.ask("GET", "/v1/watch?key=k&from_rev=4")
     assert (answer.status, answer.code) == (410, "compacted")
     assert answer.json["error"]["detail"]["compact_revision"] == 5

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from kvnode.cli.main import cli
 from tests.cli.cluster import ServedNode, serving
+from tests.machine.floor import give_up_below
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +79,11 @@ def test_json_is_what_the_http_interface_says(shared: ServedNode, put: Callable[
 
 def test_dropped_history_is_an_error(shared: ServedNode, put: Callable[[str, str], None]) -> None:
     put("gone", "1")
-    shared.node.machine.compact_revision = shared.node.machine.revision
+    give_up_below(shared.node.machine, shared.node.machine.revision)
     try:
         result = CliRunner().invoke(cli, ["watch", "gone", "--from-rev", "1", "--endpoint", shared.endpoint])
     finally:
-        shared.node.machine.compact_revision = 0
+        give_up_below(shared.node.machine, 0)
     assert result.exit_code == 1
     assert "[compacted]" in result.stderr
 

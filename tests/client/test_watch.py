@@ -19,6 +19,7 @@ from kvnode.kv.interface import Options, WatchStream
 from kvnode.kv.keys import TO_THE_END
 from kvnode.kv.requests import Delete, KeyValue, Put, Txn, Watch
 from tests.client.local_node import LocalNode, served
+from tests.machine.floor import give_up_below
 
 FAST = RetryPolicy(base_ms=1, cap_ms=4)
 
@@ -115,7 +116,7 @@ async def test_a_session_watches_as_its_client_does(node: LocalNode, kv: Client)
 async def test_refusals_at_the_start_are_errors(node: LocalNode, kv: Client) -> None:
     with pytest.raises(BadRequest):
         await anext(kv.watch(Watch(b"k", progress_ms=1)))
-    node.machine.compact_revision = 5
+    give_up_below(node.machine, 5)
     with pytest.raises(Compacted):
         await anext(stream := kv.watch_key("k", from_revision=4))
     with pytest.raises(StopAsyncIteration):
@@ -134,7 +135,7 @@ async def test_compacted_on_the_way_ends_it_aloud(node: LocalNode, kv: Client) -
     stream._disconnect()
     for _ in range(4):
         await kv.put("k", "v")
-    node.machine.compact_revision = 8
+    give_up_below(node.machine, 8)
     assert await take(stream, 1) == [Cancelled("compacted", 8, 8)]
     with pytest.raises(StopAsyncIteration):
         await anext(stream)

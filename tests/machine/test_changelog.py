@@ -15,6 +15,7 @@ from kvnode.kv.requests import Delete, Operation, Put, Txn
 from kvnode.machine import changelog
 from kvnode.machine.changelog import ChangesAsked, ChangesFound
 from kvnode.machine.pace import Pace
+from tests.machine.floor import give_up_below
 from tests.machine.harness import BACKENDS, MODES, Store, opener, some_keys
 
 EVERYTHING = (b"", keys.TO_THE_END)
@@ -139,7 +140,7 @@ def test_a_deletion_at_the_compacted_revision_is_still_read(mode: str, tmp_path:
     store.apply(Delete(b"k"))
     store.put(b"k")
     store.settle()
-    store.machine.compact_revision = 3
+    give_up_below(store.machine, 3)
     found = read(store, ChangesAsked(b"k", keys.ONE_KEY, 3, 4, previous=True))
     assert [(event.kv.mod_revision, event.kv.version) for event in found] == [(3, 0), (4, 1)]
     assert found[0].previous is None, "what stood below the floor may be gone"
@@ -154,7 +155,7 @@ def test_what_is_compacted_while_it_is_read_is_refused() -> None:
         store.put(b"k")
     work = store.machine.changes(asked_for(store), pace := Pace(2))
     next(work)
-    store.machine.compact_revision = 8
+    give_up_below(store.machine, 8)
     pace.renew()
     with pytest.raises(Compacted):
         next(work)

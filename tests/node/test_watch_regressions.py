@@ -14,6 +14,7 @@ from kvnode.kv.interface import Options, WatchStream
 from kvnode.kv.keys import TO_THE_END, prefix_end
 from kvnode.kv.requests import Compare, Delete, Put, Range, Txn, Watch
 from kvnode.sim.runtime.cluster import Cluster
+from tests.machine.floor import give_up_below
 from tests.node.scenario import simulate
 
 STALE = Options(consistency="stale")
@@ -148,7 +149,7 @@ def test_etcd_18089_19179_a_deletion_at_the_compacted_revision_is_told(flushed: 
         if flushed:
             await asyncio.sleep(2.0)
         for member in cluster.ids:
-            cluster.members[member].node._machine.compact_revision = deleted
+            give_up_below(cluster.members[member].node._machine, deleted)
             async with aclosing(cluster.kv(member).watch(Watch(b"k", from_revision=deleted))) as stream:
                 await anext(stream)
                 [event] = await events(stream, 1)

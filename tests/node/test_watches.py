@@ -32,6 +32,7 @@ from kvnode.node.watches import Watches
 from kvnode.sim.loop import run_virtual
 from kvnode.sim.runtime.clock import NodeClock
 from kvnode.storage.memory_backend import MemoryBackend
+from tests.machine.floor import give_up_below
 
 ALL = (b"", keys.TO_THE_END)
 
@@ -375,13 +376,13 @@ def test_below_the_floor_it_is_compacted_at_the_start_and_later() -> None:
         rig.put("k")
         rig.apply(Delete(b"k"))
         rig.put("k")
-        rig.machine.compact_revision = 3
+        give_up_below(rig.machine, 3)
         with pytest.raises(Compacted):
             await anext(rig.stream(from_revision=2))
         assert rig.watches.open == 0
         assert await changes(await rig.begin(from_revision=3), 2) == [(3, "k"), (4, "k")]
         behind = await rig.begin(from_revision=3)
-        rig.machine.compact_revision = 4
+        give_up_below(rig.machine, 4)
         assert await anext(behind) == Cancelled("compacted", 4, 4)
         with pytest.raises(StopAsyncIteration):
             await anext(behind)
@@ -399,7 +400,7 @@ def test_a_list_whose_revision_is_compacted_begins_again(monkeypatch: pytest.Mon
         stream = await rig.begin(list_first=True)
         assert isinstance(await anext(stream), Listed)
         rig.put("c")
-        rig.machine.compact_revision = 4
+        give_up_below(rig.machine, 4)
         assert await anext(stream) == Cancelled("compacted", 0, 4)
 
     simulate(scenario)
