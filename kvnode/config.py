@@ -311,6 +311,26 @@ class LimitsSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             raise ValueError("limits.timeout_ms must not exceed limits.timeout_ms_max")
 
 
+class HistorySection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How much of the past is kept, and how it is given up."""
+
+    retention_ms: Annotated[
+        int, _cluster("States older than this are given up; 0 = none for its age.", unit="ms", ge=0)
+    ] = 86_400_000
+    budget_bytes: Annotated[
+        int, _cluster("Logical bytes of history; beyond it the oldest goes; 0 = no bound.", unit="bytes", ge=0)
+    ] = 2 * GIB
+    compact_revisions: Annotated[int, _cluster("Compaction is proposed once it gives up so many revisions.", ge=1)] = (
+        10_000
+    )
+    compact_ms: Annotated[
+        int, _cluster("Compaction is proposed after this if it gives up any revision at all.", unit="ms", ge=100)
+    ] = 60_000
+    sweep_changes: Annotated[
+        int, _cluster("Changes whose rows one entry removes; up to eight times as many if far behind.", ge=1, le=10_000)
+    ] = 128
+
+
 class LogSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """What the process tells its operator."""
 
@@ -334,6 +354,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     raft: RaftSection = RaftSection()
     storage: StorageSection = StorageSection()
     limits: LimitsSection = LimitsSection()
+    history: HistorySection = HistorySection()
     log: LogSection = LogSection()
 
     def __post_init__(self) -> None:

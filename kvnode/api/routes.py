@@ -293,6 +293,11 @@ TABLE: tuple[Route, ...] = (
         (Parameter("to", "integer", "Member id of the new leader.", required=True), TIMEOUT), (), "", node.Transferred,
         ("member_not_found", "no_leader", "timeout"), redirects=True,
     ),
+    Route(
+        "POST", "/v1/admin/compact", node.compact, "Give up the history below a revision, on all nodes.",
+        (Parameter("rev", "integer", "The oldest revision that can be read from now on.", required=True), TIMEOUT),
+        (NO_FORWARD,), "", node.Compacted, ("future_revision", *_WRITE),
+    ),
     Route("GET", "/livez", node.show_live, "The process is alive.", reply=node.Live),
     Route(
         "GET", "/readyz", node.show_ready, "This node has a leader and has caught up.",

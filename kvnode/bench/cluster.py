@@ -48,6 +48,10 @@ class Cluster(ABC):
     async def leader_seen_by(self, node: int) -> int:
         """Id of the leader that a ready node knows; 0 if it knows none or is not ready. Raises: OSError."""
 
+    @abstractmethod
+    async def compact(self, node: int) -> None:
+        """Give up all history there is, through that node. Raises: OSError."""
+
     def start(self, node: int) -> Process:
         assert node not in self.processes or self.processes[node].exit_code is not None, f"node {node} runs already"
         self.processes[node] = Process(self.command(node), self.home / f"{node}.out")
@@ -140,6 +144,12 @@ class KvnodeCluster(Cluster):
         found: dict[str, Any] = json.loads(body)
         return found
 
+    async def compact(self, node: int) -> None:
+        revision = (await self.status(node))["revision"]
+        code, body = await http1.ask("POST", f"/v1/admin/compact?rev={revision}", self.clients[node])
+        if code != 200:
+            raise OSError(f"compaction was refused: {body.decode()}")
+
     async def leader_seen_by(self, node: int) -> int:
         code, _ = await http1.ask("GET", "/readyz", self.clients[node])
         if code != 200:
@@ -174,9 +184,19 @@ class EtcdCluster(Cluster):
             *("--logger", "zap", "--log-level", "warn"),
         ]
 
-    async def leader_seen_by(self, node: int) -> int:
+    async def compact(self, node: int) -> None:
+        revision = (await self._status(node))["header"]["revision"]
+        body = json.dumps({"revision": revision}).encode()
+        code, answer = await http1.ask("POST", "/v3/kv/compaction", self.clients[node], body)
+        if code != 200:
+            raise OSError(f"compaction was refused: {answer.decode()}")
+
+    async def _status(self, node: int) -> Any:
         _, body = await http1.ask("POST", "/v3/maintenance/status", self.clients[node], b"{}")
-        answer = json.loads(body)
+        return json.loads(body)
+
+    async def leader_seen_by(self, node: int) -> int:
+        answer = await self._status(node)
         self._member_ids[int(answer["header"]["member_id"])] = node
         return self._member_ids.get(int(answer.get("leader", 0)), 0)
 

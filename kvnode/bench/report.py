@@ -54,7 +54,8 @@ def text(results: Results, plan: Plan, competitors: list[System]) -> str:
     for row, title in _TITLES.items():
         found = [series for series in results.series.values() if series.row == row]
         if found:
-            lines += _row(row, title, sorted(found, key=lambda series: series.system != "kvnode"))
+            found.sort(key=lambda series: series.system != "kvnode")
+            lines += [*_row(row, title, found), *_beside_rest(results, found), ""]
     return "\n".join(lines)
 
 
@@ -85,7 +86,21 @@ def _row(row: str, title: str, found: list[Series]) -> list[str]:
     ours = next((series for series in found if series.system == "kvnode"), None)
     if ours is not None:
         lines += _verdicts(row, ours, [series for series in found if series is not ours and series.system != "kvnode"])
-    return [*lines, ""]
+    return lines
+
+
+def _beside_rest(results: Results, found: list[Series]) -> list[str]:
+    """What compaction costs: the same puts without it."""
+    lines = []
+    for series in found:
+        rest = results.series.get(("put64", series.system, series.front)) if series.row == "compact64" else None
+        if rest is not None and median(rest.values) and median(rest.p99_ms):
+            slower = median(series.p99_ms) / median(rest.p99_ms)
+            lines.append(
+                f"  {series.system} {series.front}: p99 {slower:.2f} × that of put64, "
+                f"throughput {median(series.values) / median(rest.values):.2f} ×"
+            )
+    return lines
 
 
 def _verdicts(row: str, ours: Series, others: list[Series]) -> list[str]:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -177,15 +177,16 @@ class _Round:
         addresses = list(clients.values()) if self.plan.spread else [clients[leader]]
         keys = self.plan.preload if workload.kind == "get" else KEYS
         connections, slots_each = front.connections(workload.in_flight)
-        measured = await load.measure(
-            front.connect_put if workload.kind == "put" else front.connect_get,
-            workload.requests(front, addresses[0], keys, self.rng),
-            addresses,
-            connections=connections,
-            slots_each=slots_each,
-            warm_up_s=self.plan.warm_up_s,
-            measure_s=self.plan.measure_s,
-        )
+        async with self._compacting(leader, workload.compact_every_s):
+            measured = await load.measure(
+                front.connect_put if workload.kind == "put" else front.connect_get,
+                workload.requests(front, addresses[0], keys, self.rng),
+                addresses,
+                connections=connections,
+                slots_each=slots_each,
+                warm_up_s=self.plan.warm_up_s,
+                measure_s=self.plan.measure_s,
+            )
         p50, p99 = measured.quantile_ms(0.5), measured.quantile_ms(0.99)
         text = f"{measured.per_second:,.0f}/s  p50 {p50:.2f} ms  p99 {p99:.2f} ms  failed {measured.failures}"
         series = self._add(workload.name, front.name, measured.per_second, text)
@@ -193,6 +194,22 @@ class _Round:
         series.p99_ms.append(p99)
         series.generator_cpu.append(measured.generator_cpu)
         series.failures += measured.failures
+
+    @contextlib.asynccontextmanager
+    async def _compacting(self, node: int, every_s: float) -> AsyncIterator[None]:
+        """Meanwhile all history is given up again and again, if at all."""
+
+        async def compact() -> None:
+            while every_s:
+                await self.cluster.compact(node)
+                await asyncio.sleep(every_s)
+
+        async with asyncio.TaskGroup() as group:
+            compacting = group.create_task(compact())
+            try:
+                yield
+            finally:
+                compacting.cancel()
 
     async def _failover(self, row: str, writers: int) -> None:
         leader = await self.cluster.wait_ready()

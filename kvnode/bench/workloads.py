@@ -51,6 +51,7 @@ class Workload:
     kind: str  # "put" or "get"
     in_flight: int
     title: str
+    compact_every_s: float = 0.0  # all history is given up so often meanwhile; 0: never
 
     def requests(self, front: Front, address: Address, keys: int, rng: random.Random) -> Iterator[bytes]:
         """Endless: random keys below `keys`, random values."""
@@ -64,6 +65,7 @@ class Workload:
 WORKLOADS = (
     Workload("put1", "put", 1, "put, 1 in flight"),
     Workload("put64", "put", 64, "put, 64 in flight"),
+    Workload("compact64", "put", 64, "put, 64 in flight, history given up every half second", compact_every_s=0.5),
     Workload("put256", "put", 256, "put, 256 in flight"),
     Workload("get64", "get", 64, "linearizable get, 64 in flight"),
 )

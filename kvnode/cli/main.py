@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "del": ("kvnode.cli.kv", "Delete a key, or every key with a prefix."),
     "ls": ("kvnode.cli.kv", "List keys, in byte order."),
     "history": ("kvnode.cli.kv", "Show the versions of a key that are kept, newest first."),
+    "compact": ("kvnode.cli.compaction", "Give up the history below a revision, on all nodes."),
     "watch": ("kvnode.cli.watch", "Print changes as they happen, each once, until interrupted."),
     "status": ("kvnode.cli.status", "Show what each node of the cluster believes."),
     "health": ("kvnode.cli.status", "Exit 0 if a node is ready to serve, 1 otherwise."),

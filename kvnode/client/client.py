@@ -57,6 +57,8 @@ from kvnode.kv.requests import (
     NEWEST,
     Await,
     Command,
+    Compact,
+    CompactReply,
     Compare,
     Delete,
     History,
@@ -234,6 +236,10 @@ class Client(KV):
             case Txn():
                 status, _, body = await sender.post("/v1/txn", bodies.txn_body(request))
                 return bodies.txn_reply(request, _json(status, body))
+            case Compact():
+                status, _, body = await sender.post("/v1/admin/compact", None, {"rev": b"%d" % request.revision})
+                answer = _json(status, body)
+                return CompactReply(answer["revision"], answer["compact_revision"])
             case Put() | Delete():
                 operation = bodies.operation_body(request, condition=True)
                 status, _, body = await sender.post("/v1/batch", [operation])
@@ -286,8 +292,13 @@ class _Exchange:
         """`wait_ms`: how much longer than its deadline the request was told to take."""
         return await self._send("GET", path, {**self._query, **query}, None, wait_ms=wait_ms)
 
-    async def post(self, path: str, body: Any) -> tuple[int, Mapping[str, str], bytes]:
-        return await self._send("POST", path, self._query, bodies.encode(body))
+    async def post(
+        self, path: str, body: Any, query: Mapping[str, bytes] | None = None
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """A body of None is none at all."""
+        return await self._send(
+            "POST", path, {**self._query, **(query or {})}, None if body is None else bodies.encode(body)
+        )
 
     async def send(
         self, method: str, path: str, query: Mapping[str, bytes], body: bytes | None, headers: Mapping[str, str]
@@ -434,7 +445,7 @@ def _is_repeatable(request: Request) -> bool:
         return all(isinstance(operation, Range) for operation in (*request.success, *request.failure))
     if isinstance(request, Command):
         return bool(request.session or request.key)
-    return isinstance(request, ReadRequest | Await | SessionOpen | SessionEnd)
+    return isinstance(request, ReadRequest | Await | Compact | SessionOpen | SessionEnd)
 
 
 def _now_ms() -> int:

@@ -21,6 +21,8 @@ from kvnode.kv.requests import (
     Await,
     Campaign,
     Command,
+    Compact,
+    CompactReply,
     Compare,
     Delete,
     DeleteReply,
@@ -126,6 +128,8 @@ class KV(ABC):
     async def execute(self, request: SessionEnd, options: Options = ...) -> SessionsEnded: ...
     @overload
     async def execute(self, request: Command, options: Options = ...) -> Any: ...
+    @overload
+    async def execute(self, request: Compact, options: Options = ...) -> CompactReply: ...
     @abstractmethod
     async def execute(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Reply:
         """Carry out one request. A `Command` is answered as the request in it would be.
@@ -205,6 +209,10 @@ class KV(ABC):
         """If every compare holds do `success`, else `failure`: atomically, at one revision."""
         return await self.execute(Txn(tuple(compare), tuple(success), tuple(failure)))
 
+    async def compact(self, revision: int) -> CompactReply:
+        """Give up the history below `revision`, on all nodes at once; the state at `revision` can still be read."""
+        return await self.execute(Compact(revision))
+
 
 class PeerProgress(msgspec.Struct, frozen=True):
     """How far one follower is, as the leader sees it (empty on other nodes)."""
@@ -240,7 +248,10 @@ class Status(msgspec.Struct, frozen=True):
     durable_index: int
     last_index: int
     revision: Revision
-    compact_revision: int
+    compact_revision: int  # the oldest that can be read; 0: all can
+    swept_revision: int  # what compaction gave up below it has been removed
+    logical_bytes: int  # of all versions: what the quota limits
+    history_bytes: int  # of those that only readers of the past see: what the budget limits
     hybrid_time: str  # of the newest entry applied
     state_hash: str  # rolling hash of everything applied, hex; equal on all nodes at equal applied_index
     members: tuple[MemberInfo, ...]

@@ -3,8 +3,8 @@
 Every front end builds these, the log stores the writing ones, the state machine applies them. They are
 frozen msgspec Structs, arrays on the wire: append fields with defaults, never reorder, never reuse a tag.
 
-Writes (stored in the log): Put, Delete, Txn, those about leases and sessions, and Command, which says under what one
-is carried out. Reads (never in the log): Range, History, Await, LeaseRead, LeaseList, QueueRead, Watch.
+Writes (stored in the log): Put, Delete, Txn, Compact, Sweep, those about leases and sessions, and Command, which says
+under what one is carried out. Reads (never in the log): Range, History, Await, LeaseRead, LeaseList, QueueRead, Watch.
 `LeaseKeepAlive` is neither: the leader's clock takes it, and mostly no log.
 `Batch` is a front-door convenience: its operations are proposed one by one and answered one by one.
 """
@@ -132,6 +132,19 @@ class Txn(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
     failure: tuple[Operation, ...] = ()
 
 
+class Compact(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
+    """Give up what lies below a revision: it cannot be read any more from then on, and is removed by and by."""
+
+    revision: int
+
+
+class Sweep(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):
+    """Remove what compaction has given up, of the next revisions in line. The leader's own; no client sends it."""
+
+    before: int  # revisions below this one …
+    changes_max: int  # … until they have made so many changes; whole revisions, at least one
+
+
 Operation = Put | Delete | Range
 """What may stand inside a transaction. Nested transactions are not offered."""
 
@@ -243,7 +256,7 @@ class Command(msgspec.Struct, frozen=True, array_like=True, tag=17, gc=False):
     fence: Fence | None = None
 
 
-WriteRequest = StoreWrite | LeaseUpkeep | LeaseRenew | SessionOpen | SessionEnd | Command
+WriteRequest = StoreWrite | Compact | Sweep | LeaseUpkeep | LeaseRenew | SessionOpen | SessionEnd | Command
 """What the log stores as a client command."""
 
 ReadRequest = Range | History
@@ -281,6 +294,18 @@ class TxnReply(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
     revision: int
     succeeded: bool
     results: tuple[OperationReply, ...]
+
+
+class CompactReply(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
+    revision: int
+    compact_revision: int  # the oldest that can be read: the one asked for, or a higher one
+
+
+class SweepReply(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):
+    revision: int
+    swept_revision: int  # everything given up below it has been removed
+    versions: int  # removed
+    bytes: int  # logical ones, removed with them
 
 
 class LeaseReply(msgspec.Struct, frozen=True, array_like=True, tag=20, gc=False):
@@ -351,6 +376,16 @@ class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
 
 
 OperationReply = PutReply | DeleteReply | RangeReply
-WriteReply = PutReply | DeleteReply | TxnReply | LeaseReply | LeaseEnded | SessionReply | SessionsEnded
+WriteReply = (
+    PutReply
+    | DeleteReply
+    | TxnReply
+    | CompactReply
+    | SweepReply
+    | LeaseReply
+    | LeaseEnded
+    | SessionReply
+    | SessionsEnded
+)
 Reply = WriteReply | RangeReply | LeaseReadReply | LeaseListReply | QueueReply
 ApplyResult = WriteReply | Refusal

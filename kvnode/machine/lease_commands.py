@@ -35,6 +35,7 @@ from kvnode.machine.leases import Lease, Leases, Place, queue_key
 from kvnode.machine.mvcc import Versions
 from kvnode.machine.operations import Operations
 from kvnode.machine.pace import Pace, Work
+from kvnode.machine.rows import logical_bytes
 
 LeaseCommand = LeaseGrant | LeaseRevoke | LeaseUpkeep | LeaseRenew | Campaign
 
@@ -120,7 +121,9 @@ class LeaseCommands:
             assert before is not None, ("a key on a lease exists", key)
             previous_bytes += len(before.key) + len(before.value)
             fits = previous_bytes <= self._limits.page_bytes_max  # as in a range delete
-            self._operations.bury(key, revision + 1, time, before if fits else None, events)
+            self._operations.bury(
+                key, revision + 1, time, before if fits else None, events, replaced=logical_bytes(before)
+            )
         ids = sorted({lease.id for lease in leases})
         for lease_id in ids:
             self._leases.end(lease_id)

@@ -23,14 +23,14 @@ from kvnode.config import LimitsSection
 from kvnode.errors import BadRequest, Compacted, FutureRevision
 from kvnode.ids import Index, Revision
 from kvnode.kv.events import Event
-from kvnode.kv.keys import ONE_KEY
+from kvnode.kv.keys import ONE_KEY, TO_THE_END
 from kvnode.kv.requests import (
     ApplyResult,
     Command,
+    Compact,
     Delete,
     Fence,
     History,
-    KeyValue,
     LeaseList,
     LeaseListReply,
     Put,
@@ -41,6 +41,8 @@ from kvnode.kv.requests import (
     Refusal,
     SessionEnd,
     SessionOpen,
+    Sweep,
+    SweepReply,
     TableRequest,
     Txn,
     WriteRequest,
@@ -48,6 +50,7 @@ from kvnode.kv.requests import (
 from kvnode.machine import digest, keycode
 from kvnode.machine.backend import Backend
 from kvnode.machine.changelog import Changelog, ChangesAsked, ChangesFound, Page
+from kvnode.machine.compaction import Compaction
 from kvnode.machine.exactly_once import ExactlyOnce
 from kvnode.machine.lease_commands import LeaseCommands
 from kvnode.machine.leases import Leases
@@ -55,15 +58,13 @@ from kvnode.machine.mvcc import Versions
 from kvnode.machine.operations import Operations
 from kvnode.machine.pace import SLICE_STEPS, Pace, Work, in_one_go
 from kvnode.machine.recent import Recent
-from kvnode.machine.rows import Cut, Meta, decode_meta
+from kvnode.machine.rows import LIVE_BYTES_UNKNOWN, Cut, Meta, decode_meta, logical_bytes
 from kvnode.machine.side_rows import SideRows
 from kvnode.machine.txn import Transactions, check_readable
 
 __all__ = ["Applied", "Cut", "StateMachine", "logical_bytes"]
 
-VERSION_OVERHEAD_BYTES = 64
-"""What a version is counted as beside its key and value, for the quota. Equal on all nodes, for ever."""
-
+ALL_STEPS = 1 << 62
 
 MANY_CHANGES = 256
 """An entry with fewer is finished at once."""
@@ -86,9 +87,9 @@ class StateMachine:
         self.applied_index = meta.applied_index
         self.applied_time = meta.applied_time  # never decreases along the log
         self.revision = meta.revision
-        self.compact_revision = meta.compact_revision
         self.digest = meta.digest
-        self.logical_bytes = meta.logical_bytes
+        self.logical_bytes = meta.logical_bytes  # of all versions
+        self.versions_removed = 0  # since this machine was opened
         self.backend = backend
         self._cut_index = meta.applied_index  # of the newest cut
         self._unfinished: Work[Applied] | None = None
@@ -102,6 +103,29 @@ class StateMachine:
         self._transactions = Transactions(versions, self._recent, self._operations, limits)
         self.exactly_once = ExactlyOnce(backend, self._side, limits)
         self._changelog = Changelog(backend, self._recent, versions, limits.page_bytes_max)
+        self._compaction = Compaction(backend, self._recent, self._side, meta)
+        self.live_bytes = meta.live_bytes  # of the versions that the newest revision shows
+        if meta.live_bytes == LIVE_BYTES_UNKNOWN:
+            self.live_bytes = self._sum_of_live_bytes()
+
+    def _sum_of_live_bytes(self) -> int:
+        scan = self._versions.scan(b"", TO_THE_END, self.revision)
+        return sum(map(logical_bytes, scan.slice(Pace(ALL_STEPS))))
+
+    @property
+    def compact_revision(self) -> int:
+        """The oldest revision that can be read; 0: all can. Never decreases, never above `revision`."""
+        return self._compaction.compact_revision
+
+    @property
+    def swept_revision(self) -> int:
+        """What was given up below it has been removed. At most `compact_revision`."""
+        return self._compaction.swept_revision
+
+    @property
+    def history_bytes(self) -> int:
+        """Logical bytes of all that is there for readers of the past only."""
+        return self.logical_bytes - self.live_bytes
 
     @property
     def is_unfinished(self) -> bool:
@@ -110,11 +134,17 @@ class StateMachine:
 
     @property
     def recent_bytes(self) -> int:
-        return self._recent.size_bytes
+        """What memory holds until it is flushed: versions, and rows beside them that change or go."""
+        return self._recent.size_bytes + self._side.size_bytes
 
     @property
     def recent_versions(self) -> int:
         return self._recent.versions
+
+    @property
+    def is_flushed(self) -> bool:
+        """Nothing waits for a cut but, maybe, the applied index."""
+        return not self._recent.versions and self._side.is_empty
 
     # ── entries ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -195,6 +225,12 @@ class StateMachine:
                         request, self.revision, self.compact_revision, time, events, pace=self._pace
                     )
                 )
+            case Compact():
+                return self._compaction.compact(request, self.revision)
+            case Sweep():
+                swept = yield from self._compaction.sweep(request, self.revision, self._pace)
+                self._on_swept(swept)
+                return swept
             case SessionOpen():
                 return (yield from self.exactly_once.sessions.open(index, request.ttl_ms, self._pace))
             case SessionEnd():
@@ -214,9 +250,13 @@ class StateMachine:
             self.revision = Revision(self.revision + 1)
             for kv in changes:
                 assert kv.mod_revision == self.revision, (kv.mod_revision, self.revision)
-                self.logical_bytes += logical_bytes(kv)
+                size = logical_bytes(kv)
+                self.logical_bytes += size
+                if kv.version:
+                    self.live_bytes += size
             if self.leases:
                 self.leases.track(events)
+        self._settle_replaced(changed=bool(changes))
         self._advance(index, time, digest.advance(self.digest, index, time, changes, result))
         return Applied(result, tuple(events))
 
@@ -224,7 +264,7 @@ class StateMachine:
         """As `_finish`: many changes take their time to be encoded and summed up as well."""
         rolling = digest.Advance(self.digest, index, time, len(events))
         revision = Revision(self.revision + 1)
-        size = 0
+        size = live = 0
         for first in range(0, len(events), MANY_CHANGES):
             if self._pace.left <= 0:
                 yield
@@ -233,11 +273,24 @@ class StateMachine:
             assert all(kv.mod_revision == revision for kv in changes), revision
             rolling.add(changes)
             size += sum(map(logical_bytes, changes))
+            live += sum(logical_bytes(kv) for kv in changes if kv.version)
         self.revision = revision
         self.logical_bytes += size
+        self.live_bytes += live
+        self._settle_replaced(changed=True)
         self.leases.track(events)
         self._advance(index, time, rolling.finish(result))
         return Applied(result, tuple(events))
+
+    def _settle_replaced(self, *, changed: bool) -> None:
+        """The versions below the new ones are history now; of a refused entry there are no new ones."""
+        if changed:
+            self.live_bytes -= self._operations.replaced_bytes
+        self._operations.replaced_bytes = 0
+
+    def _on_swept(self, reply: SweepReply) -> None:
+        self.logical_bytes -= reply.bytes
+        self.versions_removed += reply.versions
 
     def skip(self, index: Index, time: int) -> None:
         """Pass an entry that is not a command (a leader's no-op, a configuration)."""
@@ -267,11 +320,24 @@ class StateMachine:
         return in_one_go(self.read(request, pace), pace)
 
     def read(self, request: ReadRequest, pace: Pace) -> Work[RangeReply]:
-        """As `range`, in slices, at the revision that is the newest when the first begins; or a key's history."""
-        revision = self._readable(request.revision)
-        if isinstance(request, History):
-            return (yield from self._operations.history(request, revision, pace))
-        return (yield from self._operations.range(request, revision, pace))
+        """As `range`, in slices, at the revision that is the newest when the first begins; or a key's history.
+
+        If compaction overtakes it between two slices it ends as `Compacted`, or begins again at what is newest then.
+        """
+        while True:
+            revision = self._readable(request.revision)
+            if isinstance(request, History):
+                work = self._operations.history(request, revision, lambda: self.compact_revision, pace)
+            else:
+                work = self._operations.range(request, revision, pace)
+            while revision >= self.compact_revision:
+                try:
+                    next(work)
+                except StopIteration as end:
+                    reply: RangeReply = end.value
+                    return reply
+                yield
+            work.close()
 
     def look_up(self, request: TableRequest) -> LeaseListReply | QueueReply:
         """What the tables beside the keys say, at the applied state."""
@@ -285,7 +351,7 @@ class StateMachine:
         It can still change while `time` lies above `applied_time`. Below the compacted history it is one that cannot be
         read any more.
         """
-        oldest = self.compact_revision or 2  # the first write makes revision 2
+        oldest = max(self.compact_revision, 2)  # the first write makes revision 2
         return self._versions.revision_at(time, oldest, self.revision)
 
     def changes(self, asked: ChangesAsked, pace: Pace) -> Work[ChangesFound]:
@@ -332,6 +398,8 @@ class StateMachine:
             compact_revision=self.compact_revision,
             digest=self.digest,
             logical_bytes=self.logical_bytes,
+            swept_revision=self.swept_revision,
+            live_bytes=self.live_bytes,
         )
         return Cut(meta, layer.changes, layer.bytes, self._side.take())
 
@@ -339,8 +407,4 @@ class StateMachine:
         """Drop a cut's versions from memory: its commit is durable, reads find them in the backend."""
         assert cut.applied_index == self._cut_index, (cut.applied_index, self._cut_index)
         self._recent.evict()
-
-
-def logical_bytes(kv: KeyValue) -> int:
-    """What a version counts against the quota, history and deletions included."""
-    return len(kv.key) + len(kv.value) + VERSION_OVERHEAD_BYTES
+        self._side.evict()

@@ -10,6 +10,7 @@ value is a change. A delete that finds nothing is none. `version` restarts at 1 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 
 from kvnode.config import LimitsSection
@@ -33,6 +34,7 @@ from kvnode.machine.leases import Leases
 from kvnode.machine.mvcc import Versions
 from kvnode.machine.pace import STEP_BYTES, Pace, Work
 from kvnode.machine.recent import Recent
+from kvnode.machine.rows import logical_bytes
 from kvnode.machine.scan import Scan
 
 KEY_BYTES_MAX = 64 << 10
@@ -47,6 +49,8 @@ class Operations:
         self._leases = leases
         self._recent = recent
         self._limits = limits
+        self.replaced_bytes = 0
+        """Logical bytes of the live versions that the present entry has put newer ones on; the caller resets it."""
 
     def put(self, request: Put, revision: Revision, time: int, events: list[Event]) -> PutReply | Refusal:
         key = request.key
@@ -66,6 +70,7 @@ class Operations:
             kv = KeyValue(key, request.value, made, made, 1, lease, time)
         else:
             kv = KeyValue(key, request.value, before.create_revision, made, before.version + 1, lease, time)
+            self.replaced_bytes += logical_bytes(before)
         self._recent.add(kv)
         events.append(Event(kv, before))
         previous = before if request.return_previous else None
@@ -88,7 +93,7 @@ class Operations:
                 return refusal
         if before is None:
             return DeleteReply(revision + bool(events), 0)
-        self.bury(before.key, revision + 1, time, before, events)
+        self.bury(before.key, revision + 1, time, before, events, replaced=logical_bytes(before))
         return DeleteReply(revision + 1, 1, (before,) if request.return_previous else ())
 
     def delete_range(
@@ -103,7 +108,7 @@ class Operations:
         if request.if_revision != ANY_REVISION:
             return Refusal("bad_request", "if_revision needs a single key", revision)
         limits = self._limits
-        found: list[tuple[bytes, KeyValue | None]] = []
+        found: list[tuple[bytes, int, KeyValue | None]] = []
         previous_bytes = 0
         scan = self._versions.scan(request.start, request.end, revision + bool(events))
         while True:
@@ -117,21 +122,27 @@ class Operations:
                     fits = previous_bytes <= limits.page_bytes_max
                     if request.return_previous and not fits:
                         return Refusal("too_large", f"previous values exceed {limits.page_bytes_max} bytes", revision)
-                    found.append((kv.key, kv if fits else None))
+                    found.append((kv.key, logical_bytes(kv), kv if fits else None))
             if scan.done:
                 break
             yield
-        for key, before in found:
+        for key, size, before in found:
             if pace.left <= 0:
                 yield
             pace.left -= 1
-            self.bury(key, revision + 1, time, before, events)
-        previous = tuple(before for _, before in found if before is not None) if request.return_previous else ()
+            self.bury(key, revision + 1, time, before, events, replaced=size)
+        previous = tuple(before for _, _, before in found if before is not None) if request.return_previous else ()
         return DeleteReply(revision + bool(events), len(found), previous)
 
-    def bury(self, key: bytes, made: int, time: int, before: KeyValue | None, events: list[Event]) -> None:
-        """Delete a key that exists, at revision `made`; `before` is what its event tells of it."""
+    def bury(
+        self, key: bytes, made: int, time: int, before: KeyValue | None, events: list[Event], *, replaced: int
+    ) -> None:
+        """Delete a key that exists, at revision `made`; `before` is what its event tells of it.
+
+        `replaced`: logical bytes of the version before, which itself may be too much for the event to carry.
+        """
         tombstone = KeyValue(key, b"", 0, made, 0, 0, time)
+        self.replaced_bytes += replaced
         self._recent.add(tombstone)
         events.append(Event(tombstone, before))
 
@@ -166,21 +177,28 @@ class Operations:
                 return RangeReply(revision, tuple(items), len(items), False)
             yield
 
-    def history(self, request: History, revision: int, pace: Pace) -> Work[RangeReply]:
+    def history(self, request: History, revision: int, oldest: Callable[[], int], pace: Pace) -> Work[RangeReply]:
         """The versions of a key at or below `revision`, newest first, tombstones included; one look-up each.
 
-        `revision` is one that the caller has checked to be readable.
+        `revision` is one that the caller has checked to be readable. It ends with what the `oldest` readable revision
+        shows, which may move up between slices: what is older has been removed on one node and not yet on another.
         """
         wanted = request.limit if request.limit > 0 else self._limits.page_items
         limit = min(wanted, self._limits.page_items_max)
         below = min(revision, request.before - 1) if request.before else revision
         items: list[KeyValue] = []
         size = 0
-        while (kv := self._versions.floor(request.key, below)) is not None:
+        while True:
+            floor = oldest()
+            kv = self._versions.floor(request.key, max(below, floor))
+            if kv is None or kv.mod_revision > below or (kv.mod_revision < floor and not kv.version):
+                break
             size += len(kv.key) + len(kv.value)
             if len(items) == limit or (items and size > self._limits.page_bytes_max):
                 return RangeReply(revision, tuple(items), len(items), True)
             items.append(kv)
+            if kv.mod_revision <= floor:
+                break
             below = kv.mod_revision - 1
             pace.left -= 1 + len(kv.value) // STEP_BYTES
             if pace.left <= 0:

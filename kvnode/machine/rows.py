@@ -4,7 +4,8 @@ Values are MessagePack arrays (append fields with defaults, never reorder); keys
 
     table      value
     ---------  -------------------------------------------------------------------------------------------
-    meta       `Meta`: format, applied index and time, revision, compact revision, digest, logical bytes
+    meta       `Meta`: format, applied index and time, revision, compact revision, digest, logical bytes,
+               swept revision, live bytes
     versions   `VersionRow`: value, create revision, version (0 = deleted), lease, time, user key if long
     leases     `LeaseRow`: TTL, logged renewals, checkpointed remainder, whether it is its key's own
     keys of leases  `LeaseKeyRow`: user key, its create revision
@@ -17,6 +18,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
+from typing import TypeVar
 
 import msgspec
 
@@ -34,6 +36,12 @@ SORTED_AT_ONCE = 8_192
 
 EMPTY_DIGEST = bytes(16)
 
+LIVE_BYTES_UNKNOWN = -1
+"""In a store written before they were counted: they are summed up when it is opened."""
+
+VERSION_OVERHEAD_BYTES = 64
+"""What a version is counted as beside its key and value, for quota and budget. Equal on all nodes, for ever."""
+
 
 class Meta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Exactly what the rows beside it are the result of. Committed with them in one transaction (I19)."""
@@ -45,6 +53,8 @@ class Meta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     compact_revision: int = 0
     digest: bytes = EMPTY_DIGEST
     logical_bytes: int = 0
+    swept_revision: int = 0
+    live_bytes: int = LIVE_BYTES_UNKNOWN
 
 
 class VersionRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -125,6 +135,11 @@ def decode_revision(row: Row) -> tuple[int, int, RevisionRow]:
     return revision, number, _revision_decoder.decode(row[1])
 
 
+def logical_bytes(kv: KeyValue) -> int:
+    """What a version counts against the quota, history and deletions included."""
+    return len(kv.key) + len(kv.value) + VERSION_OVERHEAD_BYTES
+
+
 RowKey = bytes
 SideChanges = Mapping[RowKey, msgspec.Struct | None]
 
@@ -156,12 +171,19 @@ class Cut(msgspec.Struct, frozen=True):
             versions.append((row_key, encode(value)))
             change = RevisionRow(kv.time, kind.value, kv.key)
             revisions.append((keycode.revision_row_key(revision, number), encode(change)))
-        # One call of `sort` keeps the interpreter to itself until it is done: a long one would stall the loop.
-        pieces = [sorted(versions[first : first + SORTED_AT_ONCE]) for first in range(0, len(versions), SORTED_AT_ONCE)]
         side = sorted((key, encode(row)) for key, row in self.side.items() if row is not None)
         assert all(keycode.VERSIONS_END <= key < keycode.REVISIONS for key, _ in side), "or the whole is not sorted"
-        return [(keycode.META_KEY, encode(self.meta)), *heapq.merge(*pieces), *side, *revisions]
+        return [(keycode.META_KEY, encode(self.meta)), *_sorted_in_pieces(versions), *side, *revisions]
 
     def removed(self) -> list[RowKey]:
-        """Rows to remove once the others are written."""
-        return [key for key, row in self.side.items() if row is None]
+        """Rows to remove once the others are written, ascending: neighbours share pages."""
+        return _sorted_in_pieces([key for key, row in self.side.items() if row is None])
+
+
+Sortable = TypeVar("Sortable", RowKey, Row)
+
+
+def _sorted_in_pieces(items: list[Sortable]) -> list[Sortable]:
+    """One call of `sort` keeps the interpreter to itself until it is done: a long one would stall the loop."""
+    pieces = [sorted(items[first : first + SORTED_AT_ONCE]) for first in range(0, len(items), SORTED_AT_ONCE)]
+    return pieces[0] if len(pieces) == 1 else list(heapq.merge(*pieces))

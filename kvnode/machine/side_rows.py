@@ -12,12 +12,25 @@ import msgspec
 
 from kvnode.machine.backend import Backend, Row
 
+ROW_BYTES = 200
+"""A row's key with its slot, and a small struct, in memory (measured)."""
+
 
 class SideRows:
-    """Changed rows by key. Bounded by what the tables behind it hold and by what one flush interval compacts."""
+    """Changed rows by key. What they take counts as recent: at that bound applying waits for the flush."""
 
     def __init__(self) -> None:
         self._changed: dict[bytes, msgspec.Struct | None] = {}
+        self._leaving = 0  # of the cut that is outstanding
+
+    @property
+    def size_bytes(self) -> int:
+        """About what they take in memory, those of the outstanding cut included."""
+        return (len(self._changed) + self._leaving) * ROW_BYTES
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._changed
 
     def put(self, key: bytes, row: msgspec.Struct) -> None:
         self._changed[key] = row
@@ -26,9 +39,14 @@ class SideRows:
         self._changed[key] = None
 
     def take(self) -> dict[bytes, msgspec.Struct | None]:
-        """What has changed since the last call."""
+        """What has changed since the last call, for a cut."""
         changed, self._changed = self._changed, {}
+        self._leaving = len(changed)
         return changed
+
+    def evict(self) -> None:
+        """What was taken is durable."""
+        self._leaving = 0
 
 
 def rows_of(backend: Backend, table: bytes) -> Iterator[Row]:

@@ -22,6 +22,7 @@ from kvnode.kv.requests import (
     Await,
     Campaign,
     Command,
+    Compact,
     Compare,
     Delete,
     History,
@@ -35,6 +36,7 @@ from kvnode.kv.requests import (
     ReadRequest,
     SessionEnd,
     SessionOpen,
+    Sweep,
     TableRequest,
     Txn,
     Watch,
@@ -64,6 +66,9 @@ def check_write(request: WriteRequest, limits: LimitsSection) -> None:
             _check_delete(request, limits)
         case Txn():
             _check_txn(request, limits)
+        case Compact():
+            if not 1 <= request.revision <= INTEGER_MAX:
+                raise BadRequest("compaction names the oldest revision to keep, a positive 64-bit integer")
         case LeaseGrant(put=put):
             _check_ttl(request.ttl_ms)
             check_lease_id(request.id, least=0)
@@ -85,6 +90,8 @@ def check_write(request: WriteRequest, limits: LimitsSection) -> None:
         case Command():
             _check_command(request, limits)
             check_write(request.request, limits)
+        case Sweep():
+            raise BadRequest("only the leader sweeps")
         case _:
             assert_never(request)
 
@@ -304,7 +311,7 @@ def _check_operation(operation: Operation, limits: LimitsSection) -> int:
 
 
 class SpaceGuard:
-    """Refuses what would grow the store once a soft limit is reached; reads and deletes go on."""
+    """Refuses what would grow the store once a soft limit is reached; reads, deletes and compaction go on."""
 
     def __init__(
         self, settings: StorageSection, machine: StateMachine, free_bytes: Callable[[], int], clock: Clock
@@ -325,7 +332,7 @@ class SpaceGuard:
         if not self.alarm:
             return
         write = request.request if isinstance(request, Command) else request
-        if not isinstance(write, Delete | LeaseRevoke | LeaseRenew | SessionEnd):
+        if not isinstance(write, Delete | Compact | LeaseRevoke | LeaseRenew | SessionEnd):
             raise NoSpace(self.alarm)
 
     def _look(self) -> str:

@@ -245,7 +245,7 @@ class Applier:
         self._machine.evict(cut)
         self._cut = None
         self.flush_seconds.observe(seconds)
-        if self._machine.recent_versions:
+        if not self._machine.is_flushed:
             self._consider_flush()
         if self._machine.applied_index < self._target:
             self._continue()

@@ -3,7 +3,8 @@
 A duty begins once this node has applied an entry of the term it leads, so that it has seen everything earlier leaders
 did, and ends with the term. What it decides is proposed as the leader of that very term: in any other the proposal is
 void, and it is never forwarded (etcd #15247: a leader that was stuck must not carry out an old decision). Whether the
-decision still holds is checked again at apply. Looked at every `TURN_MS`; nothing is decided between.
+decision still holds is checked again at apply. Each is asked every `TURN_MS`; after what it decided was carried out,
+once `RESTS` times as long has passed as that took. So a backlog is worked off in small pieces that leave clients room.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from kvnode.raft.messages import LeaderProposals, Proposed
 from kvnode.wire.codec import encode_request
 
 TURN_MS = 100
+RESTS = 3
+AGAIN_MS_MIN = 10
+AGAIN_MS_MAX = 1_000
 PROPOSAL_MS = 5_000
 """A proposal that has no fate by then is given up; what is still due is decided anew."""
 
@@ -35,7 +39,7 @@ log = get_logger("duties")
 
 
 class Duty(Protocol):
-    """One thing to look after. Each has at most one proposal under way."""
+    """One thing to look after. Each has at most one proposal under way, or just carried out."""
 
     def begin(self, now_ms: int) -> None:
         """This node leads from now on; nothing an earlier leader knew by its clock is known here."""
@@ -117,13 +121,24 @@ class Duties:
             self._on_failed(error)
 
     def _decide(self) -> None:
-        now_ms = self._clock.monotonic_ms()
-        for position, duty in enumerate(self._duties):
-            if position not in self._under_way:
-                request = duty.decide(now_ms)
-                if request is not None:
-                    self._under_way[position] = fate = self.propose(request)
-                    fate.add_done_callback(functools.partial(self._on_fate, position))
+        for position in range(len(self._duties)):
+            self._ask(position)
+
+    def _ask(self, position: int) -> None:
+        if position not in self._under_way:
+            now_ms = self._clock.monotonic_ms()
+            request = self._duties[position].decide(now_ms)
+            if request is not None:
+                self._under_way[position] = fate = self.propose(request)
+                fate.add_done_callback(functools.partial(self._on_fate, position, now_ms))
+
+    def _ask_again(self, position: int, fate: asyncio.Future[ApplyResult]) -> None:
+        if self._under_way.get(position) is fate:  # the term goes on
+            del self._under_way[position]
+            try:
+                self._ask(position)
+            except BaseException as error:  # noqa: BLE001 - as above
+                self._on_failed(error)
 
     def propose(self, request: WriteRequest) -> asyncio.Future[ApplyResult]:
         """Propose as the leader of the present term; the future fails as a request's does."""
@@ -133,9 +148,14 @@ class Duties:
         self._driver.queue.put_control(LeaderProposals(self.term, (proposed,)))
         return fate
 
-    def _on_fate(self, position: int, fate: asyncio.Future[ApplyResult]) -> None:
+    def _on_fate(self, position: int, asked_ms: int, fate: asyncio.Future[ApplyResult]) -> None:
         if self._under_way.get(position) is fate:
-            del self._under_way[position]
+            if not fate.cancelled() and fate.exception() is None:
+                took_ms = self._clock.monotonic_ms() - asked_ms
+                pause_ms = min(max(RESTS * took_ms, AGAIN_MS_MIN), AGAIN_MS_MAX)
+                self._loop.call_later(pause_ms / 1e3, self._ask_again, position, fate)
+            else:
+                del self._under_way[position]
         if not fate.cancelled() and (error := fate.exception()) is not None:
             if not isinstance(error, KvnodeError):
                 self._on_failed(error)

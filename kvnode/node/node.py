@@ -36,6 +36,7 @@ from kvnode.node.log_writer import LogWriter
 from kvnode.node.ports import LogStore, Transport
 from kvnode.node.range_reads import RangeReads
 from kvnode.node.request_path import RequestPath
+from kvnode.node.retention import Retention
 from kvnode.node.sessions import SessionDuty
 from kvnode.node.waiting_list import WaitingList
 from kvnode.node.watch_stream import NodeStream
@@ -172,6 +173,7 @@ class Node(KV, Admin):
         lessor.connect(self._duties)
         self._duties.add(lessor)
         self._duties.add(SessionDuty(machine.exactly_once, config.limits))
+        self._duties.add(Retention(machine, config.history))
         lease_calls = LeaseCalls(
             lessor,
             raft=raft,

@@ -243,6 +243,7 @@ class RequestPath:
         until_ms = self._clock.monotonic_ms() + request.wait_ms
         newest = History(request.key, limit=1)
         after = request.after_revision
+        is_known_absent = False
         look = options
         while True:
             change = self._changes.wait(request.key)  # before the look: a change right after it must not be missed
@@ -251,14 +252,24 @@ class RequestPath:
                 found = reply.items[0].mod_revision if reply.items else 0
                 if after == NEWEST:
                     after = found
+                    is_known_absent = not found or not reply.items[0].version
                 if found > after:
                     return RangeReply(reply.revision, reply.items, 1)
+                if not found and not is_known_absent and 0 < after < self._machine.compact_revision:
+                    raise self._deletion_given_up(request, after)
                 left_ms = until_ms - self._clock.monotonic_ms()
                 if left_ms <= 0:
                     return RangeReply(reply.revision, (), 0)
                 look = LOCALLY if await self._changed(change, left_ms) else options
             finally:
                 self._changes.forget(request.key, change)
+
+    def _deletion_given_up(self, request: Await, after: int) -> errors.Compacted:
+        """If it was deleted after the version that the caller knows, nothing would ever come to tell so."""
+        return errors.Compacted(
+            f"{request.key!r} is absent, and what happened to it after revision {after} is not kept",
+            compact_revision=self._machine.compact_revision,
+        )
 
     @staticmethod
     async def _changed(change: asyncio.Future[None], within_ms: int) -> bool:

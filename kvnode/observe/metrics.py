@@ -63,6 +63,11 @@ DECLARED: tuple[MetricDeclaration, ...] = (
     MetricDeclaration("kvnode_applied_index", "gauge", "", "Highest log index applied to the store."),
     MetricDeclaration("kvnode_durable_index", "gauge", "", "Highest log index synced to this node's disk."),
     MetricDeclaration("kvnode_revision", "gauge", "", "Revision of this node's applied state."),
+    MetricDeclaration("kvnode_compact_revision", "gauge", "", "Oldest revision that can be read; 0: all can."),
+    MetricDeclaration("kvnode_swept_revision", "gauge", "", "History given up below it has been removed."),
+    MetricDeclaration("kvnode_logical_bytes", "gauge", "", "Keys and values of all versions, and 64 for each."),
+    MetricDeclaration("kvnode_history_bytes", "gauge", "", "Of these, what only readers of the past can see."),
+    MetricDeclaration("kvnode_versions_removed_total", "counter", "", "Versions removed by compaction."),
     MetricDeclaration("kvnode_proposals_total", "counter", "", "Writes this node has proposed."),
     MetricDeclaration(
         "kvnode_proposals_failed_total", "counter", "", "Proposed writes that were not answered with ok."

@@ -19,6 +19,7 @@ from kvnode.kv.keys import ONE_KEY
 from kvnode.kv.requests import (
     Campaign,
     Command,
+    Compact,
     Delete,
     LeaseGrant,
     LeaseRenew,
@@ -27,6 +28,7 @@ from kvnode.kv.requests import (
     Put,
     SessionEnd,
     SessionOpen,
+    Sweep,
     Txn,
     WriteRequest,
 )
@@ -206,6 +208,10 @@ def _request_fields(request: WriteRequest) -> Line:
                 if isinstance(operation, Put | Delete)
             ]
             return {"op": "txn", "keys": [_key("key", key) for key in touched]}
+        case Compact():
+            return {"op": "compact", "revision": request.revision}
+        case Sweep():
+            return {"op": "sweep", "before": request.before, "changes_max": request.changes_max}
         case LeaseGrant(put=put):
             return {"op": "lease_grant", "ttl_ms": request.ttl_ms, **(_key("key", put.key) if put is not None else {})}
         case LeaseRevoke():

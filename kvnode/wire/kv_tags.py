@@ -13,6 +13,7 @@ from kvnode.kv.requests import (
     MUST_EXIST,
     Campaign,
     Command,
+    Compact,
     Delete,
     LeaseGrant,
     LeaseRenew,
@@ -22,6 +23,7 @@ from kvnode.kv.requests import (
     Range,
     SessionEnd,
     SessionOpen,
+    Sweep,
     Txn,
     WriteRequest,
 )
@@ -32,6 +34,8 @@ REQUESTS: dict[int, type[WriteRequest | Range]] = {
     2: Delete,
     3: Range,
     4: Txn,
+    7: Compact,
+    8: Sweep,
     9: LeaseGrant,
     10: LeaseRevoke,
     11: LeaseUpkeep,
@@ -55,6 +59,10 @@ def check_request(request: WriteRequest) -> None:
                     check_range(compare.value)
             for operation in (*request.success, *request.failure):
                 _check_operation(operation)
+        case Compact():
+            check_range(request.revision)
+        case Sweep():
+            check_range(request.before, request.changes_max)
         case LeaseGrant():
             check_range(request.id, request.ttl_ms)
             if request.put is not None:

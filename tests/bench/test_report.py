@@ -35,6 +35,16 @@ def test_the_table_shows_medians_ranges_and_whether_the_aim_is_met() -> None:
     assert "aim < 3 %: met" in text
 
 
+def test_the_cost_of_compaction_is_shown_beside_the_same_puts_without_it() -> None:
+    results = _results()
+    series = results.add("compact64", "kvnode", "http", 400.0, "")
+    series.p50_ms.append(2.0)
+    series.p99_ms.append(5.0)
+    series.generator_cpu.append(0.1)
+    text = report.text(results, Plan(ROWS), _systems())
+    assert "kvnode http: p99 2.50 × that of put64, throughput 0.50 ×" in text
+
+
 def test_the_json_holds_every_measurement() -> None:
     found = report.as_json(_results(), Plan(ROWS), _systems())
     series = {(one["row"], one["system"]): one for one in found["series"]}

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from kvnode.config import LimitsSection
 from kvnode.ids import Index
 from kvnode.kv import keys
-from kvnode.kv.requests import History, KeyValue, Put, Range, Txn, WriteRequest
+from kvnode.kv.requests import Compact, History, KeyValue, Put, Range, Sweep, Txn, WriteRequest
 from kvnode.machine.backend import Backend
 from kvnode.machine.machine import Applied, StateMachine
 from kvnode.machine.pace import Pace, in_one_go
+from kvnode.machine.rows import logical_bytes
 from kvnode.storage.lmdb_backend import LmdbBackend
 from kvnode.storage.memory_backend import MemoryBackend
 
@@ -89,10 +91,14 @@ def opener(kind: str, path: Path) -> Callable[[], Backend]:
 
 
 class Model:
-    """Puts and deletes, one list of versions a key; no conditions (those are tested one by one)."""
+    """Puts and deletes, one list of versions a key; no conditions (those are tested one by one).
+
+    It keeps everything for ever, and knows what compaction and sweeps leave of it.
+    """
 
     def __init__(self) -> None:
         self.revision = 1
+        self.compact_revision = self.swept_revision = 0
         self.versions: dict[bytes, list[KeyValue]] = {}
 
     def at(self, key: bytes, revision: int) -> KeyValue | None:
@@ -104,13 +110,56 @@ class Model:
         return max(made, default=1)
 
     def history(self, key: bytes, revision: int) -> list[KeyValue]:
-        return [kv for kv in reversed(self.versions.get(key, [])) if kv.mod_revision <= revision]
+        """Down to what the compact revision shows."""
+        found: list[KeyValue] = []
+        for kv in reversed(self.versions.get(key, [])):
+            if kv.mod_revision <= revision:
+                if kv.mod_revision < self.compact_revision and not kv.version:
+                    break
+                found.append(kv)
+                if kv.mod_revision <= self.compact_revision:
+                    break
+        return found
+
+    def kept(self) -> list[KeyValue]:
+        """What sweeps have left: all but deletions below their end, and what was superseded below it."""
+        found: list[KeyValue] = []
+        for versions in self.versions.values():
+            for kv, newer in zip_longest(versions, versions[1:]):
+                is_superseded = newer is not None and newer.mod_revision < self.swept_revision
+                if not is_superseded and (kv.version or kv.mod_revision >= self.swept_revision):
+                    found.append(kv)
+        return found
+
+    @property
+    def logical_bytes(self) -> int:
+        return sum(map(logical_bytes, self.kept()))
+
+    @property
+    def live_bytes(self) -> int:
+        return sum(map(logical_bytes, self.range(b"", keys.TO_THE_END, self.revision)))
+
+    def sweep(self, request: Sweep) -> None:
+        """Whole revisions, at least one, until they made so many changes."""
+        changes = 0
+        for revision in range(self.swept_revision, min(request.before, self.compact_revision)):
+            made = sum(kv.mod_revision == revision for versions in self.versions.values() for kv in versions)
+            if made and changes >= request.changes_max:
+                break
+            changes += made
+            self.swept_revision = revision + 1
 
     def range(self, start: bytes, end: bytes, revision: int) -> list[KeyValue]:
         found = [self.at(key, revision) for key in sorted(self.versions) if keys.contains(start, end, key)]
         return [kv for kv in found if kv is not None]
 
     def apply(self, request: WriteRequest, time: int) -> None:
+        if isinstance(request, Compact):
+            self.compact_revision = max(self.compact_revision, request.revision)
+            return
+        if isinstance(request, Sweep):
+            self.sweep(request)
+            return
         operations = request.success if isinstance(request, Txn) else (request,)
         made, changed = self.revision + 1, False
         for operation in operations:

@@ -10,7 +10,7 @@ import pytest
 
 from kvnode.errors import BadRequest, Compacted, FutureRevision
 from kvnode.kv.keys import TO_THE_END, prefix_end
-from kvnode.kv.requests import Delete, History, Put, Range, Refusal, Txn, WriteRequest
+from kvnode.kv.requests import Compact, Delete, History, Put, Range, Refusal, Txn, WriteRequest
 from kvnode.machine.pace import Pace, in_one_go
 from tests.machine.harness import BACKENDS, MODES, Model, Store, opener, some_keys
 
@@ -253,7 +253,7 @@ def test_reads_outside_the_history_are_refused(store: Store) -> None:
     assert future.value.detail == {"revision": 2}
     with pytest.raises(BadRequest):
         store.get(b"k", -1)
-    store.machine.compact_revision = 2
+    store.apply(Compact(2))
     with pytest.raises(Compacted) as compacted:
         store.get(b"k", 1)
     assert compacted.value.detail == {"compact_revision": 2}

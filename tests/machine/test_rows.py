@@ -7,7 +7,7 @@ import msgpack
 from kvnode.ids import Index, Revision
 from kvnode.kv.requests import KeyValue
 from kvnode.machine import keycode
-from kvnode.machine.rows import Cut, Meta, decode_meta, decode_version
+from kvnode.machine.rows import LIVE_BYTES_UNKNOWN, Cut, Meta, decode_meta, decode_version
 
 LONG = b"k" * 500
 
@@ -18,11 +18,20 @@ def test_golden_rows() -> None:
         KeyValue(LONG, b"w", 3, 3, 1, 0, 20),
         KeyValue(b"b", b"", 0, 3, 0, 0, 20),
     ]
-    meta = Meta(applied_index=Index(9), applied_time=20, revision=Revision(3), digest=b"d" * 16, logical_bytes=7)
+    meta = Meta(
+        applied_index=Index(9),
+        applied_time=20,
+        revision=Revision(3),
+        compact_revision=2,
+        digest=b"d" * 16,
+        logical_bytes=7,
+        swept_revision=1,
+        live_bytes=5,
+    )
     rows = Cut(meta, changes, 0).rows()
     assert [key for key, _ in rows] == sorted(key for key, _ in rows)
     assert {key: msgpack.unpackb(value) for key, value in rows} == {
-        keycode.META_KEY: [1, 9, 20, 3, 0, b"d" * 16, 7],
+        keycode.META_KEY: [1, 9, 20, 3, 2, b"d" * 16, 7, 1, 5],
         keycode.version_row_key(b"b", 2): [b"v", 2, 1, 0, 10, b""],
         keycode.version_row_key(b"b", 3): [b"", 0, 0, 0, 20, b""],
         keycode.version_row_key(LONG, 3): [b"w", 3, 1, 0, 20, LONG],
@@ -30,10 +39,15 @@ def test_golden_rows() -> None:
         keycode.revision_row_key(3, 0): [20, 1, LONG],
         keycode.revision_row_key(3, 1): [20, 2, b"b"],
     }
-    assert rows[0][1].hex() == "9701091403" + "00" + "c410" + "64" * 16 + "07"
+    assert rows[0][1].hex() == "9901091403" + "02" + "c410" + "64" * 16 + "07" + "01" + "05"
     assert decode_meta(rows[0][1]) == meta
     assert [decode_version(row) for row in rows[1:4]] == [changes[2], changes[0], changes[1]]
 
 
 def test_fields_appended_by_a_later_version_are_ignored() -> None:
-    assert decode_meta(msgpack.packb([1, 9, 20, 3, 0, b"d" * 16, 7, "new"])).applied_index == 9
+    assert decode_meta(msgpack.packb([1, 9, 20, 3, 0, b"d" * 16, 7, 0, 5, "new"])).applied_index == 9
+
+
+def test_a_store_of_an_earlier_version_has_not_counted_what_is_live() -> None:
+    meta = decode_meta(msgpack.packb([1, 9, 20, 3, 0, b"d" * 16, 7]))
+    assert (meta.swept_revision, meta.live_bytes) == (0, LIVE_BYTES_UNKNOWN)

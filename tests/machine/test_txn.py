@@ -9,6 +9,7 @@ import pytest
 
 from kvnode.kv.keys import TO_THE_END
 from kvnode.kv.requests import (
+    Compact,
     Compare,
     Delete,
     DeleteReply,
@@ -154,7 +155,7 @@ def test_a_refusal_names_the_revision_found(store: Store) -> None:
 
 
 def test_compacted_revisions_cannot_be_read(store: Store) -> None:
-    store.machine.compact_revision = 4
+    store.apply(Compact(4))
     result = run(store, Range(b"a", revision=3))
     assert isinstance(result, Refusal)
     assert result.code == "compacted"

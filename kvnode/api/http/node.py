@@ -1,4 +1,4 @@
-"""The node about itself: status, liveness, readiness, metrics, version, and handing leadership over."""
+"""The node about itself: status, liveness, readiness, metrics, version, and handing leadership over, compaction."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from kvnode.api.answer import KIND_TEXT, Answer
 from kvnode.api.call import Call
 from kvnode.errors import BadRequest, NotReady, Timeout
 from kvnode.ids import NodeId
+from kvnode.kv.requests import Compact
 from kvnode.observe import metrics
 from kvnode.version import __version__
 
@@ -31,6 +32,13 @@ class Transferred(msgspec.Struct):
     """Who leads now."""
 
     leader: int
+
+
+class Compacted(msgspec.Struct):
+    """The oldest revision that can be read now."""
+
+    revision: int
+    compact_revision: int
 
 
 async def show_status(call: Call) -> Answer:
@@ -64,6 +72,15 @@ async def show_version(call: Call) -> Answer:
 
 async def show_openapi(call: Call) -> Answer:
     return call.answer(200, call.app.openapi)
+
+
+async def compact(call: Call) -> Answer:
+    options = call.options()
+    call.refuse_body()
+    if "rev" not in call.parameters:
+        raise BadRequest("rev= names the oldest revision to keep", parameter="rev")
+    reply = await call.app.kv.execute(Compact(query.parse_integer(call.parameters["rev"], "rev", least=1)), options)
+    return call.json(200, Compacted(reply.revision, reply.compact_revision), revision=reply.revision)
 
 
 async def transfer_leadership(call: Call) -> Answer:

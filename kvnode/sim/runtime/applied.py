@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from kvnode.config import LimitsSection
 from kvnode.ids import Index, NodeId
@@ -15,6 +16,15 @@ from kvnode.kv.events import Event
 from kvnode.kv.requests import KeyValue, WriteRequest
 from kvnode.machine.backend import Backend
 from kvnode.machine.machine import Applied, StateMachine
+
+
+class History(NamedTuple):
+    """What the store keeps, after an entry."""
+
+    compact_revision: int
+    swept_revision: int
+    logical_bytes: int
+    live_bytes: int
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,7 @@ class Step:
     request: WriteRequest | None
     digest: bytes
     revision: int  # of the store, after it
+    history: History
     events: tuple[Event, ...] = ()
 
 
@@ -39,22 +50,34 @@ class AppliedLog:
     def on_applied(self, node: NodeId, index: Index, step: Step) -> None:
         if index > len(self.steps):
             assert index == len(self.steps) + 1, ("I7: an index was skipped by everybody", node, index)
+            before = self.steps[-1].history if self.steps else History(0, 0, 0, 0)
+            assert before[:2] <= step.history[:2], ("I22: compaction went back", node, index, before, step)
+            assert step.history.swept_revision <= step.history.compact_revision <= step.revision, (node, index, step)
             self.steps.append(step)
             self.at_s.append(self.now_s())
             return
         known = self.steps[index - 1]
         assert (known.time, known.request) == (step.time, step.request), ("I7: another entry", node, index, known, step)
         assert known.digest == step.digest, ("I21: another state", node, index, known, step)
+        assert known.history == step.history, ("I21: keeps something else", node, index, known, step)
 
-    def on_opened(self, node: NodeId, index: Index, digest: bytes) -> None:
+    def on_opened(self, node: NodeId, index: Index, digest: bytes, history: History) -> None:
         """A store that survived a restart is at some index, in the state that everybody had there."""
         assert index <= len(self.steps), ("the store is ahead of everything applied", node, index, len(self.steps))
         if index:
-            assert self.steps[index - 1].digest == digest, ("I19: the store is not what its index says", node, index)
+            known = self.steps[index - 1]
+            assert (known.digest, known.history) == (digest, history), ("I19: not what its index says", node, index)
 
     def changes(self) -> dict[int, tuple[KeyValue, ...]]:
         """Revision → the versions it made; a deletion is a version 0."""
         return {step.revision: tuple(event.kv for event in step.events) for step in self.steps if step.events}
+
+    def floors(self) -> list[int]:
+        return [step.history.compact_revision for step in self.steps]
+
+    @property
+    def swept(self) -> int:
+        return self.steps[-1].history.swept_revision if self.steps else 0
 
 
 class WatchedMachine(StateMachine):
@@ -65,7 +88,7 @@ class WatchedMachine(StateMachine):
         self._node = node
         self._log = log
         self._pending: tuple[int, WriteRequest] | None = None
-        log.on_opened(node, self.applied_index, self.digest)
+        log.on_opened(node, self.applied_index, self.digest, self._kept())
 
     def begin(self, index: Index, time: int, request: WriteRequest) -> Applied | None:
         self._pending = (time, request)
@@ -76,12 +99,15 @@ class WatchedMachine(StateMachine):
 
     def skip(self, index: Index, time: int) -> None:
         super().skip(index, time)
-        self._log.on_applied(self._node, index, Step(time, None, self.digest, self.revision))
+        self._log.on_applied(self._node, index, Step(time, None, self.digest, self.revision, self._kept()))
+
+    def _kept(self) -> History:
+        return History(self.compact_revision, self.swept_revision, self.logical_bytes, self.live_bytes)
 
     def _note(self, applied: Applied | None) -> Applied | None:
         if applied is not None and self._pending is not None:  # `begin` may have come here by way of `resume`
             time, request = self._pending
             self._pending = None
-            step = Step(time, request, self.digest, self.revision, applied.events)
+            step = Step(time, request, self.digest, self.revision, self._kept(), applied.events)
             self._log.on_applied(self._node, self.applied_index, step)
         return applied

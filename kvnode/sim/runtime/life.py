@@ -18,11 +18,12 @@ from kvnode.sim.runtime import holders, liveness
 from kvnode.sim.runtime.clock import NodeClock
 from kvnode.sim.runtime.cluster import Cluster
 from kvnode.sim.runtime.faults import FAULTS
+from kvnode.sim.runtime.floors import Floors
 from kvnode.sim.runtime.insistent import Insistent
 from kvnode.sim.runtime.nemesis import Nemesis
 from kvnode.sim.runtime.swarm import World, draw
 from kvnode.sim.runtime.watchers import Watchers, judge_watched
-from kvnode.sim.runtime.witness import Witness, judge_awaited, judge_bounded, judge_by_log, judge_past
+from kvnode.sim.runtime.witness import Witness, judge_awaited, judge_bounded, judge_by_log, judge_given_up, judge_past
 from kvnode.sim.runtime.workload import PREFIX, Workload
 from kvnode.sim.trace import Trace
 
@@ -96,8 +97,10 @@ class Life:
         operations = self.workload.operations
         witness = Witness(self.cluster.applied.changes(), but=holders.PREFIX)
         judge_by_log(operations, witness)
-        judge_past(self.workload.looked_back, witness)
-        judge_awaited(self.workload.awaited, witness)
+        floors = Floors(self.cluster.applied.floors())
+        judge_past(self.workload.looked_back, witness, floors)
+        judge_given_up(self.workload.given_up, witness, floors)
+        judge_awaited(self.workload.awaited, witness, floors)
         self.insistent.judge(witness)
         judge_watched(self.watchers.streams, self.cluster.applied.changes())
         if not {"freeze", "drift"} & set(self.world.faults):  # a bound is as good as the clock it is measured by
@@ -176,6 +179,8 @@ class Life:
             name = f"operations_{operation.status}"
             found[name] = found.get(name, 0) + 1
         found["reads_of_the_past"] = len(self.workload.looked_back)
+        found["reads_given_up"] = len(self.workload.given_up)
+        found["revisions_swept"] = self.cluster.applied.swept
         found["histories_undecided"] = int(self.was_undecided)
         found["long_polls"] = len(self.workload.awaited)
         found["locks_held"] = len(self.workload.leases.held)

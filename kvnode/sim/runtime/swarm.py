@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from kvnode import perturb
 from kvnode.raft.leader_lease import RATE_BOUND
 from kvnode.sim.disk import FsyncFailure
-from kvnode.sim.runtime.workload import Mix
+from kvnode.sim.runtime.workload import WEIGHTS, Mix
 
 KIB = 1 << 10
 BEYOND_THE_RATE_BOUND = ("drift", "freeze")
@@ -104,6 +104,11 @@ def _settings(rng: random.Random) -> dict[str, object]:
         "limits.idempotency_ms": rng.choice((1_000, 600_000)),
         "raft.clock_drift_ms": rng.choice((20, 500, 500, 10_000)),
         "raft.leader_lease_reads": rng.choice((False, False, True)),
+        "history.retention_ms": rng.choice((0, 86_400_000, 86_400_000, 500)),
+        "history.budget_bytes": rng.choice((2 * KIB * KIB * KIB, 2 * KIB * KIB * KIB, 2 * KIB)),
+        "history.compact_revisions": rng.choice((1, 10, 10_000)),
+        "history.compact_ms": rng.choice((100, 1_000)),
+        "history.sweep_changes": rng.choice((1, 10, 512)),
     }
 
 
@@ -119,4 +124,5 @@ def _mix(rng: random.Random) -> Mix:
         roams=rng.choice((0.0, 0.1, 0.5)),
         timeouts_ms=rng.choice(((50, 300, 2_000), (300, 2_000), (2_000,))),
         watchers=rng.choice((0, 1, 3, 8)),
+        weights=rng.choice((WEIGHTS, {**WEIGHTS, "compact": 1})),
     )

@@ -13,6 +13,7 @@ from itertools import accumulate
 
 from kvnode.check.history import ANY, Operation, Seen
 from kvnode.kv.requests import Await, History, KeyValue, Range, RangeReply
+from kvnode.sim.runtime.floors import Floors
 
 
 class Witness:
@@ -86,7 +87,9 @@ def judge_by_log(operations: Iterable[Operation], witness: Witness) -> None:
     _judge_deletions(operations, witness)
 
 
-def judge_past(looked_back: Iterable[tuple[Range | History, int, RangeReply]], witness: Witness) -> None:
+def judge_past(
+    looked_back: Iterable[tuple[Range | History, int, RangeReply]], witness: Witness, floors: Floors
+) -> None:
     """What was read of the past is what the log did (I21), also by then unwritten times. Raises: AssertionError."""
     for request, time, reply in looked_back:
         revision = witness.revision_at(time) if time else request.revision
@@ -100,16 +103,28 @@ def judge_past(looked_back: Iterable[tuple[Range | History, int, RangeReply]], w
             versions = [(kv.mod_revision, kv.value.decode() if kv.version else None) for kv in reply.items]
             made = witness.history(request.key.decode(), revision)
             assert versions == made[: len(versions)], ("not what happened", made, request, reply)
-            assert len(versions) == len(made) or reply.more, ("a part of what happened", made, request, reply)
+            assert reply.more or versions in floors.histories(made), ("a part of what is kept", made, request, reply)
 
 
-def judge_awaited(awaited: Iterable[tuple[Await, RangeReply]], witness: Witness) -> None:
-    """A long poll tells the newest version if that is newer, and nothing if it is not. Raises: AssertionError."""
+def judge_given_up(refused: Iterable[tuple[int, int, int]], witness: Witness, floors: Floors) -> None:
+    """(revision asked for or 0, time asked for, floor told) of reads that were `compacted`. Raises: AssertionError."""
+    for revision, time, told in refused:
+        floors.check_refused(revision or witness.revision_at(time), told)
+
+
+def judge_awaited(awaited: Iterable[tuple[Await, RangeReply]], witness: Witness, floors: Floors) -> None:
+    """A long poll tells the newest version if that is newer, and nothing if it is not. Raises: AssertionError.
+
+    A deletion below the floor is not told to who waits for any version at all.
+    """
     for request, reply in awaited:
         made = witness.history(request.key.decode(), reply.revision)
         newest = made[0] if made and made[0][0] > request.after_revision else None
         kv = reply.items[0] if reply.items else None
         found = None if kv is None else (kv.mod_revision, kv.value.decode() if kv.version else None)
+        if found is None and newest is not None and newest[1] is None and not request.after_revision > 0:
+            assert newest[0] < floors.last, ("a deletion was not told", newest, request, reply)
+            continue
         assert found == newest, ("not the newest", newest, request, reply)
 
 

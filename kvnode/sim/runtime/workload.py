@@ -17,11 +17,23 @@ import msgspec
 
 from kvnode.check.history import ANY, Operation, Seen
 from kvnode.clocks import hybrid
-from kvnode.errors import BadRequest, CompareFailed, KvnodeError, TryAgain, Unknown
+from kvnode.errors import BadRequest, Compacted, CompareFailed, KvnodeError, TryAgain, Unknown
 from kvnode.ids import NodeId
 from kvnode.kv.interface import Options
 from kvnode.kv.keys import prefix_end
-from kvnode.kv.requests import Await, Compare, Delete, DeleteReply, History, KeyValue, Put, Range, RangeReply, Txn
+from kvnode.kv.requests import (
+    Await,
+    Compact,
+    Compare,
+    Delete,
+    DeleteReply,
+    History,
+    KeyValue,
+    Put,
+    Range,
+    RangeReply,
+    Txn,
+)
 from kvnode.kv.requests import Operation as StoreOperation
 from kvnode.sim.runtime import holders
 
@@ -39,6 +51,9 @@ class Asked(Protocol):
     ) -> Awaitable[Any]: ...
 
 
+WEIGHTS: Mapping[str, int] = {"put": 4, "get": 4} | dict.fromkeys(OTHER_KINDS, 1)
+
+
 @dataclass(frozen=True)
 class Mix:
     """What clients do, and how much of it."""
@@ -46,7 +61,7 @@ class Mix:
     clients: int = 6
     pause_s: float = 0.05  # mean time between an answer and the next request
     keys: int = 5
-    weights: Mapping[str, int] = field(default_factory=lambda: {"put": 4, "get": 4} | dict.fromkeys(OTHER_KINDS, 1))
+    weights: Mapping[str, int] = field(default_factory=lambda: WEIGHTS)
     conditional: float = 0.4  # share of writes that ask for a revision
     padding: int = 0  # bytes that some values carry besides their number
     timeouts_ms: tuple[int, ...] = (50, 300, 2_000)
@@ -70,6 +85,7 @@ class Workload:
         self.served_by = served_by
         self.operations: list[Operation] = []
         self.looked_back: list[tuple[Range | History, int, RangeReply]] = []  # request, time it named, answer
+        self.given_up: list[tuple[int, int, int]] = []  # (revision or 0, time, floor told) of reads refused for it
         self.awaited: list[tuple[Await, RangeReply]] = []
         self.bounded: list[tuple[float, float, int]] = []  # asked at (s), bound (s), revision of the answer
         self.leases = holders.Told()
@@ -164,10 +180,14 @@ class Client:
         self._served_by = 0  # the process life that has the open request
         self._newest = 1  # of the revisions it was told
         self._newest_time = 0  # of the writes it was told of
+        self._floor = 0  # the oldest revision that it was told to be readable
 
     async def request(self, kind: str, key: str) -> None:
         if kind == "past":
             await self._look_back(key)
+            return
+        if kind == "compact":
+            await self._compact()
             return
         if kind == "await":
             await self._await_newer(key)
@@ -218,13 +238,34 @@ class Client:
                 reply = await self._load.ask(self.member, request, options, self._on_sent)
         except (TryAgain, Unknown, TimeoutError):
             return
+        except Compacted as error:
+            self._on_given_up(request.after_revision, 0, error)
+            return
         assert reply.revision >= least, ("misses what its caller has seen", least, reply)
         self._load.awaited.append((request, reply))
+
+    async def _compact(self) -> None:
+        """Give up some of the past, or what is given up already."""
+        revision = self._rng.choice((1, self._rng.randint(1, self._newest), self._newest))
+        options = self._load.options(self._rng)
+        try:
+            async with asyncio.timeout(options.timeout_ms / 1e3 + PATIENCE_S):
+                reply = await self._load.ask(self.member, Compact(revision), options, self._on_sent)
+        except (TryAgain, Unknown, TimeoutError):
+            return
+        assert revision <= reply.compact_revision <= reply.revision, (revision, reply)
+        assert reply.compact_revision >= self._floor, ("I22: the floor went back", self._floor, reply)
+        self._floor = reply.compact_revision
+
+    def _on_given_up(self, revision: int, time: int, error: Compacted) -> None:
+        self._floor = max(self._floor, error.detail["compact_revision"])
+        self._load.given_up.append((revision, time, error.detail["compact_revision"]))
 
     async def _look_back(self, key: str) -> None:
         """What was once told cannot lie in the future, wherever one asks, unless that is a time."""
         rng = self._rng
         revision = time = 0
+        floor = self._floor
         if rng.random() < 0.5:
             revision = rng.choice((self._newest, rng.randint(1, self._newest)))
         else:
@@ -240,6 +281,10 @@ class Client:
             if revision or time <= self._newest_time:
                 raise
             return  # by the clock of the node that was asked it lies in the future
+        except Compacted as error:
+            self._on_given_up(revision, time, error)
+            return
+        assert reply.revision >= floor, ("given up and shown all the same", floor, request, time, reply)
         self._load.looked_back.append((request, time, reply))
 
     def _make(self, kind: str, key: str) -> tuple[Operation, Any]:
