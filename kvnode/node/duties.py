@@ -77,6 +77,7 @@ class Duties:
         self._on_failed = on_failed
         self._duties: list[Duty] = []
         self._under_way: dict[int, asyncio.Future[ApplyResult]] = {}  # by position of the duty
+        self._rests: dict[int, asyncio.TimerHandle] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.term = NOT_LEADING
         """The term that this node leads and whose first entry it has applied; NOT_LEADING otherwise."""
@@ -132,13 +133,12 @@ class Duties:
                 self._under_way[position] = fate = self.propose(request)
                 fate.add_done_callback(functools.partial(self._on_fate, position, now_ms))
 
-    def _ask_again(self, position: int, fate: asyncio.Future[ApplyResult]) -> None:
-        if self._under_way.get(position) is fate:  # the term goes on
-            del self._under_way[position]
-            try:
-                self._ask(position)
-            except BaseException as error:  # noqa: BLE001 - as above
-                self._on_failed(error)
+    def _ask_again(self, position: int) -> None:
+        del self._under_way[position], self._rests[position]
+        try:
+            self._ask(position)
+        except BaseException as error:  # noqa: BLE001 - as above
+            self._on_failed(error)
 
     def propose(self, request: WriteRequest) -> asyncio.Future[ApplyResult]:
         """Propose as the leader of the present term; the future fails as a request's does."""
@@ -153,7 +153,7 @@ class Duties:
             if not fate.cancelled() and fate.exception() is None:
                 took_ms = self._clock.monotonic_ms() - asked_ms
                 pause_ms = min(max(RESTS * took_ms, AGAIN_MS_MIN), AGAIN_MS_MAX)
-                self._loop.call_later(pause_ms / 1e3, self._ask_again, position, fate)
+                self._rests[position] = self._loop.call_later(pause_ms / 1e3, self._ask_again, position)
             else:
                 del self._under_way[position]
         if not fate.cancelled() and (error := fate.exception()) is not None:
@@ -168,3 +168,6 @@ class Duties:
             for duty in self._duties:
                 duty.end()
         self._under_way.clear()
+        for rest in self._rests.values():
+            rest.cancel()
+        self._rests.clear()
