@@ -14,7 +14,7 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -24,6 +24,8 @@ from kvnode.ids import NodeId
 from kvnode.kv.events import WatchPart
 from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options, Status, WatchStream
 from kvnode.kv.requests import Request, Watch
+from kvnode.recipes import hold
+from kvnode.recipes.hold import TTL_MS_DEFAULT, Held
 from kvnode.server import RunningNode
 
 Result = TypeVar("Result")
@@ -45,6 +47,18 @@ class EmbeddedNode(KV):
     def watch(self, request: Watch, options: Options = DEFAULT_OPTIONS) -> WatchStream:
         """Stream changes; see `KV.watch`."""
         return _StreamElsewhere(self._running.node.watch(request, options), self._call)
+
+    def lock(
+        self, name: str | bytes, *, ttl_ms: int = TTL_MS_DEFAULT, wait_ms: int = 0, owner: str | bytes = b""
+    ) -> AbstractAsyncContextManager[Held]:
+        """Hold a lock while a block runs: ``async with node.lock("deploy") as held``. See `kvnode.recipes.hold`."""
+        return hold.lock(self, name, ttl_ms=ttl_ms, wait_ms=wait_ms, owner=owner)
+
+    def elect(
+        self, name: str | bytes, *, ttl_ms: int = TTL_MS_DEFAULT, wait_ms: int = 0, value: str | bytes = b""
+    ) -> AbstractAsyncContextManager[Held]:
+        """Lead while a block runs, announcing `value`; like `lock`."""
+        return hold.lock(self, name, ttl_ms=ttl_ms, wait_ms=wait_ms, owner=value)
 
     async def status(self) -> Status:
         """What this node knows of itself and of its cluster."""

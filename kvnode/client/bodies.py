@@ -13,7 +13,7 @@ from typing import Any, assert_never
 import msgspec
 
 from kvnode.clocks import hybrid
-from kvnode.errors import BadRequest
+from kvnode.errors import BadRequest, ConnectionLost
 from kvnode.kv.keys import ONE_KEY, TO_THE_END
 from kvnode.kv.requests import (
     ANY_REVISION,
@@ -36,6 +36,14 @@ Json = dict[str, Any]
 
 encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder().decode
+
+
+def json_of(status: int, body: bytes) -> Any:
+    """Raises: ConnectionLost if it is none: whoever answered is no node."""
+    try:
+        return decode(body)
+    except msgspec.DecodeError as error:
+        raise ConnectionLost(f"answer {status} is not JSON: {body[:200]!r}") from error
 
 
 def operation_body(operation: Operation, *, condition: bool) -> Json:
@@ -120,6 +128,10 @@ def range_query(request: Range) -> dict[str, bytes]:
         query["order"] = b"desc"
     flags = {"keys_only": request.keys_only, "count_only": request.count_only}
     return query | {name: b"1" for name, given in flags.items() if given}
+
+
+def key_of(item: Json) -> bytes:
+    return _bytes(item, "key", "key_encoding")
 
 
 def key_value(item: Json) -> KeyValue:

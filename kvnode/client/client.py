@@ -6,8 +6,9 @@ only budget: within it, what certainly had no effect is tried again elsewhere, a
 What may have had an effect is never sent twice, unless it is named (`Command`): then it takes effect once however often
 it is sent, and is asked for again elsewhere until the deadline. Outcomes are never guessed:
 
-* writes travel as ``POST`` (a single one as a batch of one). aiohttp resends a GET, PUT or DELETE by itself when a
-  reused connection dies; a compare-and-set sent twice would refuse its own success. POST it sends once;
+* writes travel as ``POST`` (a single one as a batch of one), those about leases as what they are. aiohttp would resend
+  a GET, PUT or DELETE by itself when a connection dies, and is kept from it: a compare-and-set sent twice would refuse
+  its own success;
 * the node's word decides: an answer that says ``not-applied`` is a `TryAgain` or a `Rejected`, one that says
   ``unknown`` is an `Unknown`, and a request that left without a complete answer is an `Unknown`, too;
 * only `TryAgain`, failures of reads, and what is named are retried; once one sending may have had an effect, what
@@ -22,39 +23,34 @@ import asyncio
 import random
 import time
 import warnings
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from http import HTTPStatus
+from collections.abc import Awaitable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Self
-from urllib.parse import quote, urlencode, urlsplit
 
 import aiohttp
 import msgspec
-from yarl import URL
 
-from kvnode.client import bodies, named
+from kvnode.client import bodies, leases, locks, named, reads
 from kvnode.client.endpoints import Endpoints, RetryPolicy
-from kvnode.client.http import error_from, key_path, parse_endpoints, settles
+from kvnode.client.exchange import Exchange
+from kvnode.client.http import error_from, parse_endpoints, settles
+from kvnode.client.locks import Acquire
 from kvnode.client.session import TTL_MS_DEFAULT, Session
 from kvnode.client.watch import ClientStream, Connection
-from kvnode.clocks import hybrid
 from kvnode.errors import (
+    BadRequest,
     CompareFailed,
     ConnectionLost,
-    KeyNotFound,
     KvnodeError,
     NoLeader,
     NoSpace,
     NotReady,
-    Timeout,
     TryAgain,
     Unknown,
 )
-from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options
-from kvnode.kv.keys import ONE_KEY
+from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options, as_bytes
 from kvnode.kv.requests import (
     MUST_EXIST,
-    NEWEST,
     Await,
     Command,
     Compact,
@@ -62,10 +58,13 @@ from kvnode.kv.requests import (
     Compare,
     Delete,
     History,
-    KeyValue,
+    LeaseGrant,
+    LeaseKeepAlive,
+    LeaseList,
+    LeaseRead,
+    LeaseRevoke,
     Put,
     Range,
-    RangeReply,
     ReadRequest,
     Reply,
     Request,
@@ -76,13 +75,16 @@ from kvnode.kv.requests import (
     Txn,
     Watch,
 )
-from kvnode.wire.token import encode_token
+from kvnode.recipes import hold
+from kvnode.recipes.hold import TTL_MS_DEFAULT as HOLD_MS_DEFAULT
+from kvnode.recipes.hold import Held
+from kvnode.recipes.lock import Place
 
-_CONNECT_MS_MAX = 2_000
-_GRACE_MS = 1_000  # the node answers 504 at the deadline; its answer gets this long to arrive
 _KEEPALIVE_S = 30  # below the server's 75 s: the server never closes a connection we are about to use
 
 RETRY_DEFAULT = RetryPolicy()
+
+_json = bodies.json_of
 
 
 class Client(KV):
@@ -125,10 +127,45 @@ class Client(KV):
 
     async def execute(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Any:
         """Carry out one request. Raises: a `KvnodeError`; see `kvnode.errors` for what its family promises."""
-        if self._closed:
-            raise NotReady("this client is closed")
         if isinstance(request, Put | Delete) and request.if_revision == MUST_EXIST:
             return await self._execute_if_exists(request, options)
+        return await self._carry_out(request, options)
+
+    async def acquire(self, request: Acquire, options: Options = DEFAULT_OPTIONS) -> Place:
+        """Take a lock or be elected, or wait for that up to ten minutes; to hold it use `lock` or `elect`.
+
+        Raises: LockHeld after `wait_ms`. Sent once: where the outcome is not known (`Unknown`) the lock may have been
+        taken, and comes free by itself after its TTL.
+        """
+        if self._closed:
+            raise ConnectionLost("this client is closed")
+        place: Place = await self._carry_out(request, options)
+        return place
+
+    def lock(
+        self, name: str | bytes, *, ttl_ms: int = HOLD_MS_DEFAULT, wait_ms: int = 0, owner: str | bytes = b""
+    ) -> AbstractAsyncContextManager[Held]:
+        """Hold a lock while a block runs: ``async with client.lock("deploy") as held``. See `kvnode.recipes.hold`."""
+        return self.hold(Acquire("locks", as_bytes(name), ttl_ms, wait_ms, as_bytes(owner)))
+
+    def elect(
+        self, name: str | bytes, *, ttl_ms: int = HOLD_MS_DEFAULT, wait_ms: int = 0, value: str | bytes = b""
+    ) -> AbstractAsyncContextManager[Held]:
+        """Lead while a block runs, announcing `value`; like `lock`."""
+        return self.hold(Acquire("elections", as_bytes(name), ttl_ms, wait_ms, as_bytes(value)))
+
+    def hold(self, request: Acquire) -> AbstractAsyncContextManager[Held]:
+        """What `lock` and `elect` do."""
+
+        def acquire() -> Awaitable[Place]:
+            return locks.wait_in_turns(self.acquire, request, now_ms=_now_ms)
+
+        return hold.holding(self, acquire, request.ttl_ms)
+
+    async def _carry_out(self, request: Request | Acquire, options: Options) -> Any:
+        """At the nodes in turn, until one answers or the deadline passes."""
+        if self._closed:
+            raise NotReady("this client is closed")
         deadline_ms = _now_ms() + options.timeout_ms
         attempt = 0
         doubt: Unknown | None = None  # an earlier sending may have taken effect
@@ -165,8 +202,8 @@ class Client(KV):
                 raise NotReady("this client is closed")
             address = self._endpoints.choose(_now_ms())
             left_ms = max(1, min(options.timeout_ms, began_ms + options.timeout_ms - _now_ms()))
-            sender = _Exchange(self._open_session(), address, options, left_ms)
-            connection = await sender.stream("/v1/watch", {**_how(options), **query}, silence_ms)
+            sender = Exchange(self._open_session(), address, options, left_ms)
+            connection = await sender.stream("/v1/watch", {**reads.read_query(options), **query}, silence_ms)
             self._endpoints.on_answer(address)
             return connection
 
@@ -211,18 +248,16 @@ class Client(KV):
         wanted = error.detail.get("retry_after_ms", 0)
         return max(self._retry.delay_ms(attempt, self._rng), wanted if isinstance(wanted, int) else 0)
 
-    async def _attempt(self, address: str, request: Request, options: Options, deadline_ms: int) -> Reply:
+    async def _attempt(
+        self, address: str, request: Request | Acquire, options: Options, deadline_ms: int
+    ) -> Reply | Place:
         left_ms = deadline_ms - _now_ms()
         if left_ms <= 0:
             raise NotReady("the deadline passed before the request could be sent")
-        sender = _Exchange(self._open_session(), address, options, left_ms)
+        sender = Exchange(self._open_session(), address, options, left_ms)
         match request:
-            case Range():
-                return await _read(sender, request, options)
-            case History():
-                return await _read_history(sender, request, options)
-            case Await():
-                return await _await(sender, request, options)
+            case Range() | History() | Await():
+                return await reads.execute(sender, request, options)
             case Command():
                 return await named.execute(sender.send, request)
             case SessionOpen():
@@ -247,8 +282,12 @@ class Client(KV):
                 if "error" in result:
                     raise error_from(result["status"], result.get("outcome", ""), bodies.encode(result), write=True)
                 return bodies.operation_reply(request, result)
+            case LeaseGrant() | LeaseRevoke() | LeaseKeepAlive() | LeaseRead() | LeaseList():
+                return await leases.execute(sender.call, request)
+            case Acquire():
+                return await locks.acquire(sender.call, request)
             case _:
-                raise NotImplementedError(request)
+                raise BadRequest(f"{type(request).__name__} has no form over HTTP; see Client.lock and Client.elect")
 
     def session(self, *, ttl_ms: int = TTL_MS_DEFAULT) -> Session:
         """Writes that take effect once, also where an answer is lost: ``async with client.session() as kv``."""
@@ -262,6 +301,7 @@ class Client(KV):
                 auto_decompress=False,
                 trust_env=False,
             )
+            self._session._retry_connection = False  # it sends each request once, whatever the method
         return self._session
 
 
@@ -270,182 +310,14 @@ def connect(endpoints: str | Sequence[str], *, retry: RetryPolicy | None = RETRY
     return Client(endpoints, retry=retry)
 
 
-class _Exchange:
-    """One attempt at one node: sends, reads the whole answer, and turns every failure into the error that is true."""
-
-    def __init__(self, session: aiohttp.ClientSession, address: str, options: Options, left_ms: int) -> None:
-        self._session = session
-        self._address = address
-        self._left_ms = left_ms
-        self._query: dict[str, str | bytes] = {"timeout": f"{left_ms}ms"}
-        self._headers = {"Accept-Encoding": "identity"}
-        if options.request_id:
-            self._headers["X-Request-Id"] = options.request_id
-        if options.least_revision:
-            self._headers["Kv-Token"] = encode_token(options.least_revision, 0)
-        if not options.forward:
-            self._headers["Kv-No-Forward"] = "1"
-
-    async def get(
-        self, path: str, query: Mapping[str, bytes], *, wait_ms: int = 0
-    ) -> tuple[int, Mapping[str, str], bytes]:
-        """`wait_ms`: how much longer than its deadline the request was told to take."""
-        return await self._send("GET", path, {**self._query, **query}, None, wait_ms=wait_ms)
-
-    async def post(
-        self, path: str, body: Any, query: Mapping[str, bytes] | None = None
-    ) -> tuple[int, Mapping[str, str], bytes]:
-        """A body of None is none at all."""
-        return await self._send(
-            "POST", path, {**self._query, **(query or {})}, None if body is None else bodies.encode(body)
-        )
-
-    async def send(
-        self, method: str, path: str, query: Mapping[str, bytes], body: bytes | None, headers: Mapping[str, str]
-    ) -> tuple[int, Mapping[str, str], bytes]:
-        """Any call, with headers of its own."""
-        return await self._send(method, path, {**self._query, **query}, body, headers=headers)
-
-    async def stream(self, path: str, query: Mapping[str, bytes], silence_ms: int) -> Connection:
-        """GET whose answer goes on for ever; each of its parts must come within `silence_ms`."""
-        url = self._url(path, {**self._query, **query})
-        connect_s = min(self._left_ms, _CONNECT_MS_MAX) / 1000
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=silence_ms / 1000)
-        async with self._failures_named(self._left_ms), asyncio.timeout(connect_s + (self._left_ms + _GRACE_MS) / 1000):
-            response = await self._session.get(url, headers=self._headers, timeout=timeout, allow_redirects=False)
-            try:
-                if response.status != HTTPStatus.OK:
-                    self._check(response, await response.read(), write=False)
-                revision = int(response.headers["Kv-Revision"])
-            except BaseException:
-                response.close()
-                raise
-
-        async def read() -> bytes:
-            async with self._failures_named(silence_ms):
-                return await response.content.readany()
-
-        return Connection(revision, read, response.close)
-
-    def _url(self, path: str, query: Mapping[str, str | bytes]) -> URL:
-        # The path and query are bytes percent-encoded by us; yarl must not touch them. A plus is a plus, not a space.
-        return URL(f"http://{self._address}{path}?{urlencode(query, quote_via=quote)}", encoded=True)
-
-    @asynccontextmanager
-    async def _failures_named(self, within_ms: int) -> AsyncIterator[None]:
-        """Turn what goes wrong on the way into the error that is true."""
-        try:
-            yield
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:  # nothing was sent
-            raise NotReady(f"{self._address}: cannot connect ({error})") from error
-        except KvnodeError:
-            raise
-        except TimeoutError as error:
-            raise Timeout(f"{self._address}: no answer within {within_ms} ms") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise ConnectionLost(f"{self._address}: connection lost before the answer ({error!r})") from error
-
-    async def _send(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str | bytes],
-        body: bytes | None,
-        *,
-        wait_ms: int = 0,
-        headers: Mapping[str, str] = {},
-    ) -> tuple[int, Mapping[str, str], bytes]:
-        url = self._url(path, query)
-        connect_s = min(self._left_ms, _CONNECT_MS_MAX) / 1000
-        answer_s = (self._left_ms + wait_ms + _GRACE_MS) / 1000
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=answer_s)
-        async with (
-            self._failures_named(self._left_ms),
-            asyncio.timeout(connect_s + answer_s),
-            self._session.request(
-                method, url, data=body, headers={**self._headers, **headers}, timeout=timeout, allow_redirects=False
-            ) as response,
-        ):
-            data = await response.read()
-        self._check(response, data, write=method != "GET")
-        return response.status, response.headers, data
-
-    def _check(self, response: aiohttp.ClientResponse, data: bytes, *, write: bool) -> None:
-        """Raises: the error that an answer stands for."""
-        if response.status == 307:
-            leader = urlsplit(response.headers.get("Location", "")).netloc
-            raise NoLeader(f"{self._address} is not the leader", leader_url=leader)
-        if response.status >= 400:
-            refusal = error_from(response.status, response.headers.get("Kv-Outcome", ""), data, write=write)
-            if isinstance(refusal, KeyNotFound):  # an answer, too: absent at this revision
-                refusal.detail["revision"] = int(response.headers.get("Kv-Revision", "0"))
-                refusal.detail["mod_revision"] = int(response.headers.get("Kv-Mod-Revision", "0"))
-            raise refusal
-
-
-async def _read(sender: _Exchange, request: Range, options: Options) -> RangeReply:
-    query = _how(options)
-    if request.end != ONE_KEY or request.keys_only or request.count_only or request.revision:
-        status, _, body = await sender.get("/v1/kv", {**query, **bodies.range_query(request)})
-        return bodies.range_reply(_json(status, body))
-    try:
-        _, headers, body = await sender.get(key_path(request.start), query)
-    except KeyNotFound as error:
-        return RangeReply(error.detail["revision"], (), 0)
-    item = bodies.key_value_from_headers(request.start, body, headers)
-    return RangeReply(int(headers["Kv-Revision"]), (item,), 1)
-
-
-async def _await(sender: _Exchange, request: Await, options: Options) -> RangeReply:
-    query = {**_how(options), "wait": b"%dms" % max(1, request.wait_ms)}
-    if request.after_revision != NEWEST:
-        query["after_rev"] = b"%d" % request.after_revision
-    try:
-        status, headers, body = await sender.get(key_path(request.key), query, wait_ms=request.wait_ms)
-    except KeyNotFound as error:
-        tombstone = KeyValue(request.key, b"", 0, error.detail["mod_revision"], 0)
-        return RangeReply(error.detail["revision"], (tombstone,), 1)
-    revision = int(headers["Kv-Revision"])
-    if status == HTTPStatus.NOT_MODIFIED:
-        return RangeReply(revision, (), 0)
-    return RangeReply(revision, (bodies.key_value_from_headers(request.key, body, headers),), 1)
-
-
-def _how(options: Options) -> dict[str, bytes]:
-    """The parameters of a read that come from its options."""
-    query = {} if options.consistency == "linearizable" else {"consistency": options.consistency.encode()}
-    if options.max_staleness_ms:
-        query["max_staleness"] = b"%dms" % options.max_staleness_ms
-    if options.at_time:
-        query["at_time"] = hybrid.to_text(options.at_time).encode()
-    return query
-
-
-async def _read_history(sender: _Exchange, request: History, options: Options) -> RangeReply:
-    query = _how(options)
-    given = {"limit": request.limit, "at_rev": request.revision, "before": request.before}
-    query |= {name: b"%d" % number for name, number in given.items() if number}
-    try:
-        status, _, body = await sender.get(key_path(request.key, "history"), query)
-    except KeyNotFound as error:
-        return RangeReply(error.detail["revision"], (), 0)
-    return bodies.range_reply(_json(status, body))
-
-
-def _json(status: int, body: bytes) -> Any:
-    try:
-        return bodies.decode(body)
-    except msgspec.DecodeError as error:
-        raise ConnectionLost(f"answer {status} is not JSON: {body[:200]!r}") from error
-
-
-def _is_repeatable(request: Request) -> bool:
+def _is_repeatable(request: Request | Acquire) -> bool:
     """Sending it twice does what sending it once does. (A session that nobody heard of ends by itself.)"""
     if isinstance(request, Txn):
         return all(isinstance(operation, Range) for operation in (*request.success, *request.failure))
     if isinstance(request, Command):
         return bool(request.session or request.key)
-    return isinstance(request, ReadRequest | Await | Compact | SessionOpen | SessionEnd)
+    only_reads = ReadRequest | Await | LeaseRead | LeaseList
+    return isinstance(request, only_reads | LeaseKeepAlive | Compact | SessionOpen | SessionEnd)
 
 
 def _now_ms() -> int:

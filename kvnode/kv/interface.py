@@ -155,10 +155,38 @@ class KV(ABC):
         start = as_bytes(prefix)
         return self.watch(Watch(start, keys.prefix_end(start), from_revision, **more))
 
-    async def put(self, key: str | bytes, value: str | bytes, *, expect_revision: int | None = None) -> PutReply:
-        """Set a key. `expect_revision=0`: only if absent; N: only if its mod revision is N (else CompareFailed)."""
+    async def put(
+        self,
+        key: str | bytes,
+        value: str | bytes,
+        *,
+        expect_revision: int | None = None,
+        lease: int = 0,
+        ttl_ms: int = 0,
+    ) -> PutReply:
+        """Set a key. `expect_revision=0`: only if absent; N: only if its mod revision is N (else CompareFailed).
+
+        The key goes when `lease` ends; with `ttl_ms` it gets a lease of its own, which `get` tells.
+        """
         condition = ANY_REVISION if expect_revision is None else expect_revision
-        return await self.execute(Put(as_bytes(key), as_bytes(value), if_revision=condition))
+        put = Put(as_bytes(key), as_bytes(value), lease, if_revision=condition)
+        if not ttl_ms:
+            return await self.execute(put)
+        granted = await self.execute(LeaseGrant(ttl_ms, put=put))
+        assert granted.put is not None
+        return granted.put
+
+    async def grant(self, ttl_ms: int) -> LeaseReply:
+        """Begin a lease; its `id` is for `put`. It ends `ttl_ms` after the last `keep_alive`, its keys with it."""
+        return await self.execute(LeaseGrant(ttl_ms))
+
+    async def keep_alive(self, lease: int) -> LeaseReply:
+        """Let a lease live for its whole time from now on. Raises: LeaseNotFound if it has ended."""
+        return await self.execute(LeaseKeepAlive(lease))
+
+    async def revoke(self, lease: int) -> LeaseEnded:
+        """End a lease now: its keys go in one revision."""
+        return await self.execute(LeaseRevoke(lease))
 
     async def get(
         self, key: str | bytes, *, revision: int = 0, consistency: Consistency = "linearizable"

@@ -107,7 +107,7 @@ async def _wait(
         if queue is not None:
             if not queue.waiting or queue.waiting[-1].lease != begun.id:
                 raise LeaseNotFound("the place in the queue was lost: its lease has ended")
-            if len(queue.waiting) == 1:
+            if len(queue.waiting) == 1 and is_wanted():
                 if has_waited:
                     await kv.execute(LeaseKeepAlive(begun.id), options)  # its holder has the whole TTL from now on
                 return _place(campaign.name, queue.waiting[0], queue.revision)

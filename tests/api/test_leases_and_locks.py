@@ -128,6 +128,21 @@ async def test_waiting_ends_with_its_time_or_its_client_and_leaves_no_place_behi
     assert len(kv.machine.leases) == 1, "its client has left"
 
 
+async def test_whose_turn_comes_after_it_has_left_does_not_hold_the_lock(door: Door, kv: MachineKV) -> None:
+    first = (await door.ask("POST", "/v1/locks/a?ttl=60s")).json
+    waiting = asyncio.ensure_future(door.ask("POST", "/v1/locks/a?wait=60s&ttl=60s"))
+    while len(kv.machine.leases) < 2:
+        await asyncio.sleep(0.005)
+    waiting.cancel()
+    await asyncio.sleep(0.1)
+    await door.ask("DELETE", f"/v1/locks/a?token={first['token']}")
+    for _ in range(400):
+        if not len(kv.machine.leases):
+            break
+        await asyncio.sleep(0.005)
+    assert len(kv.machine.leases) == 0, "long before its ttl"
+
+
 async def test_a_place_is_kept_while_it_is_waited_for(door: Door, kv: MachineKV) -> None:
     first = (await door.ask("POST", "/v1/locks/a")).json
     waiting = asyncio.ensure_future(door.ask("POST", "/v1/locks/a?wait=30s&ttl=1s"))

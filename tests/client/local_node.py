@@ -20,7 +20,20 @@ from kvnode.clocks.system import SystemClock
 from kvnode.config import ClientSection, Config
 from kvnode.ids import Index, NodeId, Revision, Term
 from kvnode.kv.interface import KV, Admin, Options, Status, WatchStream
-from kvnode.kv.requests import Await, History, RangeReply, ReadRequest, Refusal, Watch
+from kvnode.kv.requests import (
+    Await,
+    History,
+    LeaseKeepAlive,
+    LeaseList,
+    LeaseRead,
+    LeaseReadReply,
+    LeaseReply,
+    QueueRead,
+    RangeReply,
+    ReadRequest,
+    Refusal,
+    Watch,
+)
 from kvnode.machine.machine import StateMachine
 from kvnode.machine.pace import Pace, in_one_go
 from kvnode.node.range_reads import RangeReads
@@ -29,6 +42,7 @@ from kvnode.node.watches import Watches
 from kvnode.storage.memory_backend import MemoryBackend
 
 WALL_MS = 1_790_000_000_000
+POLL_MS = 5
 
 
 class LocalNode(KV, Admin):
@@ -63,9 +77,16 @@ class LocalNode(KV, Admin):
             raise self.refusals.popleft()
         self.executed.append(request)
         if isinstance(request, Await):
-            found = (await self.execute(History(request.key, 1))).items
-            newer = found and found[0].mod_revision > max(request.after_revision, 0)
-            return RangeReply(self.machine.revision, found if newer else (), 1)
+            for _ in range(1 + request.wait_ms // POLL_MS):
+                found = (await self.execute(History(request.key, 1))).items
+                if found and found[0].mod_revision > max(request.after_revision, 0):
+                    return RangeReply(self.machine.revision, found, 1)
+                await asyncio.sleep(POLL_MS / 1e3)
+            return RangeReply(self.machine.revision, (), 1)
+        if isinstance(request, LeaseList | QueueRead):
+            return self.machine.look_up(request)
+        if isinstance(request, LeaseKeepAlive | LeaseRead):
+            return self._lease(request)
         if isinstance(request, ReadRequest):
             pace = Pace()
             if options.at_time:
@@ -86,6 +107,16 @@ class LocalNode(KV, Admin):
                 raise self.refusals.popleft()
 
         return NodeStream(self.watches, request, reach)
+
+    def _lease(self, request: LeaseKeepAlive | LeaseRead) -> LeaseReply | LeaseReadReply:
+        """Leases end here when a test ends them."""
+        lease = self.machine.leases.get(request.id)
+        if lease is None:
+            raise errors.LeaseNotFound(f"lease {request.id} does not exist")
+        if isinstance(request, LeaseKeepAlive):
+            return LeaseReply(lease.id, lease.ttl_ms, self.revision)
+        keys = tuple(sorted(lease.keys))
+        return LeaseReadReply(lease.id, lease.ttl_ms, lease.ttl_ms, self.revision, keys, len(keys))
 
     @property
     def id(self) -> NodeId:
