@@ -18,6 +18,7 @@ import click
 
 from kvnode.cli.main import fail
 from kvnode.cli.options import (
+    DURATION,
     caller,
     endpoint_option,
     output_option,
@@ -53,6 +54,10 @@ once_option = click.option(
 @click.option("--if-rev", type=click.IntRange(min=0), help="Only if the key's revision is N; 0: only if it is absent.")
 @click.option("--prev", is_flag=True, help="Show the value that was replaced (with -o json).")
 @once_option
+@click.option("--lease", type=click.IntRange(min=1), help="The key goes when this lease ends.")
+@click.option(
+    "--ttl", "ttl_ms", type=DURATION, help="The key gets a lease of its own, and goes after so long: 30s, 5m."
+)
 @output_option("json", "plain", default="plain")
 @endpoint_option
 @timeout_option()
@@ -68,16 +73,24 @@ def put(**given: Any) -> None:
       date | kvnode put now -
       kvnode put lock/owner me --if-rev 0       create, fail if it exists
       kvnode put total 17 --idempotency-key order-17
+      kvnode put workers/7 alive --ttl 30s      gone after 30 seconds, unless put again
     """
+    if given["lease"] and given["ttl_ms"]:
+        raise click.UsageError("--lease and --ttl exclude each other")
     query = {"if_rev": str(given["if_rev"])} if given["if_rev"] is not None else {}
     if given["prev"]:
         query["prev"] = "1"
+    if given["lease"]:
+        query["lease"] = str(given["lease"])
+    if given["ttl_ms"]:
+        query["ttl"] = f"{given['ttl_ms']}ms"
     body = _value(given["value"])
     answer = _write("PUT", key_path(_bytes(given["key"])), query, body, given)
     if given["output"] == "json":
         print_bytes(answer.body.rstrip(b"\n") + b"\n")
     else:
-        click.echo(f"revision {answer.json()['revision']}")
+        lease = f", lease {answer.headers['Kv-Lease']}" if given["ttl_ms"] else ""
+        click.echo(f"revision {answer.json()['revision']}{lease}")
 
 
 @click.command()
@@ -189,7 +202,7 @@ def ls(**given: Any) -> None:
             elif output == "json":
                 click.echo(json.dumps(item, ensure_ascii=False))
             else:
-                print_bytes(_field(item, "key") + b"\n")
+                print_bytes(item_bytes(item, "key") + b"\n")
     except KvnodeError as error:
         fail(error)
     if output == "table":
@@ -224,7 +237,7 @@ def history(**given: Any) -> None:
             what = "delete" if item.get("deleted") else "put"
             row = [str(item["mod_revision"]), item["time"], what]
             if output == "table":
-                rows.append([*row, str(item["version"]), _shown(_field(item, "value"))])
+                rows.append([*row, str(item["version"]), _shown(item_bytes(item, "value"))])
             else:
                 click.echo(" ".join(row))
     except KvnodeError as error:
@@ -255,10 +268,10 @@ def _write(method: str, path: str, query: Any, body: bytes | None, given: dict[s
     try:
         return _caller(given).call(method, path, query, body, idempotency_key=key)
     except KvnodeError as error:
-        _fail_write(error)
+        fail_write(error)
 
 
-def _fail_write(error: KvnodeError) -> NoReturn:
+def fail_write(error: KvnodeError) -> NoReturn:
     click.echo(f"Kv-Outcome: {'unknown' if error.may_have_applied else 'not-applied'}", err=True)
     fail(error, write=True)
 
@@ -283,7 +296,7 @@ def _value(argument: str) -> bytes:
     return _bytes(argument)
 
 
-def _field(item: dict[str, Any], name: str) -> bytes:
+def item_bytes(item: dict[str, Any], name: str) -> bytes:
     """A key or value of a JSON item as bytes: base64 if the item says so (`docs/http-api.md`)."""
     marker = "key_encoding" if name == "key" else "encoding"
     text: str = item.get(name) or ""
@@ -292,7 +305,12 @@ def _field(item: dict[str, Any], name: str) -> bytes:
 
 def _print_items(items: list[dict[str, Any]]) -> None:
     rows = [
-        [_shown(_field(item, "key")), str(item["mod_revision"]), str(item["version"]), _shown(_field(item, "value"))]
+        [
+            _shown(item_bytes(item, "key")),
+            str(item["mod_revision"]),
+            str(item["version"]),
+            _shown(item_bytes(item, "value")),
+        ]
         for item in items
     ]
     print_table(["key", "revision", "version", "value"], rows)

@@ -17,6 +17,7 @@ from kvnode.errors import ConfigInvalid, Fatal, KvnodeError, Rejected, TryAgain,
 from kvnode.version import __version__
 
 OK, REFUSED, USAGE, TRY_AGAIN, UNKNOWN_OUTCOME, FATAL = range(6)
+LOST = 75  # not among the small numbers that the commands under a lock end with
 
 EXIT_CODES: dict[int, str] = {
     OK: "done",
@@ -25,6 +26,7 @@ EXIT_CODES: dict[int, str] = {
     TRY_AGAIN: "try again: nothing was changed",
     UNKNOWN_OUTCOME: "unknown: the write may or may not have happened",
     FATAL: "fatal: the configuration, the data or this program is broken",
+    LOST: "lost: a lock, leadership or lease was lost while it was held",
 }
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -34,6 +36,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "get": ("kvnode.cli.kv", "Print the value of a key."),
     "del": ("kvnode.cli.kv", "Delete a key, or every key with a prefix."),
     "ls": ("kvnode.cli.kv", "List keys, in byte order."),
+    "txn": ("kvnode.cli.txn", "Do several operations at once, if all that is compared holds."),
+    "lease": ("kvnode.cli.lease", "Leases: keys that go by themselves unless somebody keeps them."),
+    "lock": ("kvnode.cli.lock", "Run a command while holding a lock."),
+    "elect": ("kvnode.cli.lock", "Run a command while leading."),
     "history": ("kvnode.cli.kv", "Show the versions of a key that are kept, newest first."),
     "compact": ("kvnode.cli.compaction", "Give up the history below a revision, on all nodes."),
     "watch": ("kvnode.cli.watch", "Print changes as they happen, each once, until interrupted."),

@@ -42,6 +42,9 @@ class _Duration(click.ParamType[int]):
         return duration_ms
 
 
+DURATION = _Duration()
+
+
 def endpoint_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--endpoint",
@@ -57,7 +60,7 @@ def endpoint_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def timeout_option(default: str = "5s") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return click.option(
-        "--timeout", "timeout_ms", type=_Duration(), default=default, show_default=True, help="Like 500ms, 30s, 5m."
+        "--timeout", "timeout_ms", type=DURATION, default=default, show_default=True, help="Like 500ms, 30s, 5m."
     )
 
 
