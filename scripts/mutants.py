@@ -27,6 +27,7 @@ from queue import SimpleQueue
 from time import monotonic
 
 import canaries_clocks
+import canaries_hold
 import canaries_leases
 import canaries_node
 import canaries_once
@@ -45,6 +46,7 @@ CANARIES: tuple[Canary, ...] = (
     *canaries_raft.CANARIES,
     *canaries_node.CANARIES,
     *canaries_leases.CANARIES,
+    *canaries_hold.CANARIES,
     *canaries_once.CANARIES,
     *canaries_storage.CANARIES,
     *canaries_clocks.CANARIES,
