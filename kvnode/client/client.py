@@ -168,9 +168,12 @@ class Client(KV):
             raise NotReady("this client is closed")
         deadline_ms = _now_ms() + options.timeout_ms
         attempt = 0
+        endpoints = self._endpoints
+        is_local = isinstance(request, ReadRequest) and options.consistency != "linearizable"
         doubt: Unknown | None = None  # an earlier sending may have taken effect
         while True:
-            address = self._endpoints.choose(_now_ms())
+            began_s = time.monotonic()
+            address = endpoints.choose_nearest(_now_ms()) if is_local else endpoints.choose(_now_ms())
             try:
                 reply = await self._attempt(address, request, options, deadline_ms)
             except KvnodeError as error:
@@ -185,7 +188,9 @@ class Client(KV):
                     doubt = error
                 await asyncio.sleep(pause_ms / 1000)
             else:
-                self._endpoints.on_answer(address)
+                endpoints.on_answer(address)
+                if is_local:
+                    endpoints.on_round_trip(address, (time.monotonic() - began_s) * 1e3)
                 return reply
 
     def watch(self, request: Watch, options: Options = DEFAULT_OPTIONS) -> ClientStream:

@@ -10,6 +10,10 @@ from collections.abc import Sequence
 
 import msgspec
 
+NOT_MEASURED_MS = -1.0
+SMOOTHING = 8
+EXPLORES = 32
+
 
 class RetryPolicy(msgspec.Struct, frozen=True):
     """How long to wait before attempt n: drawn from [0, min(cap, base · 2ⁿ)], so that clients do not march in step."""
@@ -27,15 +31,21 @@ class RetryPolicy(msgspec.Struct, frozen=True):
 
 
 class _Endpoint:
-    __slots__ = ("failures", "paused_until_ms")
+    __slots__ = ("failures", "paused_until_ms", "round_trip_ms")
 
     def __init__(self) -> None:
         self.failures = 0  # since its last answer
         self.paused_until_ms = 0
+        self.round_trip_ms = NOT_MEASURED_MS  # moving average over what it answered by itself
 
 
 class Endpoints:
-    """The known nodes. One is preferred: the last that answered, or the leader if somebody named it."""
+    """The known nodes. One is preferred: the last that answered, or the leader if somebody named it.
+
+    Requests that a node answers by itself go to the nearest one (FR6 of the pattern catalogue): the lowest moving
+    average of answer times, smoothed as TCP smooths its round trips (RFC 6298). One in `EXPLORES` goes to any, so that
+    a node that has come nearer is noticed.
+    """
 
     def __init__(self, addresses: Sequence[str], rng: random.Random, policy: RetryPolicy) -> None:
         assert addresses, "no endpoints"
@@ -58,6 +68,26 @@ class Endpoints:
                 self._preferred = address
                 return address
         return min(order, key=lambda address: self._known[address].paused_until_ms)
+
+    def choose_nearest(self, now_ms: int) -> str:
+        """The healthy node that answers soonest; one that was never measured comes first."""
+        healthy = [address for address, each in self._known.items() if each.paused_until_ms <= now_ms]
+        if not healthy:
+            return self.choose(now_ms)
+        unknown = [address for address in healthy if self._known[address].round_trip_ms == NOT_MEASURED_MS]
+        if unknown:
+            return self._rng.choice(unknown)
+        if self._rng.random() * EXPLORES < 1:
+            return self._rng.choice(healthy)
+        return min(healthy, key=lambda address: self._known[address].round_trip_ms)
+
+    def on_round_trip(self, address: str, took_ms: float) -> None:
+        """How long it took to answer by itself."""
+        endpoint = self._known[address]
+        if endpoint.round_trip_ms == NOT_MEASURED_MS:
+            endpoint.round_trip_ms = took_ms
+        else:
+            endpoint.round_trip_ms += (took_ms - endpoint.round_trip_ms) / SMOOTHING
 
     def on_answer(self, address: str) -> None:
         """It answered, whatever the answer: it is alive."""

@@ -68,3 +68,30 @@ def test_pauses_are_jittered_and_bounded():
     assert len({policy.delay_ms(4, rng) for _ in range(50)}) > 10
     with pytest.raises(ValueError, match="base_ms"):
         RetryPolicy(base_ms=100, cap_ms=10)
+
+
+def test_fr6_what_a_node_answers_by_itself_goes_to_the_nearest():
+    known = endpoints()
+    delays = {"a:1": 30.0, "b:1": 2.0, "c:1": 9.0}
+    first = [known.choose_nearest(0) for _ in range(1)]
+    for _ in range(3):  # each is measured before any is compared
+        address = known.choose_nearest(0)
+        known.on_round_trip(address, delays[address])
+    assert first[0] in NODES
+    chosen = [known.choose_nearest(0) for _ in range(320)]
+    assert 0.9 < chosen.count("b:1") / 320 < 1.0, "now and then another, so that it would be noticed if it came nearer"
+    delays["b:1"] = 100.0
+    for _ in range(400):
+        address = known.choose_nearest(0)
+        known.on_round_trip(address, delays[address])
+    assert [known.choose_nearest(0) for _ in range(100)].count("c:1") > 80
+    known.on_failure("c:1", 0)
+    assert "c:1" not in {known.choose_nearest(1) for _ in range(50)}
+
+
+def test_one_slow_answer_does_not_move_the_choice():
+    known = endpoints()
+    for address, took_ms in (("a:1", 1.0), ("b:1", 3.0), ("c:1", 4.0)):
+        known.on_round_trip(address, took_ms)
+    known.on_round_trip("a:1", 9.0)
+    assert [known.choose_nearest(0) for _ in range(100)].count("a:1") > 80
