@@ -330,6 +330,11 @@ class Node(KV, Admin):
         return self._machine.revision
 
     @property
+    def lease_count(self) -> int:
+        """Of the applied state; cheap."""
+        return len(self._machine.leases)
+
+    @property
     def applied_time(self) -> int:
         return self._machine.applied_time
 

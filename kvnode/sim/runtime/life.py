@@ -27,6 +27,9 @@ from kvnode.sim.runtime.witness import Witness, judge_awaited, judge_bounded, ju
 from kvnode.sim.runtime.workload import PREFIX, Workload
 from kvnode.sim.trace import Trace
 
+PEACE_CHANCE_MAX = 0.1
+"""In peace progress has a bound: what loses every second append, heartbeats included, keeps none."""
+
 REDIAL_S = 0.02
 """A client whose node is down dials again after this."""
 
@@ -58,6 +61,8 @@ class Life:
     def perturbs(self, point: str) -> bool:
         """Whether a node acts in its unusual way at this point now: see `kvnode.perturb`."""
         chance = self.world.perturbed.get(point, 0.0)
+        if self.nemesis.is_peace:
+            chance = min(chance, PEACE_CHANCE_MAX)
         if not chance or self._perturb_rng.random() >= chance:
             return False
         self._perturbed[point] = self._perturbed.get(point, 0) + 1

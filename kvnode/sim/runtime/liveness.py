@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 BOUND_S = 30.0
 """Longest requests, one more election after a crash that was already planned, and room: all in simulated time."""
 
+LEASES_END_S = 20.0
+"""The longest TTL that holders ask for, by the slowest clock, and an election."""
+
 TRIES = 40
 
 
@@ -75,6 +78,7 @@ async def settle(
     async with asyncio.timeout(BOUND_S):
         for member in core:
             await _write(cluster, nemesis, member, core)
+        await _end_leases(cluster, nemesis, core)
         await _agree(cluster, nemesis, core)
     core = [member for member in core if member not in nemesis.lost_for_good]
     for member in core:
@@ -104,6 +108,17 @@ async def _write(cluster: Cluster, nemesis: Nemesis, member: NodeId, core: list[
     raise AssertionError(("I30: no write goes through this member", member))
 
 
+async def _end_leases(cluster: Cluster, nemesis: Nemesis, core: list[NodeId]) -> None:
+    """I25: nobody renews any more, so all leases end, and with them every place in a queue."""
+
+    def have_ended() -> bool:
+        _restart_the_fallen(nemesis, core)
+        members = [cluster.members[member] for member in core if member not in nemesis.lost_for_good]
+        return all(member.takes_part and not member.node.lease_count for member in members)
+
+    await cluster.until(have_ended, within_s=LEASES_END_S)
+
+
 async def _agree(cluster: Cluster, nemesis: Nemesis, core: list[NodeId]) -> None:
     def is_equal() -> bool:
         _restart_the_fallen(nemesis, core)
@@ -118,6 +133,7 @@ async def _agree(cluster: Cluster, nemesis: Nemesis, core: list[NodeId]) -> None
 
 def _restart_the_fallen(nemesis: Nemesis, core: list[NodeId]) -> None:
     """A process may still end in peace: old damage is found only now, or a start was to be interrupted just before."""
-    if nemesis.rotten in nemesis.cluster.failures:
+    failures = nemesis.cluster.failures
+    if nemesis.rotten in failures or any(nemesis.may_fail.get(member) == "no_space" for member in failures):
         nemesis.bury_the_failed()
     nemesis.restart(core)

@@ -127,6 +127,8 @@ class Nemesis:
         network.heal(among)
         members = among if among is not None else cluster.ids
         for member in members:
+            if self.is_peace and cluster.disks[member].capacity_bytes < UNLIMITED:
+                self.may_fail.setdefault(member, "no_space")  # a start may have met the full disk at this very moment
             cluster.disks[member].capacity_bytes = UNLIMITED
             if self.is_peace:
                 cluster.disks[member].crash_at(0)

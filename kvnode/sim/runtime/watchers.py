@@ -94,7 +94,7 @@ class Watchers:
             )
             await self._read(rng, request, reading)
             if reading.floor:  # what it was to go on with has been dropped: it begins where history does
-                before, begins = None, reading.floor
+                before, begins = None, 0 if how == "list" else reading.floor
                 continue
             if not reading.is_worth_keeping(listed=request.list_first):
                 continue
