@@ -6,7 +6,7 @@ base64 and ``key_encoding`` or ``encoding`` says so.
 
 from __future__ import annotations
 
-import base64
+import binascii
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -153,10 +153,14 @@ def _second_text(second: int) -> str:
     return hybrid.to_text(second * 1_000 << hybrid.COUNTER_BITS)[:19]
 
 
+_MS_TEXT = tuple(f".{ms:03d}Z." for ms in range(1_000))
+
+
 def time_text(stamp: int) -> str:
     """`hybrid.to_text`, with the date of each second rendered once."""
     second, ms = divmod(stamp >> hybrid.COUNTER_BITS, 1_000)
-    return f"{_second_text(second)}.{ms:03d}Z.{stamp & 0xFFFF:04d}"
+    counter = stamp & 0xFFFF
+    return _second_text(second) + _MS_TEXT[ms] + (f"{counter:04d}" if counter else "0000")
 
 
 def as_text(raw: bytes) -> tuple[str, str | UnsetType]:
@@ -164,7 +168,7 @@ def as_text(raw: bytes) -> tuple[str, str | UnsetType]:
     try:
         return raw.decode(), UNSET
     except UnicodeDecodeError:
-        return base64.b64encode(raw).decode(), "base64"
+        return binascii.b2a_base64(raw, newline=False).decode(), "base64"
 
 
 def key_name(key: bytes) -> KeyName:
