@@ -70,6 +70,14 @@ CANARIES: tuple[Canary, ...] = (
         ("runtime", 40),
     ),
     Canary(
+        "held-by-hearsay",
+        "who asks again for a place is told that it holds the name by a node that is behind",
+        "kvnode/recipes/lock.py",
+        "    if is_new:\n",
+        "    if True:\n",
+        ("tests/recipes/test_lock.py",),
+    ),
+    Canary(
         "keys-of-leases-not-stored",
         "after a restart a lease has lost its keys",
         "kvnode/machine/leases.py",

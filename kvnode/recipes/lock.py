@@ -73,13 +73,24 @@ async def acquire(
     no leader could be reached for longer than the TTL; errors of `KV`.
     """
     if not wait_ms and named is None:  # a place that is given up at once would cost two entries of the log
-        queue = await kv.execute(QueueRead(campaign.name, limit=1), options)
-        if queue.waiting:
-            raise held_by(_place(campaign.name, queue.waiting[0], queue.revision))
+        first = QueueRead(campaign.name, limit=1)
+        if (await kv.execute(first, _local(options))).waiting:  # as far as this node knows
+            queue = await kv.execute(first, options)
+            if queue.waiting:
+                raise held_by(_place(campaign.name, queue.waiting[0], queue.revision))
     until_ms = now_ms() + wait_ms
     begun = await kv.execute(campaign if named is None else named, options)
     try:
-        return await _wait(kv, campaign, begun, until_ms=until_ms, now_ms=now_ms, options=options, is_wanted=is_wanted)
+        return await _wait(
+            kv,
+            campaign,
+            begun,
+            until_ms=until_ms,
+            now_ms=now_ms,
+            options=options,
+            is_wanted=is_wanted,
+            is_new=named is None,
+        )
     except BaseException:
         if named is None or is_wanted():
             await _give_up(kv, begun.id)
@@ -95,7 +106,9 @@ async def _wait(
     now_ms: Callable[[], int],
     options: Options,
     is_wanted: Callable[[], bool],
+    is_new: bool,
 ) -> Place:
+    """`is_new`: the place did not exist before it was asked for."""
     renewed_ms, has_waited = now_ms(), False
     while True:
         left_ms = until_ms - now_ms()
@@ -103,7 +116,7 @@ async def _wait(
             renewing_ms = now_ms()
             if await _or_later(kv.execute(LeaseKeepAlive(begun.id), options), left_ms) is not None:
                 renewed_ms = renewing_ms
-        queue = await _or_later(kv.execute(QueueRead(campaign.name, lease=begun.id), options), left_ms)
+        queue = await _or_later(_look(kv, campaign.name, begun, options, is_new=is_new and not has_waited), left_ms)
         if queue is not None:
             if not queue.waiting or queue.waiting[-1].lease != begun.id:
                 raise LeaseNotFound("the place in the queue was lost: its lease has ended")
@@ -117,6 +130,20 @@ async def _wait(
             has_waited = True
             patience_ms = max(1, min(left_ms, campaign.ttl_ms // 3))
             await _or_later(kv.execute(Await(before.key, before.mod_revision, patience_ms), options), left_ms)
+
+
+async def _look(kv: KV, name: bytes, begun: LeaseReply, options: Options, *, is_new: bool) -> QueueReply:
+    """The place and the one before it, from here if that will do.
+
+    A new place that is the first in any state is held from then on, which is since it was asked for. Whatever else is
+    seen here may be out of date, or not be there yet.
+    """
+    look = QueueRead(name, lease=begun.id)
+    if is_new:
+        queue = await kv.execute(look, _local(options))
+        if len(queue.waiting) == 1 and queue.waiting[0].lease == begun.id:
+            return queue
+    return await kv.execute(look, options)
 
 
 async def _or_later(asked: Awaitable[_Reply], left_ms: int) -> _Reply | None:
@@ -187,10 +214,14 @@ async def keep(kv: KV, name: bytes, token: int, options: Options = DEFAULT_OPTIO
 
 
 async def release(kv: KV, name: bytes, token: int, options: Options = DEFAULT_OPTIONS) -> int:
-    """Leave the queue; the store's revision after it. Raises: Fenced if that place is gone already."""
-    place = await _place_of(kv, name, token, options)
+    """Leave the queue; the store's revision after it. Raises: Fenced if that place is gone already.
+
+    What is known here will do to find its lease: whether that is still there is decided when it is revoked.
+    """
+    queue = await kv.execute(QueueRead(name, token=token), _local(options))
+    lease = queue.waiting[0].lease if queue.waiting else (await _place_of(kv, name, token, options)).lease
     try:
-        return (await kv.execute(LeaseRevoke(place.lease), options)).revision
+        return (await kv.execute(LeaseRevoke(lease), options)).revision
     except LeaseNotFound:
         raise _fenced(name, token) from None
 
@@ -200,6 +231,11 @@ async def _place_of(kv: KV, name: bytes, token: int, options: Options) -> Place:
     if not queue.waiting:
         raise _fenced(name, token)
     return _place(name, queue.waiting[0], queue.revision)
+
+
+def _local(options: Options) -> Options:
+    """A look at what is applied on this node, without asking anybody."""
+    return msgspec.structs.replace(options, consistency="stale")
 
 
 def held_by(place: Place | None) -> LockHeld:
