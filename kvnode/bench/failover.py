@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from time import perf_counter
 
 from kvnode.bench.cluster import Cluster
+from kvnode.bench.fronts import Front
 from kvnode.bench.load import Address, Connection
-from kvnode.bench.workloads import Front
 
 ATTEMPT_S = 0.1
 PAUSE_S = 0.005
@@ -64,7 +64,7 @@ class _Writer:
         try:
             async with asyncio.timeout(ATTEMPT_S):
                 if self._connection is None:
-                    self._connection = await self._front.connect_put(address, self._on_answer, self._on_lost)
+                    self._connection = await self._front.calls["put"].connect(address, self._on_answer, self._on_lost)
                 self._connection.send(next(self._requests))
                 return await answer
         except (OSError, TimeoutError):

@@ -23,8 +23,9 @@ class Http1Connection(asyncio.Protocol):
         self._on_answer = on_answer
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
-        self._received = b""
+        self._received = bytearray()  # of an answer that is not whole yet
         self._sent_ns = 0
+        self.answer = b""
 
     def send(self, request: bytes) -> None:
         assert self._transport is not None
@@ -39,19 +40,29 @@ class Http1Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
 
     def data_received(self, data: bytes) -> None:
-        received = self._received + data if self._received else data
-        end = received.find(b"\r\n\r\n")
-        if end < 0 or not _complete(received, end):
-            self._received = received
-            return
-        self._received = b""
-        self._on_answer(self, self._sent_ns, received[9:12] == b"200")
+        if self._received:
+            self._received += data
+            if _is_whole(self._received):
+                data = bytes(self._received)
+                self._received.clear()
+                self._report(data)
+        elif _is_whole(data):
+            self._report(data)
+        else:
+            self._received += data
+
+    def _report(self, answer: bytes) -> None:
+        self.answer = answer
+        self._on_answer(self, self._sent_ns, answer[9:12] == b"200")
 
     def connection_lost(self, error: Exception | None) -> None:
         self._on_lost(self)
 
 
-def _complete(received: bytes, end: int) -> bool:
+def _is_whole(received: bytes | bytearray) -> bool:
+    end = received.find(b"\r\n\r\n")
+    if end < 0:
+        return False
     length = _LENGTH.search(received, 0, end + 2)
     if length is not None:
         return len(received) >= end + 4 + int(length[1])

@@ -18,7 +18,12 @@ Address = tuple[str, int]
 
 
 class Connection(Protocol):
-    """What a load needs from a connection. Requests are opaque bytes prepared for this kind of connection."""
+    """What a load needs from a connection. Requests are opaque bytes prepared for this kind of connection.
+
+    `answer`: the whole answer that is being reported, where the connection keeps it; only a talk looks at it.
+    """
+
+    answer: bytes
 
     def send(self, request: bytes) -> None: ...
 
@@ -44,6 +49,7 @@ class Measured:
     latencies_ns: array[int]  # of the successful ones, in order of completion
     failures: int
     generator_cpu: float  # share of one core the load generator itself used
+    server_cpu: float  # and the process that was asked
 
     @property
     def per_second(self) -> float:
@@ -76,15 +82,24 @@ class ClosedLoop:
                 self._open[await connect(address, self.on_answer, self.on_lost)] = slots_each
         for connection in list(self._open):
             for _ in range(slots_each):
-                connection.send(next(self._requests))
+                connection.send(self.first(connection))
 
-    def on_answer(self, connection: Connection, sent_ns: int, succeeded: bool) -> None:
+    def first(self, connection: Connection) -> bytes:
+        """What a slot begins with."""
+        return next(self._requests)
+
+    def following(self, connection: Connection, sent_ns: int, succeeded: bool) -> bytes:
+        """Count what was answered → what the slot sends next."""
         if succeeded:
             self.latencies_ns.append(perf_counter_ns() - sent_ns)
         else:
             self.failures += 1
+        return next(self._requests)
+
+    def on_answer(self, connection: Connection, sent_ns: int, succeeded: bool) -> None:
+        request = self.following(connection, sent_ns, succeeded)
         if self._running:
-            connection.send(next(self._requests))
+            connection.send(request)
             return
         self._open[connection] -= 1
         self._check_drained()
@@ -111,29 +126,30 @@ class ClosedLoop:
 
 
 async def measure(
+    load: ClosedLoop,
     connect: Connect,
-    requests: Iterator[bytes],
     addresses: list[Address],
     *,
     connections: int,
     slots_each: int,
     warm_up_s: float,
     measure_s: float,
+    server_cpu_s: Callable[[], float],
 ) -> Measured:
-    """Load for `warm_up_s`, then measure for `measure_s`."""
-    load = ClosedLoop(requests)
+    """Load for `warm_up_s`, then measure for `measure_s`. `server_cpu_s`: processor time of the server so far."""
     try:
         await load.start(connect, addresses, connections, slots_each)
         await asyncio.sleep(warm_up_s)
         del load.latencies_ns[:]
         load.failures = 0
-        started, started_cpu = perf_counter(), process_time()
+        started, generator_s, server_s = perf_counter(), process_time(), server_cpu_s()
         await asyncio.sleep(measure_s)
-        seconds, cpu = perf_counter() - started, process_time() - started_cpu
+        seconds = perf_counter() - started
+        generator_s, server_s = process_time() - generator_s, server_cpu_s() - server_s
         latencies, failures = load.latencies_ns[:], load.failures
     finally:
         await load.stop()
-    return Measured(seconds, latencies, failures, cpu / seconds)
+    return Measured(seconds, latencies, failures, generator_s / seconds, server_s / seconds)
 
 
 async def send_all(

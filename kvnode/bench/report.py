@@ -10,11 +10,12 @@ from statistics import median
 from typing import Any
 
 from kvnode.bench.rounds import Plan, Results, Series, System
-from kvnode.bench.workloads import KEYS, VALUE_BYTES, WORKLOADS
+from kvnode.bench.workloads import KEYS, VALUE_BYTES, WATCHES, WORKLOADS
 from kvnode.checkout import revision
 
 _TITLES = {
-    **{workload.name: workload.title for workload in WORKLOADS},
+    **{row.name: row.title for workload in WORKLOADS for row in (workload, workload.beside) if row},
+    **{watch.name: watch.title for watch in WATCHES},
     "failover1": "gap on kill -9 of the leader, 1 writer",
     "failover8": "gap on kill -9 of the leader, 8 writers",
     "idle": "idle processor time per node",
@@ -80,6 +81,7 @@ def _row(row: str, title: str, found: list[Series]) -> list[str]:
         if series.p50_ms:
             line += f"  p50 {median(series.p50_ms):7.2f} ms  p99 {median(series.p99_ms):7.2f} ms"
             line += f"  generator {median(series.generator_cpu) * 100:3.0f} %"
+            line += f"  leader {median(series.server_cpu) * 100:3.0f} %"
         if series.failures:
             line += f"  FAILED {series.failures}"
         lines.append(line)

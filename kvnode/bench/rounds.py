@@ -8,16 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from kvnode.bench import load
 from kvnode.bench.cluster import Cluster, EtcdCluster, KvnodeCluster
+from kvnode.bench.etcd_fronts import ETCD_GRPC, ETCD_JSON
 from kvnode.bench.failover import measure_gap
-from kvnode.bench.workloads import ETCD_GRPC, ETCD_JSON, KEYS, KVNODE_HTTP, WORKLOADS, Front, Workload, key, value
+from kvnode.bench.fanout import FanOut
+from kvnode.bench.fronts import Front, Watching
+from kvnode.bench.kvnode_front import KVNODE_HTTP
+from kvnode.bench.load import Address, Measured
+from kvnode.bench.workloads import (
+    KEYS,
+    PUT1,
+    RANGE_KEYS,
+    WATCHES,
+    WORKLOADS,
+    Scene,
+    WatchWorkload,
+    Workload,
+    key,
+    value,
+)
 
 _PRELOAD_LIMIT_S = 120.0
 _SETTLE_S = 1.0
@@ -43,7 +61,7 @@ class Plan:
 
 
 FAILOVER = {"failover1": 1, "failover8": 8}  # row → writers
-ROWS = (*(workload.name for workload in WORKLOADS), *FAILOVER, "idle", "memory")
+ROWS = (*(row.name for row in (*WORKLOADS, *WATCHES)), *FAILOVER, "idle", "memory")
 
 
 @dataclass(frozen=True)
@@ -65,6 +83,7 @@ class Series:
     p50_ms: list[float] = field(default_factory=list)
     p99_ms: list[float] = field(default_factory=list)
     generator_cpu: list[float] = field(default_factory=list)
+    server_cpu: list[float] = field(default_factory=list)
     failures: int = 0
 
 
@@ -125,16 +144,21 @@ class _Round:
     cluster: Cluster
     rng: random.Random
     results: Results
+    client_numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     async def run(self) -> None:
         await self.cluster.wait_ready()
         if "idle" in self.plan.rows:
             await self._idle()
-        await self._preload()
+        past = await self._preload()
         for workload in WORKLOADS:
-            if workload.name in self.plan.rows:
-                for front in self.system.fronts:
-                    await self._load(front, workload)
+            for front in self.system.fronts:
+                if workload.name in self.plan.rows and front.has(workload.kind):
+                    await self._load(front, workload, past)
+        for watch in WATCHES:
+            for front in self.system.fronts:
+                if watch.name in self.plan.rows and front.watching is not None:
+                    await self._watch(front, front.watching, watch)
         if "memory" in self.plan.rows:
             for node in self.cluster.running():
                 mebibytes = self.cluster.processes[node].resident_bytes() / (1 << 20)
@@ -156,43 +180,85 @@ class _Round:
             percent = (processes[node].cpu_seconds() - used) / self.plan.idle_s * 100
             self._add("idle", "node", percent, f"{percent:.1f} % of a core on node {node}")
 
-    async def _preload(self) -> None:
+    @property
+    def _keys(self) -> int:
+        """How many keys there are."""
+        return max(self.plan.preload, RANGE_KEYS if "range10k" in self.plan.rows else 0)
+
+    async def _preload(self) -> str:
+        """→ a point in time when all keys existed; where it is asked about, every key has changed since."""
         address = self.cluster.clients[await self.cluster.wait_ready()]
         front = self.system.fronts[0]
+        await self._put_all(front, address)
+        past = await front.now(address)
+        if "past64" in self.plan.rows:
+            await self._put_all(front, address)
+        return past
+
+    async def _put_all(self, front: Front, address: Address) -> None:
+        put = front.calls["put"]
         connections, slots_each = front.connections(128)
         failed = await load.send_all(
-            front.connect_put,
-            [front.put(address, key(number), value(self.rng)) for number in range(self.plan.preload)],
+            put.connect,
+            [put.write(address, key(number), value(self.rng)) for number in range(self._keys)],
             address,
             connections=connections,
             slots_each=slots_each,
             limit_s=_PRELOAD_LIMIT_S,
         )
         if failed:
-            raise OSError(f"{failed} of {self.plan.preload} puts of the preload failed")
+            raise OSError(f"{failed} of {self._keys} puts of the preload failed")
 
-    async def _load(self, front: Front, workload: Workload) -> None:
+    async def _load(self, front: Front, workload: Workload, past: str) -> None:
         leader = await self.cluster.wait_ready()
         clients = self.cluster.clients
         addresses = list(clients.values()) if self.plan.spread else [clients[leader]]
-        keys = self.plan.preload if workload.kind == "get" else KEYS
-        connections, slots_each = front.connections(workload.in_flight)
+        scene = Scene(front, addresses[0], self._keys, past, self.client_numbers, self.rng)
+        together = [workload, *([workload.beside] if workload.beside else [])]
+        under_way = [self._measure(each, scene, addresses, leader) for each in together]
         async with self._compacting(leader, workload.compact_every_s):
-            measured = await load.measure(
-                front.connect_put if workload.kind == "put" else front.connect_get,
-                workload.requests(front, addresses[0], keys, self.rng),
-                addresses,
-                connections=connections,
-                slots_each=slots_each,
-                warm_up_s=self.plan.warm_up_s,
-                measure_s=self.plan.measure_s,
-            )
+            found = await asyncio.gather(*under_way)
+        for each, measured in zip(together, found, strict=True):
+            self._add_measured(each.name, front, measured)
+
+    def _measure(
+        self, workload: Workload, scene: Scene, addresses: list[Address], leader: int
+    ) -> Coroutine[Any, Any, Measured]:
+        """Requests are prepared at once: with several workloads before any of them starts."""
+        connections, slots_each = workload.connections(scene.front)
+        return load.measure(
+            workload.load(scene),
+            workload.connect(scene.front),
+            addresses,
+            connections=connections,
+            slots_each=slots_each,
+            warm_up_s=self.plan.warm_up_s,
+            measure_s=self.plan.measure_s,
+            server_cpu_s=self.cluster.processes[leader].cpu_seconds,
+        )
+
+    async def _watch(self, front: Front, watching: Watching, watch: WatchWorkload) -> None:
+        leader = await self.cluster.wait_ready()
+        fanout = FanOut(self.cluster.clients[leader], watching, front.calls["put"], b"%b/" % watch.name.encode())
+        measured = await fanout.measure(
+            iter(lambda: value(self.rng), b""),
+            watchers=watch.watchers,
+            puts_per_s=watch.puts_per_s,
+            warm_up_s=self.plan.warm_up_s,
+            measure_s=self.plan.measure_s,
+            server_cpu_s=self.cluster.processes[leader].cpu_seconds,
+        )
+        self._add_measured(watch.name, front, measured)
+
+    def _add_measured(self, row: str, front: Front, measured: Measured) -> None:
         p50, p99 = measured.quantile_ms(0.5), measured.quantile_ms(0.99)
-        text = f"{measured.per_second:,.0f}/s  p50 {p50:.2f} ms  p99 {p99:.2f} ms  failed {measured.failures}"
-        series = self._add(workload.name, front.name, measured.per_second, text)
+        text = f"{measured.per_second:,.0f}/s  p50 {p50:.2f} ms  p99 {p99:.2f} ms  "
+        text += f"leader {measured.server_cpu:.0%}  failed {measured.failures}"
+        series = self._add(row, front.name, measured.per_second, text)
         series.p50_ms.append(p50)
         series.p99_ms.append(p99)
         series.generator_cpu.append(measured.generator_cpu)
+        series.server_cpu.append(measured.server_cpu)
         series.failures += measured.failures
 
     @contextlib.asynccontextmanager
@@ -214,7 +280,8 @@ class _Round:
     async def _failover(self, row: str, writers: int) -> None:
         leader = await self.cluster.wait_ready()
         front = self.system.fronts[0]
-        requests = WORKLOADS[0].requests(front, self.cluster.clients[leader], KEYS, self.rng)
+        scene = Scene(front, self.cluster.clients[leader], KEYS, "", self.client_numbers, self.rng)
+        requests = PUT1.requests(scene)
         gap = await measure_gap(self.cluster, front, requests, writers)
         self._add(row, front.name, gap * 1000, f"gap {gap * 1000:.0f} ms")
         for node in self.cluster.ids:

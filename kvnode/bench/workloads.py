@@ -1,74 +1,67 @@
-"""Workloads: which requests, how many in flight, through which door of which system.
+"""Workloads: which requests, how many in flight, against what was put before.
 
-A *front* is one way to talk to a system: kvnode's plain HTTP, etcd's gRPC and etcd's JSON gateway. It knows how to
-write a put and a get as bytes and how to connect; the load generator knows nothing else. HTTP/1.1 fronts hold one
-request per connection in flight, gRPC multiplexes over a few connections, as its clients do.
+A row of the table is one workload through each front that has its kind.
 """
 
 from __future__ import annotations
 
-import base64
-import functools
 import itertools
-import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from kvnode.bench import h2, http1
-from kvnode.bench.load import Address, Connect
+from kvnode.bench.fronts import Front
+from kvnode.bench.load import Address, ClosedLoop, Connect
+from kvnode.bench.turns import Turns
 
 VALUE_BYTES = 256
 KEYS = 100_000
+RANGE_KEYS = 10_000
+_RANGE_PREFIX = b"bench/00"  # of the first RANGE_KEYS keys, and of no others
 _PREPARED = 16_384  # requests prepared per measurement and sent in turn
-GRPC_CONNECTIONS_MAX = 4
 
 
 @dataclass(frozen=True)
-class Front:
-    """`put` and `get` write a request; `connect_put` and `connect_get` open a connection that can carry it."""
+class Scene:
+    """What a workload meets. `keys`: so many exist; `past`: a point in time when they did, in the front's words."""
 
-    name: str
-    put: Callable[[Address, bytes, bytes], bytes]
-    get: Callable[[Address, bytes], bytes]
-    connect_put: Connect
-    connect_get: Connect
-    multiplexed: bool
-
-    def connections(self, in_flight: int) -> tuple[int, int]:
-        """(connections, requests in flight on each)."""
-        if not self.multiplexed:
-            return in_flight, 1
-        connections = min(in_flight, GRPC_CONNECTIONS_MAX)
-        return connections, in_flight // connections
+    front: Front
+    address: Address
+    keys: int
+    past: str
+    client_numbers: Iterator[int]
+    rng: random.Random
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One row of the table."""
+    """One row of the table. `kind`: of a front's call or talk; `beside`: what is measured at the same time."""
 
     name: str
-    kind: str  # "put" or "get"
+    kind: str
     in_flight: int
     title: str
+    beside: Workload | None = None
     compact_every_s: float = 0.0  # all history is given up so often meanwhile; 0: never
 
-    def requests(self, front: Front, address: Address, keys: int, rng: random.Random) -> Iterator[bytes]:
-        """Endless: random keys below `keys`, random values."""
-        if self.kind == "put":
-            prepared = [front.put(address, key(rng.randrange(keys)), value(rng)) for _ in range(_PREPARED)]
-        else:
-            prepared = [front.get(address, key(rng.randrange(keys))) for _ in range(_PREPARED)]
-        return itertools.cycle(prepared)
+    def load(self, scene: Scene) -> ClosedLoop:
+        """Ready to start."""
+        if self.kind not in scene.front.talks:
+            return ClosedLoop(self.requests(scene))
+        begin = scene.front.talks[self.kind].begin
+        return Turns(lambda: begin(scene.address, next(scene.client_numbers)))
 
+    def requests(self, scene: Scene) -> Iterator[bytes]:
+        """Of a call: endless."""
+        write, arguments = scene.front.calls[self.kind].write, _ARGUMENTS[self.kind]
+        return itertools.cycle([write(scene.address, *arguments(scene)) for _ in range(_PREPARED)])
 
-WORKLOADS = (
-    Workload("put1", "put", 1, "put, 1 in flight"),
-    Workload("put64", "put", 64, "put, 64 in flight"),
-    Workload("compact64", "put", 64, "put, 64 in flight, history given up every half second", compact_every_s=0.5),
-    Workload("put256", "put", 256, "put, 256 in flight"),
-    Workload("get64", "get", 64, "linearizable get, 64 in flight"),
-)
+    def connect(self, front: Front) -> Connect:
+        return (front.talks if self.kind in front.talks else front.calls)[self.kind].connect
+
+    def connections(self, front: Front) -> tuple[int, int]:
+        """(connections, requests in flight on each)."""
+        return (self.in_flight, 1) if self.kind in front.talks else front.connections(self.in_flight)
 
 
 def key(number: int) -> bytes:
@@ -79,31 +72,50 @@ def value(rng: random.Random) -> bytes:
     return rng.randbytes(VALUE_BYTES)
 
 
-def _http_put(address: Address, name: bytes, content: bytes) -> bytes:
-    return http1.request("PUT", f"/v1/kv/{name.decode()}", address, content)
+def _some_key(scene: Scene) -> bytes:
+    return key(scene.rng.randrange(scene.keys))
 
 
-def _http_get(address: Address, name: bytes) -> bytes:
-    return http1.request("GET", f"/v1/kv/{name.decode()}", address)
+_ARGUMENTS: dict[str, Callable[[Scene], tuple[object, ...]]] = {
+    "put": lambda scene: (key(scene.rng.randrange(KEYS)), value(scene.rng)),
+    "get": lambda scene: (_some_key(scene),),
+    "get_past": lambda scene: (_some_key(scene), scene.past),
+    "range": lambda _: (_RANGE_PREFIX, RANGE_KEYS),
+}
 
-
-def _json_put(address: Address, name: bytes, content: bytes) -> bytes:
-    body = {"key": base64.b64encode(name).decode(), "value": base64.b64encode(content).decode()}
-    return http1.request("POST", "/v3/kv/put", address, json.dumps(body).encode())
-
-
-def _json_get(address: Address, name: bytes) -> bytes:
-    body = {"key": base64.b64encode(name).decode()}
-    return http1.request("POST", "/v3/kv/range", address, json.dumps(body).encode())
-
-
-KVNODE_HTTP = Front("http", _http_put, _http_get, http1.connect, http1.connect, multiplexed=False)
-ETCD_GRPC = Front(
-    "grpc",
-    lambda _, name, content: h2.message(name, content),
-    lambda _, name: h2.message(name),
-    functools.partial(h2.connect, "/etcdserverpb.KV/Put"),
-    functools.partial(h2.connect, "/etcdserverpb.KV/Range"),
-    multiplexed=True,
+PUT1 = Workload("put1", "put", 1, "put, 1 in flight")
+WORKLOADS = (
+    PUT1,
+    Workload("put64", "put", 64, "put, 64 in flight"),
+    Workload("put256", "put", 256, "put, 256 in flight"),
+    Workload("get64", "get", 64, "linearizable get, 64 in flight"),
+    Workload("past64", "get_past", 64, "get of a key at a past time (etcd: revision), 64 in flight"),
+    Workload(
+        "range10k",
+        "range",
+        2,
+        f"linearizable range of {RANGE_KEYS:,} keys, 2 in flight",
+        beside=Workload("range10k_put1", "put", 1, "put, 1 in flight, beside those ranges"),
+    ),
+    Workload("lease64", "lease", 64, "lease granted and revoked, 64 clients"),
+    Workload("keepalive64", "keepalive", 64, "lease renewed, 64 clients"),
+    Workload("lock16", "lock", 16, "lock taken and released, 16 clients, a name each"),
+    # The last: no row after it may ask for the past.
+    Workload("compact64", "put", 64, "put, 64 in flight, history given up every half second", compact_every_s=0.5),
 )
-ETCD_JSON = Front("json", _json_put, _json_get, http1.connect, http1.connect, multiplexed=False)
+
+
+@dataclass(frozen=True)
+class WatchWorkload:
+    """Watchers of one prefix on one node, and puts below it."""
+
+    name: str
+    watchers: int
+    puts_per_s: int
+    title: str
+
+
+WATCHES = (
+    WatchWorkload("watch10", 1_000, 10, "events to 1,000 watchers of a prefix, 10 puts/s"),
+    WatchWorkload("watch100", 1_000, 100, "events to 1,000 watchers of a prefix, 100 puts/s"),
+)

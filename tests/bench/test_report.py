@@ -17,6 +17,7 @@ def _results() -> Results:
             series.p50_ms.append(1.0)
             series.p99_ms.append(2.0)
             series.generator_cpu.append(0.1)
+            series.server_cpu.append(0.5)
     for system, front, gap in (("kvnode", "http", 600.0), ("etcd", "grpc", 1500.0)):
         results.add("failover1", system, front, gap, "")
     results.add("idle", "kvnode", "node", 1.5, "")
@@ -41,6 +42,7 @@ def test_the_cost_of_compaction_is_shown_beside_the_same_puts_without_it() -> No
     series.p50_ms.append(2.0)
     series.p99_ms.append(5.0)
     series.generator_cpu.append(0.1)
+    series.server_cpu.append(0.5)
     text = report.text(results, Plan(ROWS), _systems())
     assert "kvnode http: p99 2.50 × that of put64, throughput 0.50 ×" in text
 

@@ -8,8 +8,8 @@ import pytest
 
 from kvnode.bench import report
 from kvnode.bench.cluster import KvnodeCluster
+from kvnode.bench.kvnode_front import KVNODE_HTTP
 from kvnode.bench.rounds import Plan, System, run
-from kvnode.bench.workloads import KVNODE_HTTP
 
 pytestmark = pytest.mark.system
 
@@ -20,7 +20,7 @@ def _make(home: Path) -> KvnodeCluster:
 
 async def test_a_tiny_run(tmp_path: Path) -> None:
     plan = Plan(
-        ("put64", "get64", "failover1", "idle", "memory"),
+        ("put64", "get64", "past64", "keepalive64", "lock16", "watch10", "failover1", "idle", "memory"),
         rounds=1,
         warm_up_s=0.1,
         measure_s=0.3,
@@ -30,7 +30,9 @@ async def test_a_tiny_run(tmp_path: Path) -> None:
     )
     systems = [System("kvnode", "0", _make, (KVNODE_HTTP,))]
     results = await run(plan, systems, tmp_path / "data", lambda _: None)
-    assert [row for row, _, _ in results.series] == ["idle", "put64", "get64", "memory", "failover1"]
+    assert [row for row, _, _ in results.series] == [
+        *("idle", "put64", "get64", "past64", "keepalive64", "lock16", "watch10", "memory", "failover1")
+    ]
     for series in results.series.values():
         assert series.failures == 0, series
         assert series.row == "idle" or min(series.values) > 0, series
