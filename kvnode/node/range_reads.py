@@ -17,6 +17,9 @@ from kvnode.machine.pace import Pace, Work
 
 Result = TypeVar("Result")
 
+TURN_STEPS = 250
+"""Half a millisecond to one, of each turn of the loop. A write takes several turns, and waits in each."""
+
 
 class RangeReads:
     """Reads of ranges under way. Lives on the node's loop. Bounded by the requests in flight and the watches open."""
@@ -24,7 +27,7 @@ class RangeReads:
     def __init__(self, machine: StateMachine, loop: asyncio.AbstractEventLoop) -> None:
         self._machine = machine
         self._loop = loop
-        self._pace = Pace()  # of this turn of the loop
+        self._pace = Pace(TURN_STEPS)  # of this turn of the loop
         self._turn_scheduled = False
         self._waiting: deque[tuple[Work[Any], asyncio.Future[Any]]] = deque()
 

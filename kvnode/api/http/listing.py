@@ -19,7 +19,8 @@ from kvnode.kv import keys
 from kvnode.kv.requests import Delete, Range, RangeReply
 from kvnode.wire.token import Cursor, decode_cursor, encode_cursor
 
-_SLICE_ITEMS = 1_000
+_SLICE_ITEMS = 250
+"""Rendered in less than a millisecond. A write takes several turns of the loop, and waits for a slice in each."""
 
 
 def parse_range(prefix: bytes | None, start: bytes | None, end: bytes | None, size_max: int) -> tuple[bytes, bytes]:
