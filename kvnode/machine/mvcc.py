@@ -63,17 +63,18 @@ class Versions:
         if found:
             return min(found, newest)
         below, above = oldest - 1, newest + 1  # made in time, or before all; made later
-        while above - below > 1:
-            middle = (below + above) // 2
-            row = self._backend.seek(keycode.revision_row_key(middle, 0))
-            if row is None or not row[0].startswith(keycode.REVISIONS):
-                above = middle  # in the recent table only, whose revisions are all later
-                continue
-            revision, _, change = decode_revision(row)
-            if change.time <= time:
-                below = revision
-            else:
-                above = middle
+        with self._backend.read() as cursor:
+            while above - below > 1:
+                middle = (below + above) // 2
+                row = cursor.seek(keycode.revision_row_key(middle, 0))
+                if row is None or not row[0].startswith(keycode.REVISIONS):
+                    above = middle  # in the recent table only, whose revisions are all later
+                    continue
+                revision, _, change = decode_revision(row)
+                if change.time <= time:
+                    below = revision
+                else:
+                    above = middle
         return below
 
     def scan(self, start: bytes, end: bytes, revision: int, *, descending: bool = False) -> Scan:
