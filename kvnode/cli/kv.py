@@ -48,12 +48,20 @@ once_option = click.option(
 )
 
 
+fence_option = click.option(
+    "--fence",
+    metavar="NAME:TOKEN",
+    help="Only while the lock or election NAME is held under exactly that token ($KVNODE_LOCK_TOKEN).",
+)
+
+
 @click.command()
 @click.argument("key")
 @click.argument("value")
 @click.option("--if-rev", type=click.IntRange(min=0), help="Only if the key's revision is N; 0: only if it is absent.")
 @click.option("--prev", is_flag=True, help="Show the value that was replaced (with -o json).")
 @once_option
+@fence_option
 @click.option("--lease", type=click.IntRange(min=1), help="The key goes when this lease ends.")
 @click.option(
     "--ttl", "ttl_ms", type=DURATION, help="The key gets a lease of its own, and goes after so long: 30s, 5m."
@@ -74,6 +82,7 @@ def put(**given: Any) -> None:
       kvnode put lock/owner me --if-rev 0       create, fail if it exists
       kvnode put total 17 --idempotency-key order-17
       kvnode put workers/7 alive --ttl 30s      gone after 30 seconds, unless put again
+      kvnode put done 7 --fence nightly:$KVNODE_LOCK_TOKEN    only while the lock is held
     """
     if given["lease"] and given["ttl_ms"]:
         raise click.UsageError("--lease and --ttl exclude each other")
@@ -142,6 +151,7 @@ def get(**given: Any) -> None:
 @click.option("--if-rev", type=click.IntRange(min=1), help="Only if the key's revision is N.")
 @click.option("--prev", is_flag=True, help="Show what was deleted (with -o json).")
 @once_option
+@fence_option
 @output_option("json", "plain", default="plain")
 @endpoint_option
 @timeout_option()
@@ -265,6 +275,8 @@ def _pages(http: Caller, path: str, query: Mapping[str, str | bytes], limit: int
 
 def _write(method: str, path: str, query: Any, body: bytes | None, given: dict[str, Any]) -> Answer:
     key = _bytes(given["idempotency_key"] or "")
+    if given["fence"]:
+        query = {**query, "fence": _bytes(given["fence"])}
     try:
         return _caller(given).call(method, path, query, body, idempotency_key=key)
     except KvnodeError as error:

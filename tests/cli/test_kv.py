@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from kvnode import errors
 from kvnode.cli.main import cli
+from kvnode.client.http import Caller
 from tests.cli.cluster import ServedNode, serving
 
 Run = Callable[..., Result]
@@ -229,3 +230,14 @@ def test_an_idempotency_key_makes_a_command_harmless_to_repeat(run: Run):
     assert run("del", "once", "--idempotency-key", "gone").stdout == "1\n"
     assert run("del", "once", "--idempotency-key", "gone").stdout == "1\n"
     assert run("del", "once").stdout == "0\n"
+
+
+def test_a_fenced_write_passes_only_under_the_locks_token(run: Run, shared: ServedNode):
+    token = Caller([shared.endpoint], 5_000).call("POST", "/v1/locks/a:b").json()["token"]
+    for command in (("put", "guarded", "1"), ("del", "guarded")):
+        refused = run(*command, "--fence", f"a:b:{token + 1}")
+        assert refused.exit_code != 0
+        assert "[fenced]" in refused.stderr
+        assert "Kv-Outcome: not-applied" in refused.stderr
+        assert run(*command, "--fence", f"a:b:{token}").exit_code == 0
+    assert "[bad_request]" in run("put", "guarded", "1", "--fence", "no-token").stderr
