@@ -34,7 +34,7 @@ from kvnode.kv.requests import (
 from kvnode.machine.leases import Lease, Leases, Place, queue_key
 from kvnode.machine.mvcc import Versions
 from kvnode.machine.operations import Operations
-from kvnode.machine.pace import Pace, Work
+from kvnode.machine.pace import Pace, Work, in_order
 from kvnode.machine.rows import logical_bytes
 
 LeaseCommand = LeaseGrant | LeaseRevoke | LeaseUpkeep | LeaseRenew | Campaign
@@ -57,11 +57,11 @@ class LeaseCommands:
                 if wanted and self._leases.get(wanted) is not None:
                     return Refusal("conflict", f"lease {wanted} exists", revision)
                 lease_id = wanted or self._leases.free_id(index)
-                return self._begin(lease_id, ttl_ms, put, revision=revision, time=time, events=events)
+                return self._begin(lease_id, ttl_ms, index, put, revision=revision, time=time, events=events)
             case Campaign(name=name, ttl_ms=ttl_ms, value=value):
                 lease_id = self._leases.free_id(index)
                 put = Put(queue_key(name, lease_id), value, if_revision=0)
-                return self._begin(lease_id, ttl_ms, put, revision=revision, time=time, events=events)
+                return self._begin(lease_id, ttl_ms, index, put, revision=revision, time=time, events=events)
             case LeaseRevoke(id=lease_id):
                 lease = self._leases.get(lease_id)
                 if lease is None:
@@ -77,13 +77,21 @@ class LeaseCommands:
                 return LeaseReply(lease_id, lease.ttl_ms, revision)
 
     def _begin(
-        self, lease_id: int, ttl_ms: int, put: Put | None, *, revision: Revision, time: int, events: list[Event]
+        self,
+        lease_id: int,
+        ttl_ms: int,
+        index: Index,
+        put: Put | None,
+        *,
+        revision: Revision,
+        time: int,
+        events: list[Event],
     ) -> LeaseReply | Refusal:
         if not 0 < ttl_ms <= TTL_MS_MAX:
             return Refusal("bad_request", f"{ttl_ms} ms is no time to live", revision)
         if len(self._leases) >= self._limits.leases_max:
             return Refusal("overloaded", f"there are {self._limits.leases_max} leases, and may be no more", revision)
-        lease = self._leases.begin(lease_id, ttl_ms, is_own=put is not None)
+        lease = self._leases.begin(lease_id, ttl_ms, index, is_own=put is not None)
         if put is None:
             return LeaseReply(lease_id, ttl_ms, revision)
         under_it = Put(put.key, put.value, lease_id, put.if_revision, put.return_previous)
@@ -111,12 +119,13 @@ class LeaseCommands:
     def _end(
         self, leases: list[Lease], revision: Revision, time: int, events: list[Event], pace: Pace
     ) -> Work[LeaseEnded]:
-        keys = sorted(key for lease in leases for key in lease.keys)
+        """Keys leave their lease one by one: between two slices it is seen with those that are left."""
+        keys = [key for lease in leases for key in lease.keys]
         previous_bytes = 0
-        for key in keys:
+        for key in (yield from in_order(keys, pace)):
             if pace.left <= 0:
                 yield
-            pace.left -= 1
+            pace.left -= 3  # to be looked up, to be deleted, to leave its lease
             before = self._versions.current(key)
             assert before is not None, ("a key on a lease exists", key)
             previous_bytes += len(before.key) + len(before.value)
@@ -124,8 +133,12 @@ class LeaseCommands:
             self._operations.bury(
                 key, revision + 1, time, before if fits else None, events, replaced=logical_bytes(before)
             )
+            self._leases.let_go(key)
         ids = sorted({lease.id for lease in leases})
         for lease_id in ids:
+            if pace.left <= 0:
+                yield
+            pace.left -= 1
             self._leases.end(lease_id)
         return LeaseEnded(revision + bool(events), tuple(ids), len(keys))
 

@@ -2,8 +2,9 @@
 
 A lease lives until it is revoked or a logged command says that it has expired; no clock is read here. The leader times
 leases (`kvnode.node.leases`) and logs what its successors need: *checkpoints*, the time a lease had left, and the
-renewals that take one back. `renewals` counts the logged ones: a decision of the leader names the count it was made at
-and is void at any other.
+renewals that take one back. `renewals` counts the logged ones, from the index of the entry that began the lease: a
+decision of the leader names the count it was made at and is void at any other, also at one of an earlier or later lease
+of the same id.
 
 A key hangs on at most one lease: its newest version names it. A put without a lease takes the key off.
 
@@ -54,7 +55,8 @@ class Leases:
         self._by_id: SortedDict = SortedDict()
         self._of_key: dict[bytes, Lease] = {}
         self._queues: dict[bytes, SortedList] = {}
-        self._changed: dict[int, bool] = {}
+        self._changed: dict[int, bool] | None = None  # since the last call of `take_changed`; None: nobody follows
+        self._emptied: list[Lease] = []  # by the entry that is being tracked: own leases that have lost their last key
         for lease_id, row in map(decode_lease, rows_of(backend, keycode.LEASES)):
             self._by_id[lease_id] = Lease(lease_id, row)
         for lease_id, key_row in map(decode_lease_key, rows_of(backend, keycode.LEASE_KEYS)):
@@ -81,26 +83,34 @@ class Leases:
             wanted += 1
         return wanted
 
+    def follow(self, *, wanted: bool) -> None:
+        """Whether somebody calls `take_changed` from now on."""
+        self._changed = {} if wanted else None
+
     def take_changed(self) -> Sequence[int]:
-        """Leases that began or were renewed by a logged command since the last call. Bounded by their number."""
-        changed, self._changed = self._changed, {}
+        """Leases that began, were renewed or ended by a logged command since the last call."""
+        changed = self._changed
+        if not changed:
+            return ()
+        self._changed = {}
         return list(changed)
 
     # ── changes ─────────────────────────────────────────────────────────────────────────────────────
 
-    def begin(self, lease_id: int, ttl_ms: int, *, is_own: bool) -> Lease:
+    def begin(self, lease_id: int, ttl_ms: int, index: int, *, is_own: bool) -> Lease:
+        """By entry `index`."""
         assert lease_id not in self._by_id, lease_id
-        lease = Lease(lease_id, LeaseRow(ttl_ms, 0, 0, is_own))
+        lease = Lease(lease_id, LeaseRow(ttl_ms, index, 0, is_own))
         self._by_id[lease_id] = lease
         self._write(lease)
-        self._changed[lease_id] = True
+        self._note(lease_id)
         return lease
 
     def renew(self, lease: Lease) -> None:
         lease.remaining_ms = 0
         lease.renewals += 1
         self._write(lease)
-        self._changed[lease.id] = True
+        self._note(lease.id)
 
     def note_remaining(self, lease: Lease, remaining_ms: int) -> None:
         lease.remaining_ms = remaining_ms
@@ -114,11 +124,15 @@ class Leases:
         for key in list(lease.keys):
             self._detach(key, lease)
         del self._by_id[lease_id]
-        self._changed.pop(lease_id, None)
+        self._note(lease_id)
         self._side.remove(keycode.lease_row_key(lease_id))
 
     def track(self, events: Iterable[Event]) -> None:
-        """These changes are made: keys are on the leases that their newest versions name."""
+        """These changes are made: keys are on the leases that their newest versions name.
+
+        A big entry's come piece by piece; after the last `end_emptied` is due. Not before: a lease that loses its last
+        key may get another one by the same entry.
+        """
         for event in events:
             kv = event.kv
             before = self._of_key.get(kv.key)
@@ -131,7 +145,23 @@ class Leases:
                 row = LeaseKeyRow(kv.key, kv.create_revision)
                 self._side.put(keycode.lease_key_row_key(kv.lease, kv.key), row)
             if before is not None and before.is_own and not before.keys:
-                self.end(before.id)
+                self._emptied.append(before)
+
+    def end_emptied(self, most: int) -> bool:
+        """End, of the own leases without a key, at most so many; whether that were all."""
+        for lease in self._emptied[-most:]:
+            if not lease.keys:
+                self.end(lease.id)
+        del self._emptied[-most:]
+        return not self._emptied
+
+    def let_go(self, key: bytes) -> None:
+        """A key that is on a lease goes, with its lease, by the entry that is being applied."""
+        self._detach(key, self._of_key[key])
+
+    def _note(self, lease_id: int) -> None:
+        if self._changed is not None:
+            self._changed[lease_id] = True
 
     def _write(self, lease: Lease) -> None:
         self._side.put(keycode.lease_row_key(lease.id), lease.row())

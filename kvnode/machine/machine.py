@@ -256,6 +256,7 @@ class StateMachine:
                     self.live_bytes += size
             if self.leases:
                 self.leases.track(events)
+                self.leases.end_emptied(MANY_CHANGES)
         self._settle_replaced(changed=bool(changes))
         self._advance(index, time, digest.advance(self.digest, index, time, changes, result))
         return Applied(result, tuple(events))
@@ -268,17 +269,24 @@ class StateMachine:
         for first in range(0, len(events), MANY_CHANGES):
             if self._pace.left <= 0:
                 yield
-            changes = [event.kv for event in events[first : first + MANY_CHANGES]]
+            piece = events[first : first + MANY_CHANGES]
+            changes = [event.kv for event in piece]
             self._pace.left -= len(changes)
+            if self.leases:
+                self._pace.left -= len(changes)
+                self.leases.track(piece)
             assert all(kv.mod_revision == revision for kv in changes), revision
             rolling.add(changes)
             size += sum(map(logical_bytes, changes))
             live += sum(logical_bytes(kv) for kv in changes if kv.version)
+        while not self.leases.end_emptied(MANY_CHANGES):
+            self._pace.left -= MANY_CHANGES
+            if self._pace.left <= 0:
+                yield
         self.revision = revision
         self.logical_bytes += size
         self.live_bytes += live
         self._settle_replaced(changed=True)
-        self.leases.track(events)
         self._advance(index, time, rolling.finish(result))
         return Applied(result, tuple(events))
 

@@ -57,7 +57,7 @@ class Operations:
         if not 0 < len(key) <= KEY_BYTES_MAX:
             return Refusal("bad_key", f"a key has 1 to {KEY_BYTES_MAX} bytes, not {len(key)}", revision)
         if request.lease:
-            refusal = self._check_lease(request.lease, revision)
+            refusal = self._check_lease(request.lease, key, revision)
             if refusal is not None:
                 return refusal
         before = self._versions.current(key)
@@ -76,11 +76,11 @@ class Operations:
         previous = before if request.return_previous else None
         return PutReply(made, before is None, kv.create_revision, kv.version, time, previous)
 
-    def _check_lease(self, lease_id: int, revision: Revision) -> Refusal | None:
+    def _check_lease(self, lease_id: int, key: bytes, revision: Revision) -> Refusal | None:
         lease = self._leases.get(lease_id)
         if lease is None:
             return Refusal("lease_not_found", f"lease {lease_id} does not exist", revision)
-        if len(lease.keys) >= self._limits.lease_keys_max:
+        if len(lease.keys) >= self._limits.lease_keys_max and key not in lease.keys:
             return Refusal("too_large", f"a lease holds at most {self._limits.lease_keys_max} keys", revision)
         return None
 

@@ -68,7 +68,7 @@ class VersionRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 class LeaseRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     ttl_ms: int
-    renewals: int  # that were logged
+    renewals: int  # that were logged, from the index of the entry that began the lease
     remaining_ms: int  # by the last checkpoint; 0: none since the last logged renewal
     is_own: bool  # ends with its key
 

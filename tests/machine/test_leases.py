@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -58,6 +59,10 @@ class LeasesAgainstAModel(RuleBasedStateMachine):
         assert self.twin.apply(request) == applied
         return applied.result
 
+    def begin_in_model(self, lease: int, ttl_ms: int) -> None:
+        self.ttl[lease], self.remaining[lease] = ttl_ms, 0
+        self.renewals[lease] = self.store.machine.applied_index
+
     def put_in_model(self, key: bytes, lease: int) -> None:
         before = self.lease_of.get(key)
         self.created.setdefault(key, self.store.machine.revision)
@@ -93,7 +98,7 @@ class LeasesAgainstAModel(RuleBasedStateMachine):
         assert isinstance(result, LeaseReply)
         assert result.id not in self.ttl
         assert result.id == wanted or (not wanted and result.id >= self.store.machine.applied_index)
-        self.ttl[result.id], self.renewals[result.id], self.remaining[result.id] = ttl, 0, 0
+        self.begin_in_model(result.id, ttl)
 
     @rule(key=st.sampled_from(KEYS), condition=st.sampled_from([-1, 0]))
     def put_with_its_own(self, key: bytes, condition: int) -> None:
@@ -103,7 +108,7 @@ class LeasesAgainstAModel(RuleBasedStateMachine):
             assert result.code == "compare_failed"
             return
         assert isinstance(result, LeaseReply)
-        self.ttl[result.id], self.renewals[result.id], self.remaining[result.id] = 2_000, 0, 0
+        self.begin_in_model(result.id, 2_000)
         self.own.add(result.id)
         self.put_in_model(key, result.id)
 
@@ -116,7 +121,7 @@ class LeasesAgainstAModel(RuleBasedStateMachine):
         assert isinstance(result, LeaseReply)
         assert result.put is not None
         assert result.put.create_revision == self.store.machine.revision
-        self.ttl[result.id], self.renewals[result.id], self.remaining[result.id] = 5_000, 0, 0
+        self.begin_in_model(result.id, 5_000)
         self.own.add(result.id)
         self.put_in_model(queue_key(name, result.id), result.id)
 
@@ -150,6 +155,19 @@ class LeasesAgainstAModel(RuleBasedStateMachine):
             assert isinstance(result, Refusal)
         else:
             self.put_in_model(first, lease)
+
+    @rule(gone=st.sampled_from(KEYS), put=st.sampled_from(KEYS), deletes=st.booleans(), data=st.data())
+    def move(self, gone: bytes, put: bytes, deletes: bool, data: st.DataObject) -> None:
+        """A lease may lose its last key and get another by one entry: it ends only if it has none after it."""
+        if gone == put:
+            return
+        before, lease = self.lease_of.get(gone), data.draw(st.sampled_from([0, *self.ttl]))
+        self.apply(Txn((), (Delete(gone) if deletes else Put(gone, b"m"), Put(put, b"m", lease))))
+        self.put_in_model(put, lease)
+        if not deletes:
+            self.put_in_model(gone, 0)
+        elif before is not None:
+            self.delete_in_model([gone])
 
     @rule(data=st.data())
     def revoke(self, data: st.DataObject) -> None:
@@ -280,6 +298,65 @@ def test_a_lease_of_many_keys_ends_in_slices_at_one_revision() -> None:
     assert machine.revision == before + 1
     assert [event.kv.key for event in applied.events] == [b"k%05d" % number for number in range(5_000)]
     assert len(machine.leases) == 0
+
+
+@pytest.mark.parametrize("deletes", [True, False])
+def test_a_lease_of_its_key_goes_on_if_it_gets_another_key_by_the_same_entry(deletes: bool) -> None:
+    store = Store(MemoryBackend)
+    lease = store.apply(LeaseGrant(5_000, put=Put(b"a", b"v"))).result.id
+    first = Delete(b"a") if deletes else Put(b"a", b"w")
+    assert store.apply(Txn((), (first, Put(b"b", b"v", lease)))).result.succeeded
+    assert list(store.machine.leases.get(lease).keys) == [b"b"]
+    store.apply(Delete(b"b"))
+    assert store.machine.leases.get(lease) is None
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("revoked", [True, False])
+def test_very_many_keys_leave_their_leases_in_slices(own: bool, revoked: bool) -> None:
+    many = 6_000
+    store = Store(MemoryBackend, leases_max=many)
+    machine = store.machine
+    lease = store.apply(LeaseGrant(5_000)).result.id if not own else 0
+    for number in range(many):
+        put = Put(b"k%04x" % (number * 7919 % 65_521), b"v", lease)
+        store.apply(LeaseGrant(5_000, put=put) if own else put)
+    if revoked:
+        ids = [(each, machine.leases.get(each).renewals) for each in machine.leases.ids()]
+        request: Any = LeaseUpkeep(tuple(ids))
+    else:
+        request = Delete(b"k", b"l")
+
+    def left() -> int:
+        return len(machine.leases) + sum(len(machine.leases.get(each).keys) for each in machine.leases.ids())
+
+    sizes = [left()]
+    applied = machine.begin(machine.applied_index + 1, machine.applied_time + 1, request)
+    while applied is None:
+        sizes.append(left())
+        applied = machine.resume()
+    sizes.append(left())
+    assert sizes[-1] == (0 if own or revoked else 1)
+    assert max(before - after for before, after in pairwise(sizes)) <= 1_500
+    assert [event.kv.key for event in applied.events] == sorted(event.kv.key for event in applied.events)
+
+
+def test_a_decision_about_a_lease_does_not_end_a_later_one_of_its_id() -> None:
+    store = Store(MemoryBackend)
+    store.apply(LeaseGrant(5_000, 7))
+    decided = ((7, store.machine.leases.get(7).renewals),)
+    store.apply(LeaseRevoke(7))
+    store.apply(LeaseGrant(5_000, 7))
+    assert store.apply(LeaseUpkeep(decided)).result.leases == ()
+    assert store.machine.leases.get(7) is not None
+
+
+def test_a_full_lease_lets_its_own_keys_be_changed() -> None:
+    store = Store(MemoryBackend, lease_keys_max=1)
+    lease = store.apply(LeaseGrant(5_000)).result.id
+    store.apply(Put(b"a", b"v", lease))
+    assert store.apply(Put(b"b", b"v", lease)).result.code == "too_large"
+    assert store.apply(Put(b"a", b"w", lease)).result.version == 2
 
 
 @pytest.mark.parametrize(("limit", "code"), [({"leases_max": 2}, "overloaded"), ({"lease_keys_max": 2}, "too_large")])
