@@ -9,7 +9,8 @@
   successor would believe the checkpoint.
 - **Once its end is proposed** a renewal waits for the fate of that, and is logged from then on: a proposal whose fate
   is not known may still come true, but not behind a logged renewal, as it names the count of those.
-- Not late by more than a turn of the duties: what is due leaves in batches, one under way at a time.
+- Not late by more than a turn of the duties for each batch before it: what is due is looked at, and leaves, in batches,
+  the longest due first, one under way at a time.
 
 Who renews regularly (within three eighths of the TTL) never causes a log entry.
 
@@ -19,11 +20,11 @@ Source: Gray and Cheriton (1989); requirements LE1–LE8 of the pattern catalogu
 from __future__ import annotations
 
 import asyncio
-import heapq
 from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
+from sortedcontainers import SortedList
 
 from kvnode.clocks.clock import Clock
 from kvnode.errors import ConnectionLost, KvnodeError, LeaseNotFound, NoLeader, Overloaded
@@ -38,11 +39,14 @@ ENDED_AT_ONCE = 1_024
 KEYS_AT_ONCE = 4_096
 """… and how many keys they may have together; one alone may have more."""
 
-NOTED_AT_ONCE = 4_096
+NOTED_AT_ONCE = 2_048
+LOOKED_AT_ONCE = 2_048
+"""Leases whose time has come to be looked at, in one turn; those that were renewed meanwhile are only put off."""
+
 LOGGING_MAX = 16_384
 """Renewals that wait for the log; beyond that they are refused as overloaded."""
 
-TAKEN_OVER_AT_ONCE = 4_096
+TAKEN_OVER_AT_ONCE = 2_048
 """Leases whose deadlines a new leader sets in one turn; until then those do not end."""
 
 
@@ -75,11 +79,13 @@ class Leading(Protocol):
 class _Held:
     """What the leader knows of a lease beside the log."""
 
-    __slots__ = ("checkpoint_ms", "deadline_ms", "decided_at", "is_ending", "waiting")
+    __slots__ = ("checkpoint_ms", "deadline_ms", "decided_at", "due_ms", "is_ending", "lease", "waiting")
 
-    def __init__(self, deadline_ms: int, checkpoint_ms: int) -> None:
+    def __init__(self, lease: Lease, deadline_ms: int, checkpoint_ms: int) -> None:
+        self.lease = lease  # another one may have its id after it
         self.deadline_ms = deadline_ms
         self.checkpoint_ms = checkpoint_ms
+        self.due_ms = 0  # when it is to be looked at, at the latest
         self.decided_at = -1  # a checkpoint or its end was proposed at this count of renewals: the next one is logged
         self.is_ending = False  # its end is proposed
         self.waiting: list[tuple[int, Answer]] = []  # renewals (when they arrived) that wait for the fate of that
@@ -105,11 +111,16 @@ class Lessor:
         self._leading: Leading
         self._logging = 0  # renewals on their way through the log
         self._held: dict[int, _Held] = {}
-        self._due: list[tuple[int, int]] = []  # heap: one entry for each lease held
+        self._due: SortedList = SortedList()  # (`due_ms`, lease) of each lease held whose end is not proposed
         self._taken_over: list[int] = []  # leases of earlier leaders whose deadlines are still to be set
         self._began_ms = 0
         self._proposed: list[int] = []  # leases whose end is under way
         self.ended = 0  # by expiry, as this leader decided
+
+    @property
+    def held(self) -> int:
+        """How many leases are timed here."""
+        return len(self._held)
 
     def connect(self, leading: Leading) -> None:
         self._leading = leading
@@ -119,70 +130,83 @@ class Lessor:
     def begin(self, now_ms: int) -> None:
         """Take over: nothing that earlier leaders knew by their clocks is known here."""
         self._forget()
-        self._leases.take_changed()
+        self._leases.follow(wanted=True)
         self._taken_over = self._leases.ids()
         self._began_ms = now_ms
 
     def end(self) -> None:
         waiting = [answer for held in self._held.values() for _, answer in held.waiting]
         self._forget()
+        self._leases.follow(wanted=False)
         for answer in waiting:
             answer(NOT_LEADING)
 
     def _forget(self) -> None:
         self._held = {}
-        self._due = []
+        self._due = SortedList()
         self._taken_over = []
         self._proposed = []
 
     def decide(self, now_ms: int) -> WriteRequest | None:
-        self._settle()
+        self._settle(now_ms)
         self._take_over()
-        for lease_id in self._leases.take_changed():
-            lease = self._leases.get(lease_id)
-            if lease is not None:
-                self._renew(lease, now_ms)
+        self._note_changes(now_ms)
         expired: list[tuple[int, int]] = []
         noted: list[tuple[int, int, int]] = []
         keys = 0
         due = self._due
-        while due and due[0][0] <= now_ms and len(expired) < ENDED_AT_ONCE and len(noted) < NOTED_AT_ONCE:
-            lease_id = due[0][1]
-            held, lease = self._held[lease_id], self._leases.get(lease_id)
-            if lease is None:
-                heapq.heappop(due)
-                del self._held[lease_id]
-            elif held.deadline_ms <= now_ms:
+        for _ in range(LOOKED_AT_ONCE):
+            if not due or due[0][0] > now_ms or len(expired) >= ENDED_AT_ONCE or len(noted) >= NOTED_AT_ONCE:
+                break
+            held = self._held[due[0][1]]
+            lease = held.lease
+            if held.deadline_ms <= now_ms:
                 if expired and keys + len(lease.keys) > KEYS_AT_ONCE:
                     break
-                heapq.heappop(due)  # it comes back when its fate is known
+                due.pop(0)  # it comes back when its fate is known
                 keys += len(lease.keys)
-                expired.append((lease_id, lease.renewals))
+                expired.append((lease.id, lease.renewals))
                 held.is_ending = True
                 held.decided_at = lease.renewals
-            else:
-                if held.checkpoint_ms <= now_ms:
-                    held.checkpoint_ms = now_ms + lease.ttl_ms // 4
-                    held.decided_at = lease.renewals
-                    noted.append((lease_id, lease.renewals, min(held.deadline_ms - now_ms, lease.ttl_ms)))
-                heapq.heapreplace(due, (min(held.deadline_ms, held.checkpoint_ms), lease_id))
+                continue
+            if held.checkpoint_ms <= now_ms:
+                held.checkpoint_ms = now_ms + lease.ttl_ms // 4
+                held.decided_at = lease.renewals
+                noted.append((lease.id, lease.renewals, min(held.deadline_ms - now_ms, lease.ttl_ms)))
+            due.pop(0)
+            self._put_down(held)
         if not expired and not noted:
             return None
         self._proposed = [lease_id for lease_id, _ in expired]
         self.ended += len(expired)
         return LeaseUpkeep(tuple(sorted(expired)), tuple(sorted(noted)))
 
-    def _settle(self) -> None:
+    def _note_changes(self, now_ms: int) -> None:
+        """Leases that began or were renewed by the log since the last call have their whole time from now on.
+
+        Those that ended leave nothing behind: their time may have been long.
+        """
+        for lease_id in self._leases.take_changed():
+            lease, held = self._leases.get(lease_id), self._held.get(lease_id)
+            if held is not None and held.lease is not lease and not held.is_ending:
+                self._due.remove((held.due_ms, lease_id))
+                del self._held[lease_id]
+            if lease is not None:
+                self._renew(lease, now_ms)
+
+    def _settle(self, now_ms: int) -> None:
         """The fate of what was proposed last is known, or will never be."""
         proposed, self._proposed = self._proposed, []
         for lease_id in proposed:
-            held = self._held[lease_id]
+            held = self._held.pop(lease_id)
+            lease = self._leases.get(lease_id)
+            if lease is held.lease:
+                held.is_ending = False
+                self._held[lease_id] = held
+                self._put_down(held)
+            elif lease is not None:  # another one has its id
+                self._renew(lease, now_ms)
             waiting, held.waiting = held.waiting, []
-            held.is_ending = False
-            if self._leases.get(lease_id) is None:
-                del self._held[lease_id]
-            else:
-                heapq.heappush(self._due, (min(held.deadline_ms, held.checkpoint_ms), lease_id))
             for arrived_ms, answer in waiting:
                 self._confirmed(lease_id, arrived_ms, answer, renew=True)
 
@@ -196,7 +220,7 @@ class Lessor:
     def _take(self, lease: Lease) -> _Held:
         """A lease of an earlier leader."""
         deadline_ms = self._began_ms + self._margin_ms + (lease.remaining_ms or lease.ttl_ms)
-        held = self._hold(lease.id, deadline_ms, self._began_ms + lease.ttl_ms // 4)
+        held = self._hold(lease, deadline_ms, self._began_ms + lease.ttl_ms // 4)
         if lease.remaining_ms:
             held.decided_at = lease.renewals
         return held
@@ -206,15 +230,20 @@ class Lessor:
         deadline_ms, checkpoint_ms = from_ms + lease.ttl_ms, from_ms + lease.ttl_ms * 3 // 8
         held = self._held.get(lease.id)
         if held is None:
-            self._hold(lease.id, deadline_ms, checkpoint_ms)
-        else:
+            self._hold(lease, deadline_ms, checkpoint_ms)
+        elif held.lease is lease:
             held.deadline_ms = max(held.deadline_ms, deadline_ms)
             held.checkpoint_ms = max(held.checkpoint_ms, checkpoint_ms)
 
-    def _hold(self, lease_id: int, deadline_ms: int, checkpoint_ms: int) -> _Held:
-        self._held[lease_id] = held = _Held(deadline_ms, checkpoint_ms)
-        heapq.heappush(self._due, (min(deadline_ms, checkpoint_ms), lease_id))
+    def _hold(self, lease: Lease, deadline_ms: int, checkpoint_ms: int) -> _Held:
+        self._held[lease.id] = held = _Held(lease, deadline_ms, checkpoint_ms)
+        self._put_down(held)
         return held
+
+    def _put_down(self, held: _Held) -> None:
+        """To be looked at when it is due."""
+        held.due_ms = min(held.deadline_ms, held.checkpoint_ms)
+        self._due.add((held.due_ms, held.lease.id))
 
     # ── renewals ────────────────────────────────────────────────────────────────────────────────────
 
@@ -249,7 +278,10 @@ class Lessor:
         if lease is None:
             answer(GONE)
             return
-        held = self._held.get(lease_id) or self._take(lease)
+        held = self._held.get(lease_id)
+        if held is None or held.lease is not lease:
+            self._note_changes(self._clock.monotonic_ms())  # it may have begun since the last turn
+            held = self._held.get(lease_id) or self._take(lease)
         if not renew:
             answer(Told("", max(0, held.deadline_ms - self._clock.monotonic_ms()), lease.ttl_ms))
         elif held.is_ending:

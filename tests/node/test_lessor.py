@@ -10,7 +10,17 @@ import pytest
 from kvnode.config import LimitsSection
 from kvnode.errors import Overloaded
 from kvnode.ids import Index
-from kvnode.kv.requests import ApplyResult, LeaseGrant, LeaseList, LeaseRenew, LeaseUpkeep, Put, WriteRequest
+from kvnode.kv.requests import (
+    TTL_MS_MAX,
+    ApplyResult,
+    LeaseGrant,
+    LeaseList,
+    LeaseRenew,
+    LeaseRevoke,
+    LeaseUpkeep,
+    Put,
+    WriteRequest,
+)
 from kvnode.machine.machine import StateMachine
 from kvnode.node import leases as module
 from kvnode.node.leases import Lessor, Told
@@ -62,6 +72,9 @@ class Stand:
 
     def grant(self, ttl_ms: int = TTL_MS) -> int:
         return self.apply(LeaseGrant(ttl_ms)).id
+
+    def renewals(self, lease: int) -> int:
+        return self.machine.leases.get(lease).renewals
 
     def ask(self, lease: int, *, renew: bool = True) -> None:
         self.lessor.ask(lease, renew=renew, answer=self.told.append)
@@ -122,7 +135,7 @@ async def test_what_was_decided_makes_the_next_renewal_a_logged_one(stand: Stand
     stand.now_ms += 3_800
     noted = stand.lessor.decide(stand.now_ms)
     assert isinstance(noted, LeaseUpkeep)
-    assert noted.checkpoints == ((lease, 0, TTL_MS - 3_800),)
+    assert noted.checkpoints == ((lease, stand.renewals(lease), TTL_MS - 3_800),)
     stand.ask(lease)  # the checkpoint is under way: it may be in the log, and be found there by the next leader
     await stand.confirm()
     assert stand.told == []
@@ -145,7 +158,7 @@ async def test_an_end_whose_fate_is_unknown_does_not_end_what_was_renewed_since(
     stand.now_ms += TTL_MS
     ended = stand.lessor.decide(stand.now_ms)
     assert isinstance(ended, LeaseUpkeep)
-    assert ended.expired == ((lease, 0),)
+    assert ended.expired == ((lease, stand.renewals(lease)),)
     stand.ask(lease)
     await stand.confirm()
     assert stand.told == [], "it waits for the fate of the end"
@@ -158,7 +171,7 @@ async def test_an_end_whose_fate_is_unknown_does_not_end_what_was_renewed_since(
 
 async def test_a_new_leader_believes_checkpoints_and_gives_all_others_their_whole_time(stand: Stand) -> None:
     whole, noted = stand.grant(), stand.grant()
-    stand.apply(LeaseUpkeep((), ((noted, 0, 2_000),)))
+    stand.apply(LeaseUpkeep((), ((noted, stand.renewals(noted), 2_000),)))
     stand.lessor.end()
     stand.lessor.begin(stand.now_ms)
     ends: dict[int, int] = {}
@@ -224,6 +237,73 @@ async def test_mass_expiry_100k_leaves_in_bounded_batches(stand: Stand) -> None:
     ended = [lease for request in requests for lease, _ in request.expired]
     assert sorted(ended) == leases
     assert not stand.machine.look_up(LeaseList()).leases
+
+
+async def test_very_many_leases_that_were_renewed_are_put_off_in_bounded_turns(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All were taken over at once, so all come up at once; nobody is late by more than the turns that it takes."""
+    monkeypatch.setattr(module, "LOOKED_AT_ONCE", 10)
+    leases = [stand.grant() for _ in range(95)]
+    stand.lessor.begin(stand.now_ms)
+    stand.lessor.decide(stand.now_ms)
+    for lease in leases[:-1]:
+        stand.ask(lease)
+    await stand.confirm()
+    stand.now_ms += TTL_MS // 4
+    noted = []
+    turns = 0
+    while not noted:
+        request = stand.lessor.decide(stand.now_ms)
+        noted = list(request.checkpoints) if isinstance(request, LeaseUpkeep) else []
+        turns += 1
+    assert [lease for lease, _, _ in noted] == leases[-1:]
+    assert turns == 10
+    assert stand.lessor.decide(stand.now_ms) is None
+
+
+async def test_what_ended_leaves_nothing_behind_however_long_its_time(stand: Stand) -> None:
+    for _ in range(20):
+        for lease in [stand.grant(TTL_MS_MAX) for _ in range(10)]:
+            stand.apply(LeaseRevoke(lease))
+        stand.lessor.decide(stand.now_ms)
+        stand.now_ms += 100
+    lease = stand.grant(TTL_MS_MAX)
+    stand.lessor.decide(stand.now_ms)
+    assert stand.lessor.held == 1
+    stand.apply(LeaseRevoke(lease))
+    stand.lessor.decide(stand.now_ms)
+    assert stand.lessor.held == 0
+
+
+async def test_a_lease_has_its_whole_time_before_the_lessor_has_had_its_turn(stand: Stand) -> None:
+    stand.now_ms += 10 * TTL_MS
+    stand.ask(stand.grant(), renew=False)
+    await stand.confirm()
+    assert stand.told == [Told("", TTL_MS, TTL_MS)]
+
+
+@pytest.mark.parametrize("is_ending", [False, True])
+async def test_a_later_lease_of_the_same_id_has_its_own_time(stand: Stand, is_ending: bool) -> None:
+    stand.apply(LeaseGrant(100 * TTL_MS, 7))
+    stand.lessor.decide(stand.now_ms)
+    stand.now_ms += 101 * TTL_MS if is_ending else 100
+    before = stand.lessor.decide(stand.now_ms)
+    assert (before is not None) == is_ending
+    stand.apply(LeaseRevoke(7))
+    stand.apply(LeaseGrant(TTL_MS, 7))
+    if before is not None:
+        stand.ask(7)
+        await stand.confirm()
+        stand.apply(before)
+    began = stand.now_ms
+    ended = False
+    while not ended:
+        request = stand.lessor.decide(stand.now_ms)
+        ended = isinstance(request, LeaseUpkeep) and bool(request.expired)
+        stand.now_ms += 100
+    assert TTL_MS <= stand.now_ms - began <= TTL_MS + 200
+    assert [told.code for told in stand.told] == [""] * is_ending
 
 
 async def test_many_keys_make_smaller_batches(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
