@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import msgspec
 
-from kvnode.errors import Fenced, KvnodeError, LeaseNotFound, LockHeld, TryAgain, Unknown
+from kvnode.errors import Fenced, KvnodeError, LeaseNotFound, LockHeld, Timeout, TryAgain, Unknown
 from kvnode.kv.events import Cancelled, Changes
 from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options, WatchStream
 from kvnode.kv.requests import (
@@ -70,7 +70,7 @@ async def acquire(
     the same token; so that place is not given up when its client has gone: the client may come back, by another node.
 
     Raises: LockHeld (detail: who holds it) after `wait_ms`; LeaseNotFound if the place was lost while waiting, as when
-    no leader could be reached for longer than the TTL; errors of `KV`.
+    no leader could be reached for longer than the TTL; Timeout if a place may be left behind; errors of `KV`.
     """
     if not wait_ms and named is None:  # a place that is given up at once would cost two entries of the log
         first = QueueRead(campaign.name, limit=1)
@@ -81,7 +81,7 @@ async def acquire(
     until_ms = now_ms() + wait_ms
     begun = await kv.execute(campaign if named is None else named, options)
     try:
-        return await _wait(
+        place = await _wait(
             kv,
             campaign,
             begun,
@@ -91,10 +91,13 @@ async def acquire(
             is_wanted=is_wanted,
             is_new=named is None,
         )
-    except BaseException:
-        if named is None or is_wanted():
-            await _give_up(kv, begun.id)
+    except BaseException as error:
+        # A named place may be held by now for a client that has asked again elsewhere, unless we saw it further behind.
+        is_left = (named is None or (isinstance(error, LockHeld) and is_wanted())) and await _give_up(kv, begun.id)
+        if not is_left and isinstance(error, TryAgain | LockHeld):
+            raise Timeout("the place in the queue was not left in time: it may still come to hold the name") from error
         raise
+    return place
 
 
 async def _wait(
@@ -120,9 +123,11 @@ async def _wait(
         if queue is not None:
             if not queue.waiting or queue.waiting[-1].lease != begun.id:
                 raise LeaseNotFound("the place in the queue was lost: its lease has ended")
-            if len(queue.waiting) == 1 and is_wanted():
-                if has_waited:
-                    await kv.execute(LeaseKeepAlive(begun.id), options)  # its holder has the whole TTL from now on
+            if len(queue.waiting) == 1:
+                if not is_wanted():
+                    raise LockHeld("who asked for the name has gone")
+                if has_waited or not is_new:  # its holder has the whole TTL from now on
+                    await kv.execute(LeaseKeepAlive(begun.id), options)
                 return _place(campaign.name, queue.waiting[0], queue.revision)
             if left_ms <= 0 or not is_wanted():
                 raise held_by(await holder(kv, campaign.name, options))
@@ -157,13 +162,17 @@ async def _or_later(asked: Awaitable[_Reply], left_ms: int) -> _Reply | None:
         return None
 
 
-async def _give_up(kv: KV, lease: int) -> None:
-    """Leave the queue, also when cancelled; where that fails the lease ends by itself."""
+async def _give_up(kv: KV, lease: int) -> bool:
+    """Leave the queue, also when cancelled; where that is not known to be done the lease ends by itself."""
     revoking = asyncio.ensure_future(kv.execute(LeaseRevoke(lease), Options(timeout_ms=REVOKE_MS)))
     try:
         await asyncio.shield(revoking)
+    except LeaseNotFound:
+        return True
     except (KvnodeError, asyncio.CancelledError):
         revoking.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return False
+    return True
 
 
 async def holder(kv: KV, name: bytes, options: Options = DEFAULT_OPTIONS) -> Place | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 import pytest
@@ -12,7 +13,10 @@ from yarl import URL
 
 from kvnode.api.app import ClientServer, build_app
 from kvnode.config import Config
-from kvnode.kv.requests import Campaign, LeaseKeepAlive, LeaseRevoke, LeaseUpkeep
+from kvnode.errors import KvnodeError, NoLeader
+from kvnode.kv.interface import DEFAULT_OPTIONS, Options
+from kvnode.kv.requests import Campaign, Command, LeaseKeepAlive, LeaseRevoke, LeaseUpkeep, QueueRead
+from kvnode.recipes import lock
 from tests.api.fake import FakeAdmin
 from tests.api.machine_kv import MachineKV
 from tests.api.raw import Door
@@ -104,7 +108,8 @@ async def test_a_lock_is_taken_waited_for_and_handed_on_in_order(door: Door, kv:
     assert got["token"] > 2
     assert not cid.done()
     assert (await door.ask("DELETE", "/v1/locks/deploy?token=2")).code == "fenced"
-    kv.machine.apply(kv.machine.applied_index + 1, 1 << 40, LeaseUpkeep(((got["lease"], 0),)))  # bob's lease expires
+    renewals = kv.machine.leases.get(got["lease"]).renewals
+    kv.machine.apply(kv.machine.applied_index + 1, 1 << 40, LeaseUpkeep(((got["lease"], renewals),)))  # bob's expires
     kv.changed.set()
     assert (await cid).json["token"] > got["token"]
     assert (await door.ask("POST", f"/v1/locks/deploy/keepalive?token={got['token']}")).code == "fenced"
@@ -221,6 +226,55 @@ async def test_a_named_place_waits_for_a_client_that_has_gone(door: Door, kv: Ma
     assert len(kv.machine.leases) == 2, "it stands once"
     await door.ask("DELETE", f"/v1/locks/deploy?token={first.json['token']}")
     assert (await bob).json["owner"] == "bob"
+
+
+async def test_who_asks_again_has_the_whole_time_from_the_answer_on(door: Door, kv: MachineKV) -> None:
+    once = {"Idempotency-Key": "deploy 17"}
+    first = await door.ask("POST", "/v1/locks/deploy?ttl=30s", **once)
+    kv.seen.clear()
+    assert (await door.ask("POST", "/v1/locks/deploy?ttl=30s", **once)).json == first.json
+    assert kv.seen[-1] == LeaseKeepAlive(first.json["lease"])
+
+
+async def test_a_client_that_has_gone_is_not_given_the_lock(door: Door, kv: MachineKV) -> None:
+    first = await door.ask("POST", "/v1/locks/deploy?ttl=30s")
+    host, port = door.address.rsplit(":", 1)
+    _, writer = await asyncio.open_connection(host, int(port))
+    head = f"POST /v1/locks/deploy?ttl=30s&wait=30s HTTP/1.1\r\nHost: {door.address}\r\nContent-Length: 0\r\n\r\n"
+    writer.write(head.encode())
+    while len(kv.machine.leases) < 2:
+        await asyncio.sleep(0.005)
+    writer.close()
+    await asyncio.sleep(0.05)
+    await door.ask("DELETE", f"/v1/locks/deploy?token={first.json['token']}")
+    await asyncio.sleep(0.05)
+    assert len(kv.machine.leases) == 0
+
+
+class Faulty(MachineKV):
+    """Whoever has stood in line is told that there is no leader, as long as this is so."""
+
+    def __init__(self, *lost: type) -> None:
+        super().__init__()
+        self.lost = lost
+
+    async def execute(self, request: Any, options: Options = DEFAULT_OPTIONS) -> Any:
+        if self.machine.leases and isinstance(request, self.lost):
+            raise NoLeader("gone")
+        return await super().execute(request, options)
+
+
+@pytest.mark.parametrize("can_leave", [True, False])
+@pytest.mark.parametrize("key", [b"", b"k"])
+async def test_a_place_that_may_be_left_behind_is_not_called_not_applied(can_leave: bool, key: bytes) -> None:
+    kv = Faulty(QueueRead) if can_leave else Faulty(QueueRead, LeaseRevoke)
+    campaign = Campaign(b"n", 30_000)
+    named = Command(campaign, key=key) if key else None
+    with pytest.raises(KvnodeError) as raised:
+        await lock.acquire(kv, campaign, named=named, wait_ms=0, now_ms=lambda: 0)
+    is_left = can_leave and not key
+    assert raised.value.code == ("no_leader" if is_left else "timeout")
+    assert len(kv.machine.leases) == (0 if is_left else 1), "a named one may be held by now, for its client elsewhere"
 
 
 async def test_a_fence_on_every_write(door: Door, kv: MachineKV) -> None:
