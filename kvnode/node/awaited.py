@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections.abc import Iterable
 
 
 class Awaited:
@@ -54,7 +55,7 @@ class Awaited:
         self._given_up = 0
 
 
-def finish(futures: list[asyncio.Future[None]]) -> None:
+def finish(futures: Iterable[asyncio.Future[None]]) -> None:
     for future in futures:
         if not future.done():
             future.set_result(None)

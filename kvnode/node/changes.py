@@ -1,18 +1,21 @@
 """Changes: who waits for the next change of which key. Told at each apply; costs nothing while nobody waits.
 
-Bounded by `WAITING_MAX` waiters; beyond that `Overloaded`.
+Bounded by `WAITING_MAX` waiters; beyond that `Overloaded`. Very many may wait for one key: they are woken in turns, so
+that what each of them does then never keeps the loop from heartbeats.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 
 from kvnode.errors import Overloaded
 from kvnode.kv.events import Event
 from kvnode.node.awaited import finish
 
 WAITING_MAX = 65_536
+WAKES_A_TURN = 100
 RETRY_AFTER_MS = 1_000
 
 
@@ -21,8 +24,10 @@ class Changes:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._waiting: dict[bytes, list[asyncio.Future[None]]] = {}
+        self._waiting: dict[bytes, dict[asyncio.Future[None], None]] = {}
         self._count = 0
+        self._waking: deque[asyncio.Future[None]] = deque()  # bounded by the requests in flight
+        self._turn_scheduled = False
 
     @property
     def is_awaited(self) -> bool:
@@ -34,15 +39,15 @@ class Changes:
         if self._count >= WAITING_MAX:
             raise Overloaded("too many requests wait for changes", retry_after_ms=RETRY_AFTER_MS)
         future: asyncio.Future[None] = self._loop.create_future()
-        self._waiting.setdefault(key, []).append(future)
+        self._waiting.setdefault(key, {})[future] = None
         self._count += 1
         return future
 
     def forget(self, key: bytes, future: asyncio.Future[None]) -> None:
         """Nobody waits for this any more. Idempotent."""
-        futures = self._waiting.get(key, [])
+        futures = self._waiting.get(key, {})
         if future in futures:
-            futures.remove(future)
+            del futures[future]
             self._count -= 1
             if not futures:
                 del self._waiting[key]
@@ -53,11 +58,24 @@ class Changes:
             futures = self._waiting.pop(event.kv.key, None)
             if futures is not None:
                 self._count -= len(futures)
-                finish(futures)
+                self._wake(futures)
+
+    def _wake(self, futures: Iterable[asyncio.Future[None]]) -> None:
+        self._waking.extend(futures)
+        if not self._turn_scheduled:
+            self._turn()
+
+    def _turn(self) -> None:
+        now = [self._waking.popleft() for _ in range(min(len(self._waking), WAKES_A_TURN))]
+        self._turn_scheduled = bool(self._waking)
+        if self._turn_scheduled:
+            self._loop.call_soon(self._turn)
+        finish(now)
 
     def wake_all(self) -> None:
         """The node stops: let everybody look, and be told so."""
-        for futures in self._waiting.values():
+        for futures in (*self._waiting.values(), self._waking):
             finish(futures)
         self._waiting.clear()
+        self._waking.clear()
         self._count = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -134,3 +135,31 @@ async def test_the_registry_is_bounded_and_counts_right(monkeypatch: pytest.Monk
     changes.wake_all()
     assert not changes.is_awaited
     await other
+
+
+async def test_very_many_who_wait_for_one_key_are_woken_in_turns_and_leave_quickly() -> None:
+    changes = Changes(asyncio.get_running_loop())
+    many = 10 * changes_module.WAKES_A_TURN
+    waiting = [changes.wait(b"a") for _ in range(many)]
+    woken = []
+    changes.applied([Event(KeyValue(b"a", b"", 1, 1, 1))])
+    assert not changes.is_awaited
+    while not all(future.done() for future in waiting):
+        woken.append(sum(future.done() for future in waiting))
+        await asyncio.sleep(0)
+    assert woken == [number * changes_module.WAKES_A_TURN for number in range(1, 10)]
+    waiting = [changes.wait(b"a") for _ in range(many)]
+    changes.applied([Event(KeyValue(b"a", b"", 1, 1, 1))])
+    changes.wake_all()
+    assert all(future.done() for future in waiting)
+
+
+async def test_who_leaves_a_crowd_is_not_searched_for() -> None:
+    """A crowd that gives up at once took the square of its size: half a minute for the most there may be."""
+    changes = Changes(asyncio.get_running_loop())
+    waiting = [changes.wait(b"a") for _ in range(changes_module.WAITING_MAX)]
+    began = time.thread_time()
+    for future in reversed(waiting):
+        changes.forget(b"a", future)
+    assert time.thread_time() - began < 2
+    assert not changes.is_awaited
