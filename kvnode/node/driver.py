@@ -188,8 +188,8 @@ class Driver:
             raft.step(now_ms, wall_ms, message)
         if batch.proposals:
             raft.step(now_ms, wall_ms, Proposals(batch.proposals))
-            if self._sweep_timer is None:
-                self._sweep_timer = self._loop.call_later(SWEEP_MS / 1e3, self._sweep)
+        if self._sweep_timer is None and self._waiting.has_deadlines:  # of requests, or of what a duty has proposed
+            self._sweep_timer = self._loop.call_later(SWEEP_MS / 1e3, self._sweep)
         if number := self.reads.take_request():
             raft.step(now_ms, wall_ms, ReadRequest(number))
         if raft.next_deadline_ms() <= now_ms:

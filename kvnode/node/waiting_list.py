@@ -65,6 +65,11 @@ class WaitingList:
         """Whether anybody waits for an entry of the log; if not, applying need not look."""
         return bool(self._by_index)
 
+    @property
+    def has_deadlines(self) -> bool:
+        """Whether `sweep` has anything to look at."""
+        return bool(self._deadlines)
+
     def add(self, deadline_ms: int, started_ns: int) -> tuple[RequestId, asyncio.Future[ApplyResult]]:
         """A new waiter, failed with `Timeout` soon after `deadline_ms` unless answered before."""
         self._last_id += 1

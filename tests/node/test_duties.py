@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from kvnode.errors import Timeout
 from kvnode.kv.requests import Put, WriteRequest
+from kvnode.node.duties import PROPOSAL_MS
 from kvnode.sim.runtime.cluster import Cluster
 from tests.node.scenario import simulate
 
@@ -54,5 +56,20 @@ def test_duties_follow_the_leadership_and_propose_one_at_a_time() -> None:
         found = await cluster.kv(leader).get("decided")
         assert found is not None
         assert found.value == b"%d" % new, "what the old leader had decided did not happen after it"
+
+    simulate(scenario)
+
+
+def test_what_was_proposed_in_vain_is_given_up_though_nobody_else_writes_here() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        leader = (await cluster.elect()).id
+        node = cluster.members[leader].node
+        node._duties.look()
+        cluster.network.isolate(leader)
+        fate = node._duties.propose(Put(b"k", b"v"))
+        await asyncio.sleep(PROPOSAL_MS / 1e3 + 1)
+        assert fate.done()
+        assert isinstance(fate.exception(), Timeout)
+        assert len(node._waiting) == 0
 
     simulate(scenario)
