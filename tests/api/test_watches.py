@@ -339,3 +339,12 @@ def chunks(body: bytes) -> list[bytes]:
         found.append(body[:length])
         body = body[length + 2 :]
     return found
+
+
+async def test_a_last_event_id_that_is_no_number_is_refused(door: Door) -> None:
+    for given in (b"\xff", b"x", b"-1", b"9" * 30):
+        head = b"GET /v1/watch?prefix=k HTTP/1.1\r\nHost: %b\r\nLast-Event-ID: %b\r\n\r\n" % (
+            door.address.encode(),
+            given,
+        )
+        assert (await door.send(head)).startswith(b"HTTP/1.1 400 "), given

@@ -102,7 +102,7 @@ async def open_session(call: Call) -> Answer:
 
 
 async def end_session(call: Call) -> Answer:
-    session = query.parse_integer(call.rest.encode(), "session", least=1)
+    session = query.parse_integer(query.percent_decode(call.rest), "session", least=1)
     options = call.options()
     call.refuse_body()
     reply = await call.app.kv.execute(SessionEnd(((session, 0),)), options)

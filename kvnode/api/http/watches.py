@@ -72,7 +72,7 @@ def _parse(call: Call) -> Watch:
         raise BadRequest("give list, or from_rev, not both: a list is followed by what comes after it")
     last_id = call.headers.get("Last-Event-ID")
     if last_id:  # a browser comes back, with the parameters it began with
-        from_revision = query.parse_integer(last_id.encode(), "Last-Event-ID") + 1
+        from_revision = query.parse_integer(last_id.encode("utf-8", "replace"), "Last-Event-ID") + 1
         list_first = False
     progress_ms = 0
     if "progress" in given:
