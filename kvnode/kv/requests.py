@@ -213,7 +213,7 @@ class QueueRead(msgspec.Struct, frozen=True, array_like=True, tag=24, gc=False):
     """Who holds a name and who waits for it, first come first."""
 
     name: bytes
-    limit: int = 0  # 0 = the server's page size
+    limit: int = 0  # 0, or more than that: the server's page size
     lease: int = 0  # not 0: only the one before this lease in the queue (none if it is the first), and this one
     token: int = 0  # not 0: only the one with this create revision
 

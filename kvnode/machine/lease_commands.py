@@ -163,12 +163,25 @@ class LeaseCommands:
             first = bisect_left(queue, (request.token, 0))
             places = [place for place in queue[first : first + 1] if place[0] == request.token]
             return QueueReply(revision, self._shown(request.name, places, revision), False)
-        limit = request.limit or self._limits.page_items
-        return QueueReply(revision, self._shown(request.name, queue[:limit], revision), len(queue) > limit)
+        page = self._limits.page_items
+        places = queue[: min(request.limit or page, page)]
+        shown = self._shown(request.name, places, revision, bytes_max=self._limits.page_bytes_max)
+        return QueueReply(revision, shown, len(queue) > len(shown))
 
-    def _shown(self, name: bytes, places: Sequence[Place], revision: Revision) -> tuple[KeyValue, ...]:
-        found = (self._versions.at(queue_key(name, lease), revision) for _, lease in places)
-        return tuple(kv for kv in found if kv is not None)
+    def _shown(
+        self, name: bytes, places: Sequence[Place], revision: Revision, bytes_max: int = 1 << 62
+    ) -> tuple[KeyValue, ...]:
+        """Those of them that fit; the first does. What those who wait say of themselves may be long."""
+        shown: list[KeyValue] = []
+        size = 0
+        for _, lease in places:
+            kv = self._versions.at(queue_key(name, lease), revision)
+            if kv is not None:
+                size += len(kv.key) + len(kv.value)
+                if shown and size > bytes_max:
+                    break
+                shown.append(kv)
+        return tuple(shown)
 
 
 def _missing(lease_id: int, revision: Revision) -> Refusal:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Generator, Iterator, Sequence
+from itertools import islice
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -60,4 +61,16 @@ def in_order(keys: Sequence[bytes], pace: Pace) -> Work[Iterator[bytes]]:
             yield
         pieces.append(sorted(keys[first : first + SORTED_AT_ONCE]))
         pace.left -= len(pieces[-1]) // 4
-    return iter(pieces[0]) if len(pieces) == 1 else heapq.merge(*pieces)
+    return heapq.merge(*pieces)
+
+
+def first_in_order(keys: Sequence[bytes], most: int, pace: Pace) -> Work[tuple[bytes, ...]]:
+    """The lowest `most` of `keys`, ascending."""
+    ordered = yield from in_order(keys, pace)
+    found: list[bytes] = []
+    while len(found) < most and (piece := list(islice(ordered, min(SORTED_AT_ONCE, most - len(found))))):
+        found += piece
+        pace.left -= len(piece) // 4
+        if pace.left <= 0:
+            yield
+    return tuple(found)

@@ -20,6 +20,7 @@ from kvnode.ids import NOBODY, NodeId
 from kvnode.kv.interface import Options
 from kvnode.kv.requests import LeaseKeepAlive, LeaseRead, LeaseReadReply, LeaseReply
 from kvnode.machine.machine import StateMachine
+from kvnode.machine.pace import Pace, Work, first_in_order
 from kvnode.node import admission
 from kvnode.node.leases import NOT_LEADING, Lessor, Told
 from kvnode.node.ports import Transport
@@ -28,6 +29,9 @@ from kvnode.raft.messages import KeepAlive, KeepAliveReply
 
 WAITING_MAX = 65_536
 RETRY_AFTER_MS = 1_000
+
+
+InSlices = Callable[[Callable[[Pace], Work[tuple[bytes, ...]]]], Awaitable[tuple[bytes, ...]]]
 
 
 class LeaderWait(Protocol):
@@ -64,17 +68,20 @@ class LeaseCalls:
         self._leader: LeaderWait
         self._pause: Callable[[int, int], Awaitable[None]]
         self._reach_read_index: Callable[[int, Options], Awaitable[None]]
+        self._run: InSlices
 
     def connect(
         self,
         leader: LeaderWait,
         pause: Callable[[int, int], Awaitable[None]],
         reach_read_index: Callable[[int, Options], Awaitable[None]],
+        run: InSlices,
     ) -> None:
-        """How to wait for a leader, what to do after a refusal, and how to be up to date."""
+        """How to wait for a leader, what to do after a refusal, how to be up to date, and how to do long work."""
         self._leader = leader
         self._pause = pause
         self._reach_read_index = reach_read_index
+        self._run = run
 
     async def keep_alive(self, request: LeaseKeepAlive, options: Options) -> LeaseReply:
         admission.check_lease_id(request.id)
@@ -89,10 +96,9 @@ class LeaseCalls:
         lease = self._machine.leases.get(request.id)
         if lease is None:
             raise LeaseNotFound(f"lease {request.id} does not exist")
-        keys = tuple(sorted(lease.keys)[: self._limits.page_items_max])
-        return LeaseReadReply(
-            request.id, lease.ttl_ms, told.remaining_ms, self._machine.revision, keys, len(lease.keys)
-        )
+        revision, names, most = self._machine.revision, list(lease.keys), self._limits.page_items_max
+        keys = await self._run(lambda pace: first_in_order(names, most, pace))
+        return LeaseReadReply(request.id, lease.ttl_ms, told.remaining_ms, revision, keys, len(names))
 
     def _deadline(self, options: Options) -> int:
         return self._clock.monotonic_ms() + min(options.timeout_ms, self._limits.timeout_ms_max)

@@ -106,7 +106,7 @@ class RequestPath:
         self._range_reads = range_reads
         self._watches = watches
         self._lease_calls = lease_calls
-        lease_calls.connect(self._leader, self._pause, self._reach_read_index)
+        lease_calls.connect(self._leader, self._pause, self._reach_read_index, range_reads.run)
         self._is_closed = False
         self.is_caught_up = False
         self.proposals = self.proposals_failed = self.lease_reads = 0

@@ -27,6 +27,7 @@ from kvnode.kv.requests import (
     Txn,
 )
 from kvnode.machine.leases import queue_key, queue_of
+from kvnode.machine.pace import Pace, first_in_order, in_one_go
 from kvnode.storage.memory_backend import MemoryBackend
 from tests.machine.harness import Store
 
@@ -389,3 +390,38 @@ def test_a_queue_is_in_order_of_age_whatever_the_leases_numbers() -> None:
     assert store.machine.leases.holder(b"n") == (first.put.create_revision, first.id)
     store.apply(Put(queue_key(b"n", first.id), b"off its lease"))
     assert [kv.value for kv in store.machine.look_up(QueueRead(b"n")).waiting] == [b"second"]
+
+
+def test_a_page_of_a_queue_is_bounded_in_items_and_in_bytes() -> None:
+    store = Store(MemoryBackend, page_items=3, page_bytes_max=100)
+    places = [store.apply(Campaign(b"n", 5_000, b"v" * 20)).result for _ in range(5)]
+    shown = store.machine.look_up(QueueRead(b"n", limit=5))
+    assert [kv.lease for kv in shown.waiting] == [place.id for place in places[:3]]
+    assert shown.more
+    store.apply(LeaseRevoke(places[0].id))
+    store.apply(Put(queue_key(b"n", places[1].id), b"v" * 90, places[1].id))
+    shown = store.machine.look_up(QueueRead(b"n"))
+    assert [kv.lease for kv in shown.waiting] == [places[1].id]
+    assert shown.more
+    assert len(store.machine.look_up(QueueRead(b"n", lease=places[2].id)).waiting) == 2, "who waits is shown whom for"
+
+
+class CountingPace(Pace):
+    __slots__ = ("slices",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slices = 0
+
+    def renew(self) -> None:
+        super().renew()
+        self.slices += 1
+
+
+@pytest.mark.parametrize("most", [1, 5_000, 20_000])
+def test_many_keys_are_put_in_order_in_slices(most: int) -> None:
+    keys = [b"%04x" % (number * 7919 % 65_521) for number in range(10_000)]
+    pace = CountingPace()
+    assert list(in_one_go(first_in_order(keys, most, pace), pace)) == sorted(keys)[:most]
+    assert pace.slices >= 2
+    assert in_one_go(first_in_order([], 5, pace), pace) == ()
