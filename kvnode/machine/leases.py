@@ -9,7 +9,8 @@ of the same id.
 A key hangs on at most one lease: its newest version names it. A put without a lease takes the key off.
 
 A *queue* are the keys ``name/<lease in hex>`` that hang on just that lease, ordered by create revision; the first holds
-the name. Other keys below ``name/`` do not count. The index is derived from the keys of the leases.
+the name. Other keys below ``name/`` do not count, and of keys of that form only those that were created on their lease,
+and no two of one revision: a create revision is the token of one holder, who does not come back once it has gone.
 
 Source: Gray and Cheriton, "Leases" (SOSP 1989); key layout of queues as in etcd's concurrency recipes.
 """
@@ -21,6 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from sortedcontainers import SortedDict, SortedList
 
 from kvnode.kv.events import Event
+from kvnode.kv.requests import KeyValue
 from kvnode.machine import keycode
 from kvnode.machine.backend import Backend
 from kvnode.machine.rows import LeaseKeyRow, LeaseRow, decode_lease, decode_lease_key
@@ -56,11 +58,13 @@ class Leases:
         self._of_key: dict[bytes, Lease] = {}
         self._queues: dict[bytes, SortedList] = {}
         self._changed: dict[int, bool] | None = None  # since the last call of `take_changed`; None: nobody follows
+        self._outside: dict[bytes, bool] = {}  # keys that look like places of a queue and are none
         self._emptied: list[Lease] = []  # by the entry that is being tracked: own leases that have lost their last key
         for lease_id, row in map(decode_lease, rows_of(backend, keycode.LEASES)):
             self._by_id[lease_id] = Lease(lease_id, row)
         for lease_id, key_row in map(decode_lease_key, rows_of(backend, keycode.LEASE_KEYS)):
-            self._attach(key_row.key, self._by_id[lease_id], key_row.create_revision)
+            lease = self._by_id[lease_id]
+            self._attach(key_row.key, lease, key_row.create_revision, is_outside=key_row.is_outside)
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -141,8 +145,9 @@ class Leases:
             if before is not None and (before.id != kv.lease or before.keys[kv.key] != kv.create_revision):
                 self._detach(kv.key, before)
             if kv.lease and kv.key not in self._of_key:
-                self._attach(kv.key, self._by_id[kv.lease], kv.create_revision)
-                row = LeaseKeyRow(kv.key, kv.create_revision)
+                is_outside = self._is_outside(kv)
+                self._attach(kv.key, self._by_id[kv.lease], kv.create_revision, is_outside=is_outside)
+                row = LeaseKeyRow(kv.key, kv.create_revision, is_outside)
                 self._side.put(keycode.lease_key_row_key(kv.lease, kv.key), row)
             if before is not None and before.is_own and not before.keys:
                 self._emptied.append(before)
@@ -166,16 +171,28 @@ class Leases:
     def _write(self, lease: Lease) -> None:
         self._side.put(keycode.lease_row_key(lease.id), lease.row())
 
-    def _attach(self, key: bytes, lease: Lease, create_revision: int) -> None:
+    def _is_outside(self, kv: KeyValue) -> bool:
+        """Whether a key that comes to a lease has no place in a queue, though it may look like one."""
+        name = queue_of(kv.key, kv.lease)
+        if name is None:
+            return False
+        queue = self.queue(name)
+        return kv.version != 1 or (bool(queue) and queue[-1][0] == kv.create_revision)
+
+    def _attach(self, key: bytes, lease: Lease, create_revision: int, *, is_outside: bool) -> None:
         lease.keys[key] = create_revision
         self._of_key[key] = lease
-        if (name := queue_of(key, lease.id)) is not None:
+        if is_outside:
+            self._outside[key] = True
+        elif (name := queue_of(key, lease.id)) is not None:
             self._queues.setdefault(name, SortedList()).add((create_revision, lease.id))
 
     def _detach(self, key: bytes, lease: Lease) -> None:
         create_revision = lease.keys.pop(key)
         del self._of_key[key]
         self._side.remove(keycode.lease_key_row_key(lease.id, key))
+        if self._outside.pop(key, False):
+            return
         if (name := queue_of(key, lease.id)) is not None:
             queue = self._queues[name]
             queue.remove((create_revision, lease.id))
@@ -195,9 +212,9 @@ class Leases:
 
     def position(self, name: bytes, lease: int) -> int:
         """In the queue of `name`, from 0; -1: it does not stand there."""
-        held = self.get(lease)
-        create_revision = held.keys.get(queue_key(name, lease)) if held is not None else None
-        if create_revision is None:
+        held, key = self.get(lease), queue_key(name, lease)
+        create_revision = held.keys.get(key) if held is not None else None
+        if create_revision is None or key in self._outside:
             return -1
         position: int = self._queues[name].index((create_revision, lease))
         return position

@@ -8,7 +8,7 @@ Values are MessagePack arrays (append fields with defaults, never reorder); keys
                swept revision, live bytes
     versions   `VersionRow`: value, create revision, version (0 = deleted), lease, time, user key if long
     leases     `LeaseRow`: TTL, logged renewals, checkpointed remainder, whether it is its key's own
-    keys of leases  `LeaseKeyRow`: user key, its create revision
+    keys of leases  `LeaseKeyRow`: user key, its create revision, whether it only looks like a place in a queue
     revisions  `RevisionRow`: time, kind (1 put, 2 delete), user key
     the others: beside the table in memory that they are the rows of (`side_rows`)
 """
@@ -76,6 +76,7 @@ class LeaseRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class LeaseKeyRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     key: bytes
     create_revision: int
+    is_outside: bool = False  # it has the form of a place in a queue and is none
 
 
 class ChangeKind(IntEnum):

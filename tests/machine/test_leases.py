@@ -49,6 +49,7 @@ class LeasesAgainstAModel(RuleBasedStateMachine):
         self.own: set[int] = set()
         self.lease_of: dict[bytes, int] = {}  # of every key that exists; 0: none
         self.created: dict[bytes, int] = {}
+        self.places: set[bytes] = set()  # keys that were created on the lease that they are on
         self.cuts: list[Any] = []
         self.log: list[Any] = []
 
@@ -66,6 +67,10 @@ class LeasesAgainstAModel(RuleBasedStateMachine):
 
     def put_in_model(self, key: bytes, lease: int) -> None:
         before = self.lease_of.get(key)
+        if lease and key not in self.created:
+            self.places.add(key)
+        elif lease != before:
+            self.places.discard(key)
         self.created.setdefault(key, self.store.machine.revision)
         self.lease_of[key] = lease
         self.let_go(before, lease)
@@ -74,6 +79,7 @@ class LeasesAgainstAModel(RuleBasedStateMachine):
         for key in keys:
             lease = self.lease_of.pop(key)
             del self.created[key]
+            self.places.discard(key)
             self.let_go(lease, 0)
 
     def let_go(self, lease: int | None, now: int) -> None:
@@ -184,6 +190,7 @@ class LeasesAgainstAModel(RuleBasedStateMachine):
     def gone(self, lease: int, keys: list[bytes]) -> None:
         for key in keys:
             del self.lease_of[key], self.created[key]
+            self.places.discard(key)
         self.end_in_model(lease)
 
     @precondition(lambda self: self.ttl)
@@ -261,7 +268,7 @@ class LeasesAgainstAModel(RuleBasedStateMachine):
             expected = sorted(
                 (self.created[key], lease)
                 for key, lease in self.lease_of.items()
-                if lease and queue_of(key, lease) == name
+                if lease and queue_of(key, lease) == name and key in self.places
             )
             assert list(machine.leases.queue(name)) == expected
             shown = machine.look_up(QueueRead(name)).waiting
@@ -390,6 +397,33 @@ def test_a_queue_is_in_order_of_age_whatever_the_leases_numbers() -> None:
     assert store.machine.leases.holder(b"n") == (first.put.create_revision, first.id)
     store.apply(Put(queue_key(b"n", first.id), b"off its lease"))
     assert [kv.value for kv in store.machine.look_up(QueueRead(b"n")).waiting] == [b"second"]
+
+
+@pytest.mark.parametrize("reopened", [False, True])
+def test_a_token_is_one_holders_and_does_not_come_back(reopened: bool) -> None:
+    """Whatever is done to the keys of a queue by hand: once a newer token is out no older one passes."""
+    backend = MemoryBackend()
+    store = Store(lambda: backend, "reopened" if reopened else "recent")
+    one, two = (store.apply(LeaseGrant(5_000)).result.id for _ in range(2))
+    keys = {lease: queue_key(b"n", lease) for lease in (one, two)}
+
+    def holder_after(request: Any) -> tuple[int, int] | None:
+        store.apply(request)
+        store.settle()
+        return store.machine.leases.holder(b"n")
+
+    assert holder_after(Put(keys[one], b"", one)) == (2, one)
+    assert holder_after(Put(keys[two], b"", two)) == (2, one)
+    assert holder_after(Put(keys[one], b"off its lease")) == (3, two)
+    assert holder_after(Put(keys[one], b"and on it again", one)) == (3, two)
+    assert store.machine.leases.position(b"n", one) == -1
+    assert holder_after(Delete(keys[two])) is None
+    assert holder_after(Delete(keys[one])) is None
+    both = Txn((), tuple(Put(key, b"", lease) for lease, key in keys.items()))
+    assert holder_after(both) == (8, one)
+    assert holder_after(LeaseRevoke(one)) is None, "a token is not given twice"
+    assert holder_after(LeaseRevoke(two)) is None
+    assert not store.get(keys[two])
 
 
 def test_a_page_of_a_queue_is_bounded_in_items_and_in_bytes() -> None:
