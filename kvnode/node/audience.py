@@ -164,7 +164,7 @@ class Audiences:
     @property
     def look_up_steps(self) -> int:
         """What it takes to find those that one event concerns."""
-        return 1 + len(self._others) // 16
+        return 1 + (len(self._others) + len(self._lengths)) // 16
 
     def join(self, wanted: Filter, since: int) -> Audience:
         """The audience of a new watcher, made if it is the first; `since`: the first revision that is not known yet."""
