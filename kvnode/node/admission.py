@@ -332,7 +332,11 @@ class SpaceGuard:
         if not self.alarm:
             return
         write = request.request if isinstance(request, Command) else request
-        if not isinstance(write, Delete | Compact | LeaseRevoke | LeaseRenew | SessionEnd):
+        if isinstance(write, Txn):
+            grows = any(isinstance(operation, Put) for operation in (*write.success, *write.failure))
+        else:
+            grows = not isinstance(write, Delete | Compact | LeaseRevoke | LeaseRenew | SessionEnd)
+        if grows:
             raise NoSpace(self.alarm)
 
     def _look(self) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from kvnode.clocks import hybrid
-from kvnode.errors import BadRequest, ClockDrift, Timeout
+from kvnode.errors import BadRequest, ClockDrift, NoSpace, Timeout
 from kvnode.kv.interface import Options
-from kvnode.kv.requests import History, Put, Range
+from kvnode.kv.requests import Delete, History, Put, Range, Txn
 from kvnode.sim.runtime.cluster import Cluster
 from tests.node.scenario import simulate
 
@@ -161,3 +161,20 @@ def test_times_are_looked_up_before_and_after_a_flush() -> None:
             await asyncio.sleep(30.0)
 
     simulate(scenario)
+
+
+def test_a_full_store_still_tells_of_the_present_time_and_takes_transactions_that_only_delete() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        kv = cluster.kv(1)
+        await kv.put("k", b"v" * 600_000)
+        await kv.put("k", b"v" * 600_000)
+        await asyncio.sleep(2)
+        with pytest.raises(NoSpace):
+            await kv.put("k", b"w")
+        with pytest.raises(NoSpace):
+            await kv.execute(Txn((), (Put(b"k", b"w"),)))
+        reply = await kv.execute(Range(b"k"), Options(at_time=now(cluster, 1)))
+        assert [item.key for item in reply.items] == [b"k"]
+        assert (await kv.execute(Txn((), (Delete(b"k"),)))).results[0].deleted == 1
+
+    simulate(scenario, storage__quota_bytes=1 << 20)
