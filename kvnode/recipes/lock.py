@@ -123,9 +123,7 @@ async def _wait(
         if queue is not None:
             if not queue.waiting or queue.waiting[-1].lease != begun.id:
                 raise LeaseNotFound("the place in the queue was lost: its lease has ended")
-            if len(queue.waiting) == 1:
-                if not is_wanted():
-                    raise LockHeld("who asked for the name has gone")
+            if len(queue.waiting) == 1 and is_wanted():
                 if has_waited or not is_new:  # its holder has the whole TTL from now on
                     await kv.execute(LeaseKeepAlive(begun.id), options)
                 return _place(campaign.name, queue.waiting[0], queue.revision)
