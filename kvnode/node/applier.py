@@ -171,7 +171,8 @@ class Applier:
             return False
         self._unfinished = None
         self._answer(entry, applied.result)
-        self._changes.applied(applied.events)
+        if self._changes.is_awaited:
+            self._changes.applied(applied.events)
         if self._watches.is_watched:
             self._watches.applied(applied.events)
         self._waiting.skipped_to(entry.index)

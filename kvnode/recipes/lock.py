@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import msgspec
 
-from kvnode.errors import Fenced, KvnodeError, LeaseNotFound, LockHeld, Timeout, TryAgain, Unknown
+from kvnode.errors import Fenced, KvnodeError, LeaseNotFound, LockHeld, NotReady, Timeout, TryAgain, Unknown
 from kvnode.kv.events import Cancelled, Changes
 from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options, WatchStream
 from kvnode.kv.requests import (
@@ -150,11 +150,14 @@ async def _look(kv: KV, name: bytes, begun: LeaseReply, options: Options, *, is_
 
 
 async def _or_later(asked: Awaitable[_Reply], left_ms: int) -> _Reply | None:
-    """None, after a moment, where no node answers now and there is time left: asking again does no harm."""
+    """None, after a moment, where no node answers now and there is time left: asking again does no harm.
+
+    A node that stops is not asked again: it waits for us.
+    """
     try:
         return await asked
-    except (TryAgain, Unknown):
-        if left_ms <= 0:
+    except (TryAgain, Unknown) as error:
+        if left_ms <= 0 or isinstance(error, NotReady):
             raise
         await asyncio.sleep(RETRY_S)
         return None

@@ -13,7 +13,7 @@ from yarl import URL
 
 from kvnode.api.app import ClientServer, build_app
 from kvnode.config import Config
-from kvnode.errors import KvnodeError, NoLeader
+from kvnode.errors import KvnodeError, NoLeader, NotReady, Timeout
 from kvnode.kv.interface import DEFAULT_OPTIONS, Options
 from kvnode.kv.requests import Campaign, Command, LeaseKeepAlive, LeaseRevoke, LeaseUpkeep, QueueRead
 from kvnode.recipes import lock
@@ -239,13 +239,14 @@ async def test_who_asks_again_has_the_whole_time_from_the_answer_on(door: Door, 
 class Faulty(MachineKV):
     """Whoever has stood in line is told that there is no leader, as long as this is so."""
 
-    def __init__(self, *lost: type) -> None:
+    def __init__(self, *lost: type, error: KvnodeError | None = None) -> None:
         super().__init__()
         self.lost = lost
+        self.error = error or NoLeader("gone")
 
     async def execute(self, request: Any, options: Options = DEFAULT_OPTIONS) -> Any:
         if self.machine.leases and isinstance(request, self.lost):
-            raise NoLeader("gone")
+            raise self.error
         return await super().execute(request, options)
 
 
@@ -260,6 +261,13 @@ async def test_a_place_that_may_be_left_behind_is_not_called_not_applied(can_lea
     is_left = can_leave and not key
     assert raised.value.code == ("no_leader" if is_left else "timeout")
     assert len(kv.machine.leases) == (0 if is_left else 1), "a named one may be held by now, for its client elsewhere"
+
+
+async def test_who_waits_for_a_lock_does_not_keep_its_node_from_stopping() -> None:
+    kv = Faulty(QueueRead, LeaseRevoke, error=NotReady("the node is stopping"))
+    async with asyncio.timeout(1):
+        with pytest.raises(Timeout):
+            await lock.acquire(kv, Campaign(b"n", 30_000), wait_ms=60_000, now_ms=lambda: 0)
 
 
 async def test_a_fence_on_every_write(door: Door, kv: MachineKV) -> None:
