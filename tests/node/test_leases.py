@@ -9,6 +9,7 @@ import pytest
 from kvnode.errors import LeaseNotFound, TryAgain, Unknown
 from kvnode.ids import NodeId
 from kvnode.kv.requests import LeaseGrant, LeaseKeepAlive, LeaseRead, LeaseRevoke, Put
+from kvnode.node.leases import Lessor
 from kvnode.sim.runtime.cluster import Cluster
 from tests.node.scenario import simulate
 
@@ -112,5 +113,55 @@ def test_a_dead_holders_lease_ends_though_leaders_die_every_half_of_its_ttl_and_
         assert await is_there(cluster, b"living")
         is_over = True
         await renewing
+
+    simulate(scenario)
+
+
+def test_etcd_17132_a_checkpoint_outlives_three_elections() -> None:
+    """etcd #17132: at the third election what was left of a lease was forgotten, and it began anew."""
+
+    async def scenario(cluster: Cluster) -> None:
+        await asyncio.sleep(0.5)
+        lease = await grant(cluster)
+        await put(cluster, b"k", lease)
+        began = cluster.loop.time()
+        await asyncio.sleep(TTL_MS * 0.7 / 1e3)
+        left_ms = cluster.members[NodeId(1)].node._machine.leases.get(lease).remaining_ms
+        assert 0 < left_ms < TTL_MS * 0.65, "two checkpoints by now"
+        for _ in range(3):
+            leader = (await cluster.elect()).id
+            successor = next(member for member in cluster.ids if member != leader)
+            await cluster.members[leader].node.transfer_leadership(successor)
+            assert (await cluster.elect()).id == successor
+            assert cluster.members[successor].node._machine.leases.get(lease).remaining_ms == left_ms
+        elected = cluster.loop.time()
+        gone = await gone_at(cluster, b"k")
+        assert gone - began >= TTL_MS / 1e3
+        assert gone - elected < left_ms / 1e3 + 1.3, "not its whole TTL once more"
+
+    simulate(scenario)
+
+
+def test_etcd_9935_an_end_that_failed_is_tried_again() -> None:
+    """etcd #9935, #10686: a leader that could not end a lease forgot it, and its keys stayed for ever."""
+
+    async def scenario(cluster: Cluster) -> None:
+        await asyncio.sleep(0.5)
+        lease = await grant(cluster)
+        await put(cluster, b"k", lease)
+        leader = (await cluster.elect()).id
+        await asyncio.sleep(TTL_MS / 1e3 - 0.15)
+        for member in cluster.ids:  # the end is proposed, and goes nowhere
+            if member != leader:
+                cluster.network.silence(leader, member)
+        await asyncio.sleep(0.25)
+        duties = cluster.members[leader].node._duties._duties
+        assert [duty.ended for duty in duties if isinstance(duty, Lessor)] == [1], "it was decided"
+        tables = [cluster.members[member].node._machine.leases for member in cluster.ids if member != leader]
+        assert all(table.get(lease) is not None for table in tables), "and nobody has heard of that"
+        cluster.network.heal()
+        await gone_at(cluster, b"k")
+        await cluster.settle()
+        assert all(cluster.members[member].node.lease_count == 0 for member in cluster.ids)
 
     simulate(scenario)
