@@ -69,6 +69,9 @@ ALL_STEPS = 1 << 62
 MANY_CHANGES = 256
 """An entry with fewer is finished at once."""
 
+TIMES_KEPT_MAX = 256
+"""Times whose revisions are remembered."""
+
 
 class Applied(msgspec.Struct, frozen=True):
     """What became of one entry: the answer for whoever asked, the events for whoever watches."""
@@ -97,6 +100,7 @@ class StateMachine:
         self._recent = Recent()
         self._side = SideRows()
         self._versions = versions = Versions(backend, self._recent)
+        self._revisions_at: dict[int, int] = {}  # by time: who looks at the past looks at many keys of one time
         self.leases = leases = Leases(backend, self._side)  # to be read only
         self._operations = Operations(versions, self._recent, leases, limits)
         self._lease_commands = LeaseCommands(leases, versions, self._operations, limits)
@@ -360,7 +364,14 @@ class StateMachine:
         read any more.
         """
         oldest = max(self.compact_revision, 2)  # the first write makes revision 2
-        return self._versions.revision_at(time, oldest, self.revision)
+        found = self._revisions_at.get(time)
+        if found is None:
+            found = self._versions.revision_at(time, oldest, self.revision)
+            if time < self.applied_time and found >= oldest:  # as it will ever be
+                if len(self._revisions_at) >= TIMES_KEPT_MAX:
+                    self._revisions_at.clear()
+                self._revisions_at[time] = found
+        return found
 
     def changes(self, asked: ChangesAsked, pace: Pace) -> Work[ChangesFound]:
         """One page of what happened, oldest first. Raises: Compacted if that is dropped before its turn comes."""

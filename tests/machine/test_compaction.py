@@ -25,7 +25,7 @@ from kvnode.kv.requests import (
     Txn,
 )
 from kvnode.machine import keycode
-from kvnode.machine.machine import StateMachine, logical_bytes
+from kvnode.machine.machine import TIMES_KEPT_MAX, StateMachine, logical_bytes
 from kvnode.machine.pace import Pace, in_one_go
 from kvnode.storage.memory_backend import MemoryBackend
 from tests.machine.harness import BACKENDS, MODES, Store, opener
@@ -240,6 +240,32 @@ def test_times_below_the_floor_are_given_up(store: Store) -> None:
     for time in (0, 10, 29):
         with pytest.raises(Compacted):
             store.get(b"k", machine.revision_at(time))
+
+
+def test_a_revision_of_a_time_that_is_remembered_is_what_would_be_found(store: Store) -> None:
+    """Asked for while the time lay ahead, while it could be read, and when it was given up."""
+    kept: set[int] = set()
+    for floor in (0, 0, 0, 3, 4):
+        store.put(b"k")
+        store.settle()
+        if floor:
+            store.apply(Compact(floor))
+        machine = store.machine
+        for time in (0, 15, 20, 29, 30, 35, 40, 99):
+            remembered = machine.revision_at(time)
+            found = machine._versions.revision_at(time, max(machine.compact_revision, 2), machine.revision)
+            given_up = max(remembered, found) < machine.compact_revision  # neither can be read
+            assert remembered == found or given_up, time
+        kept |= machine._revisions_at.keys()
+    assert kept == {15, 20, 29, 30, 35, 40}  # at 0 there was nothing, and by 99 more may be made
+
+
+def test_only_so_many_revisions_of_times_are_remembered(store: Store) -> None:
+    for _ in range(40):
+        store.put(b"k")
+    for time in range(10, 10 + 2 * TIMES_KEPT_MAX):
+        store.machine.revision_at(time)
+        assert len(store.machine._revisions_at) <= TIMES_KEPT_MAX
 
 
 @pytest.mark.parametrize("request_", [Range(b"k", TO_THE_END), History(b"h")], ids=["range", "history"])
