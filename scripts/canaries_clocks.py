@@ -79,7 +79,7 @@ CANARIES = (
     Canary(
         "token-from-tomorrow-waited-for",
         "a token from the future is taken as it comes",
-        "kvnode/node/request_path.py",
+        "kvnode/node/freshness.py",
         "        if options.seen_time > self._machine.applied_time:",
         "        if False:",
         ("tests/node/test_hybrid_clock.py",),

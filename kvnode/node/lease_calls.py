@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 from kvnode import errors
 from kvnode.clocks.clock import Clock
@@ -22,6 +21,7 @@ from kvnode.kv.requests import LeaseKeepAlive, LeaseRead, LeaseReadReply, LeaseR
 from kvnode.machine.machine import StateMachine
 from kvnode.machine.pace import Pace, Work, first_in_order
 from kvnode.node import admission
+from kvnode.node.leader_wait import LeaderWait
 from kvnode.node.leases import NOT_LEADING, Lessor, Told
 from kvnode.node.ports import Transport
 from kvnode.raft.core import Raft
@@ -32,12 +32,6 @@ RETRY_AFTER_MS = 1_000
 
 
 InSlices = Callable[[Callable[[Pace], Work[tuple[bytes, ...]]]], Awaitable[tuple[bytes, ...]]]
-
-
-class LeaderWait(Protocol):
-    """How a request waits for a leader: `RequestPath` says."""
-
-    async def __call__(self, patience_ms: int, options: Options) -> None: ...
 
 
 class LeaseCalls:
@@ -66,20 +60,17 @@ class LeaseCalls:
         self._number = first_number
         self._asked: dict[int, tuple[NodeId, asyncio.Future[Told]]] = {}
         self._leader: LeaderWait
-        self._pause: Callable[[int, int], Awaitable[None]]
         self._reach_read_index: Callable[[int, Options], Awaitable[None]]
         self._run: InSlices
 
     def connect(
         self,
         leader: LeaderWait,
-        pause: Callable[[int, int], Awaitable[None]],
         reach_read_index: Callable[[int, Options], Awaitable[None]],
         run: InSlices,
     ) -> None:
-        """How to wait for a leader, what to do after a refusal, how to be up to date, and how to do long work."""
+        """How to wait for a leader, how to be up to date, and how to do long work."""
         self._leader = leader
-        self._pause = pause
         self._reach_read_index = reach_read_index
         self._run = run
 
@@ -104,13 +95,13 @@ class LeaseCalls:
         return self._clock.monotonic_ms() + min(options.timeout_ms, self._limits.timeout_ms_max)
 
     async def _ask(self, lease: int, deadline_ms: int, options: Options, *, renew: bool) -> Told:
-        patience_ms = min(deadline_ms, self._clock.monotonic_ms() + self._limits.no_leader_ms)
+        patience_ms = self._leader.patience_ms(deadline_ms)
         refusals = 0
         while True:
-            await self._leader(patience_ms, options)
+            await self._leader.known(patience_ms, options)
             told = await self._ask_once(lease, deadline_ms, renew=renew)
             if told.code == NoLeader.code:
-                await self._pause(patience_ms, refusals)
+                await self._leader.pause(patience_ms, refusals)
                 refusals += 1
             elif told.code:
                 raise _error(told.code, lease)

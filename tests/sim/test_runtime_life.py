@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from kvnode.kv.interface import Options
-from kvnode.node.request_path import RequestPath
+from kvnode.node.freshness import Freshness
 from kvnode.sim.report import SeedReport
 from kvnode.sim.runtime import life
 from kvnode.sim.runtime.faults import FAULTS
@@ -63,10 +63,10 @@ def test_every_fault_is_on_in_some_world() -> None:
 def test_the_clients_history_alone_convicts_a_read_without_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
     """The judge that knows no log sees what the one with the log would have seen first."""
 
-    async def needs_a_leader_only(path: RequestPath, deadline_ms: int, options: Options) -> None:
-        await path._leader(deadline_ms, options)
+    async def needs_a_leader_only(freshness: Freshness, deadline_ms: int, options: Options) -> None:
+        await freshness._leader.known(deadline_ms, options)
 
-    monkeypatch.setattr(RequestPath, "_reach_read_index", needs_a_leader_only)
+    monkeypatch.setattr(Freshness, "reach_read_index", needs_a_leader_only)
     monkeypatch.setattr(life, "judge_by_log", lambda *_: None)
     # Some runs end before: a client notices by itself that it misses what it has seen.
     assert any("history: FAILED" in (run_seed(seed).failure or "") for seed in range(20))
