@@ -66,14 +66,14 @@ def parse_integer(value: bytes, name: str, *, least: int = 0, most: int = INTEGE
     return number
 
 
-def parse_duration_ms(value: bytes, name: str, *, most_ms: int) -> int:
-    """``500ms``, ``30s``, ``5m``, ``1h`` → milliseconds, at least 1."""
+def parse_duration_ms(value: bytes, name: str, *, most_ms: int, least_ms: int = 1) -> int:
+    """``500ms``, ``30s``, ``5m``, ``1h`` → milliseconds."""
     match = _DURATION.fullmatch(value)
     if match is None:
         raise BadRequest(f"{name}= takes a duration such as 500ms, 30s, 5m or 1h", parameter=name)
     duration_ms = int(match[1]) * _UNIT_MS[match[2]]
-    if not 1 <= duration_ms <= most_ms:
-        raise BadRequest(f"{name}= must lie between 1ms and {most_ms}ms", parameter=name)
+    if not least_ms <= duration_ms <= most_ms:
+        raise BadRequest(f"{name}= must lie between {least_ms}ms and {most_ms}ms", parameter=name)
     return duration_ms
 
 

@@ -85,6 +85,7 @@ async def test_a_lock_is_taken_waited_for_and_handed_on_in_order(door: Door, kv:
     assert first.json == {
         "name": "deploy", "owner": "ann", "lease": first.json["lease"], "token": 2, "ttl_ms": 30_000
     }  # fmt: skip
+    assert (await door.ask("POST", "/v1/locks/deploy?owner=bob&wait=0s")).code == "lock_held"
     refused = await door.ask("POST", "/v1/locks/deploy?owner=bob")
     assert (refused.status, refused.code, refused.outcome) == (409, "lock_held", "not-applied")
     assert refused.json["error"]["detail"] == {"owner": "ann", "token": 2, "lease": first.json["lease"]}

@@ -63,7 +63,7 @@ async def campaign(call: Call) -> Answer:
 async def _campaign(call: Call, field: str) -> Answer:
     given = call.parameters
     name, ttl_ms = _name(call), ttl_of(call, TTL_MS_DEFAULT)
-    wait_ms = query.parse_duration_ms(given["wait"], "wait", most_ms=WAIT_MS_MAX) if "wait" in given else 0
+    wait_ms = query.parse_duration_ms(given["wait"], "wait", most_ms=WAIT_MS_MAX, least_ms=0) if "wait" in given else 0
     options = call.options()
     call.refuse_body()
     campaign = Campaign(name, ttl_ms, given.get(field, b""))
