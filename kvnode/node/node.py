@@ -109,23 +109,7 @@ class Node(KV, Admin):
         self._facts = FactLog(node=raft.node)
         self._waiting = WaitingList(loop, first_id=identity.boot << 32)
         self._space = admission.SpaceGuard(config.storage, machine, identity.free_bytes, clock)
-        self._driver = Driver(
-            raft=raft,
-            transport=transport,
-            log=log_store,
-            log_reader=workers.log_reader,
-            waiting=self._waiting,
-            loop=loop,
-            clock=clock,
-            settings=config.storage,
-            heartbeat_ms=config.raft.heartbeat_ms,
-            queue_items_max=config.limits.queue_items_max,
-            queue_bytes_max=config.limits.queue_bytes_max,
-            first_read=identity.boot << 32,
-            on_fact=self._facts.record,
-            on_peer_up=self._facts.wake_all,
-            on_failed=self._fail,
-        )
+        self._driver = self._make_driver(log_store)
         self._writer = LogWriter(
             log_store,
             workers.log_writer,
@@ -164,18 +148,8 @@ class Node(KV, Admin):
             clock=clock,
             on_failed=self._fail,
         )
-        lessor = Lessor(
-            machine=machine,
-            reads=self._driver.reads,
-            clock=clock,
-            margin_ms=config.raft.election_timeout_ms,
-        )
-        lessor.connect(self._duties)
-        self._duties.add(lessor)
-        self._duties.add(SessionDuty(machine.exactly_once, config.limits))
-        self._duties.add(Retention(machine, config.history))
         lease_calls = LeaseCalls(
-            lessor,
+            self._add_duties(),
             raft=raft,
             machine=machine,
             transport=transport,
@@ -212,6 +186,39 @@ class Node(KV, Admin):
             lost=lost,
             on_failed=self._fail,
         )
+
+    def _make_driver(self, log_store: LogStore) -> Driver:
+        return Driver(
+            raft=self._raft,
+            transport=self._transport,
+            log=log_store,
+            log_reader=self._workers.log_reader,
+            waiting=self._waiting,
+            loop=self._loop,
+            clock=self._clock,
+            settings=self._config.storage,
+            heartbeat_ms=self._config.raft.heartbeat_ms,
+            queue_items_max=self._config.limits.queue_items_max,
+            queue_bytes_max=self._config.limits.queue_bytes_max,
+            first_read=self._identity.boot << 32,
+            on_fact=self._facts.record,
+            on_peer_up=self._facts.wake_all,
+            on_failed=self._fail,
+        )
+
+    def _add_duties(self) -> Lessor:
+        """What this node looks after while it leads; the lessor answers renewals, too."""
+        lessor = Lessor(
+            machine=self._machine,
+            reads=self._driver.reads,
+            clock=self._clock,
+            margin_ms=self._config.raft.election_timeout_ms,
+        )
+        lessor.connect(self._duties)
+        self._duties.add(lessor)
+        self._duties.add(SessionDuty(self._machine.exactly_once, self._config.limits))
+        self._duties.add(Retention(self._machine, self._config.history))
+        return lessor
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────
 
