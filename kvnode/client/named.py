@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from kvnode.client import bodies
 from kvnode.client.http import error_from, key_path
 from kvnode.clocks import hybrid
-from kvnode.errors import ConnectionLost
+from kvnode.errors import BadRequest, ConnectionLost
 from kvnode.kv.keys import ONE_KEY, TO_THE_END
 from kvnode.kv.requests import ANY_REVISION, MUST_EXIST, Command, Delete, DeleteReply, Put, PutReply, Reply, Txn
 
@@ -39,7 +39,7 @@ async def execute(send: Send, command: Command) -> Reply:
         status, _, body = await send("POST", "/v1/txn", fence, bodies.encode(bodies.txn_body(request)), headers)
         return bodies.txn_reply(request, _json(status, body))
     if not isinstance(request, Put | Delete):
-        raise NotImplementedError(request)
+        raise BadRequest(f"a client names puts, deletes and transactions, not a {type(request).__name__}")
     if not headers:
         return await _unnamed(send, request, fence)
     query = _condition(request, headers) | fence

@@ -17,6 +17,7 @@ from kvnode.kv.requests import (
     Command,
     Compare,
     Delete,
+    LeaseRevoke,
     Put,
     Range,
     SessionEnd,
@@ -168,3 +169,9 @@ async def test_opening_is_tried_again(nodes: list[LossyNode], client: Client) ->
     assert (await client.execute(SessionEnd(((1, 0),)))).sessions == 1
     assert (await client.execute(SessionEnd(((1, 0),)))).sessions == 0
     assert (await client.execute(Txn((), (Range(b"k"),)))).succeeded
+
+
+async def test_what_cannot_be_named_is_refused_before_it_is_sent() -> None:
+    async with Client("127.0.0.1:9") as client:
+        with pytest.raises(errors.BadRequest):
+            await client.execute(Command(LeaseRevoke(1), key=b"once"))
