@@ -5,33 +5,16 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from kvnode import errors
-from kvnode.cli.main import cli
 from kvnode.client.http import Caller
-from tests.cli.cluster import ServedNode, serving
+from tests.cli.cluster import ServedNode
 
 Run = Callable[..., Result]
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[ServedNode]:
-    with serving() as served:
-        yield served
-
-
-@pytest.fixture
-def run(shared: ServedNode, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setenv("KVNODE_ENDPOINTS", shared.endpoint)
-
-    def invoke(*arguments: str, stdin: bytes = b"") -> Result:
-        return CliRunner().invoke(cli, arguments, input=stdin)
-
-    return invoke
 
 
 def test_put_get_del(run: Run):

@@ -8,33 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from kvnode import errors
-from kvnode.cli.main import cli
 from kvnode.kv.requests import LeaseKeepAlive, LeaseRevoke
-from tests.cli.cluster import ServedNode, serving
+from tests.cli.cluster import ServedNode
 
 Run = Callable[..., Result]
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[ServedNode]:
-    with serving() as served:
-        yield served
-
-
-@pytest.fixture
-def run(shared: ServedNode, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setenv("KVNODE_ENDPOINTS", shared.endpoint)
-
-    def invoke(*arguments: str, stdin: bytes = b"") -> Result:
-        return CliRunner().invoke(cli, arguments, input=stdin)
-
-    return invoke
 
 
 def test_a_lease_from_its_grant_to_its_end(run: Run, shared: ServedNode) -> None:

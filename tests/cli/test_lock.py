@@ -16,28 +16,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from kvnode import errors
-from kvnode.cli.main import EXIT_CODES, LOST, cli
+from kvnode.cli.main import EXIT_CODES, LOST
 from kvnode.kv.requests import Campaign, LeaseRevoke, QueueRead
-from tests.cli.cluster import ServedNode, serving
+from tests.cli.cluster import ServedNode
 
 WAIT_S = 20
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[ServedNode]:
-    with serving() as served:
-        yield served
-
-
-@pytest.fixture
-def run(shared: ServedNode, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    monkeypatch.setenv("KVNODE_ENDPOINTS", shared.endpoint)
-    return lambda *arguments: CliRunner().invoke(cli, arguments)
 
 
 def begin(shared: ServedNode, *arguments: str) -> subprocess.Popen[str]:

@@ -14,14 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from kvnode.cli.main import cli
-from tests.cli.cluster import ServedNode, serving
+from tests.cli.cluster import ServedNode
 from tests.machine.floor import give_up_below
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[ServedNode]:
-    with serving() as served:
-        yield served
 
 
 @pytest.fixture
