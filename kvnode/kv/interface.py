@@ -78,6 +78,7 @@ class Options(msgspec.Struct, frozen=True, gc=False):
 
 
 DEFAULT_OPTIONS = Options()
+LOCALLY = Options(consistency="stale")
 
 
 def as_bytes(text: str | bytes) -> bytes:

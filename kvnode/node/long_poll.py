@@ -8,13 +8,11 @@ from collections.abc import Awaitable, Callable
 from kvnode.clocks.clock import Clock
 from kvnode.config import LimitsSection
 from kvnode.errors import Compacted
-from kvnode.kv.interface import Options
+from kvnode.kv.interface import LOCALLY, Options
 from kvnode.kv.requests import NEWEST, Await, History, RangeReply, ReadRequest
 from kvnode.machine.machine import StateMachine
 from kvnode.node import admission
 from kvnode.node.changes import Changes
-
-LOCALLY = Options(consistency="stale")
 
 
 class LongPolls:

@@ -46,9 +46,6 @@ from kvnode.observe.log import get_logger
 from kvnode.raft.core import Raft
 from kvnode.raft.messages import TransferLeadership
 
-NO_LEADER_RETRY_MS = 20
-"""Pause before asking again after a refusal that no change of leader announced."""
-
 HANDOVER_MS = 1_000
 """A clean shutdown waits this long for another node to take over."""
 

@@ -21,7 +21,7 @@ import msgspec
 
 from kvnode.errors import Fenced, KvnodeError, LeaseNotFound, LockHeld, NotReady, Timeout, TryAgain, Unknown
 from kvnode.kv.events import Cancelled, Changes
-from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options, WatchStream
+from kvnode.kv.interface import DEFAULT_OPTIONS, KV, LOCALLY, Options, WatchStream
 from kvnode.kv.requests import (
     Await,
     Campaign,
@@ -37,9 +37,6 @@ from kvnode.kv.requests import (
 _Reply = TypeVar("_Reply")
 
 _NOBODY = (0, b"")
-LOCALLY = Options(consistency="stale")
-"""What a change was told of can be read here."""
-
 RETRY_S = 0.05
 REVOKE_MS = 2_000
 
@@ -197,7 +194,7 @@ async def observe(stream: WatchStream, kv: KV, name: bytes) -> AsyncIterator[Pla
     look = True
     while True:
         if look:
-            queue = await kv.execute(QueueRead(name, limit=1), LOCALLY)
+            queue = await kv.execute(QueueRead(name, limit=1), LOCALLY)  # what a change was told of can be read here
             found = _place(name, queue.waiting[0], queue.revision) if queue.waiting else None
             if found is None and told != _NOBODY:
                 told = _NOBODY
