@@ -81,12 +81,13 @@ class Watchers:
         while before is None or not self.goal or before.finished < self.goal:
             await asyncio.sleep(rng.expovariate(1 / PAUSE_S))
             is_new = before is None
-            reading = _Reading(self, rng, before.finished + 1 if before is not None else begins)
+            lists = is_new and how == "list"
+            reading = _Reading(self, before.finished + 1 if before is not None else begins, lists=lists)
             request = Watch(
                 (key or self._prefix).encode(),
                 ONE_KEY if key else prefix_end(self._prefix.encode()),
                 reading.asked_from,
-                list_first=is_new and how == "list",
+                list_first=lists,
                 previous=rng.random() < 0.5,
                 puts="put" in kinds,
                 deletes="delete" in kinds,
@@ -96,7 +97,7 @@ class Watchers:
             if reading.floor:  # what it was to go on with has been dropped: it begins where history does
                 before, begins = None, 0 if how == "list" else reading.floor
                 continue
-            if not reading.is_worth_keeping(listed=request.list_first):
+            if not reading.is_worth_keeping:
                 continue
             self.streams.append(
                 Stream(
@@ -105,7 +106,7 @@ class Watchers:
                     prefix="" if key else self._prefix,
                     key=key,
                     kinds=kinds,
-                    listed=request.list_first,
+                    listed=lists,
                     resumes=before.number if before is not None else 0,
                     messages=tuple(reading.messages),
                 )
@@ -142,7 +143,7 @@ class Watchers:
 class _Reading:
     """What came of one stream at one node."""
 
-    def __init__(self, watchers: Watchers, rng: random.Random, asked_from: int) -> None:
+    def __init__(self, watchers: Watchers, asked_from: int, *, lists: bool) -> None:
         self.asked_from = asked_from
         self.begins = asked_from
         self.finished = asked_from - 1
@@ -154,11 +155,12 @@ class _Reading:
         self.may_go_on: Callable[[], bool] = lambda: True
         self._watchers = watchers
         self._has_begun = False
-        self._is_synced = False
+        self._has_listed = not lists
 
-    def is_worth_keeping(self, *, listed: bool) -> bool:
+    @property
+    def is_worth_keeping(self) -> bool:
         """It began; what resumes it goes on after it. A list that broke off is begun again."""
-        return self._has_begun and (self._is_synced or not listed)
+        return self._has_begun and self._has_listed
 
     def on_part(self, part: WatchPart) -> bool:
         if self.is_given_up:
@@ -177,8 +179,8 @@ class _Reading:
                 self.messages += told(part)
                 if not isinstance(part, Listed):
                     self.finished = self.messages[-1].revision
-                self._is_synced = self._is_synced or isinstance(part, Synced)
-        if self._watchers.goal and self.finished >= self._watchers.goal:
+                self._has_listed = self._has_listed or isinstance(part, Synced)
+        if self._watchers.goal and self.finished >= self._watchers.goal and self._has_listed:
             return False
         return self.may_go_on()
 
