@@ -156,7 +156,7 @@ def reference_markdown() -> str:
     lines = [
         "# Configuration",
         "",
-        "Written by `kvnode config --reference` from the declarations in `kvnode/config.py`; do not edit by hand.",
+        "Written by `kvnode config --reference` from the declarations in `kvnode/config/`; do not edit by hand.",
         "",
         "A value is taken from `kvnode serve --set NAME=VALUE`, else from the environment, else from the TOML file;",
         "else the default applies. The environment name of `raft.heartbeat_ms` is `KVNODE_RAFT__HEARTBEAT_MS`; lists",
