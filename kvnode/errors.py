@@ -22,6 +22,7 @@ KvnodeError
 │   ├── SessionExpired          session_expired
 │   ├── CompareFailed           compare_failed
 │   ├── Fenced                  fenced
+│   ├── SnapshotRefused         snapshot_refused
 │   └── TooLarge                too_large
 ├── TryAgain            certainly not applied, now and for ever; the same request may succeed later
 │   ├── NoLeader                no_leader
@@ -195,6 +196,12 @@ class TooLarge(Rejected):
     """A key, value, request or transaction is over its limit. Detail: limit."""
 
     code = "too_large"
+
+
+class SnapshotRefused(Rejected):
+    """A snapshot that is damaged, cut off, of another cluster, or of a format this version does not know."""
+
+    code = "snapshot_refused"
 
 
 class NoLeader(TryAgain):

@@ -37,6 +37,7 @@ STATUS: dict[str, HTTPStatus] = {
     "session_expired": HTTPStatus.GONE,
     "compare_failed": HTTPStatus.PRECONDITION_FAILED,
     "fenced": HTTPStatus.PRECONDITION_FAILED,
+    "snapshot_refused": HTTPStatus.BAD_REQUEST,
     "too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "unsupported_media_type": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     "overloaded": HTTPStatus.TOO_MANY_REQUESTS,

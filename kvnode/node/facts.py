@@ -14,11 +14,15 @@ from kvnode.raft.output import (
     BecamePreCandidate,
     ClockAhead,
     ClockJumped,
+    ConfigurationChanged,
     Fact,
     FollowerLost,
     LeaderKnown,
     LogTruncated,
+    OtherFact,
     QuarantineEnded,
+    SnapshotIgnored,
+    SnapshotInstalled,
     SnapshotNeeded,
     StampRefused,
     StampTolerated,
@@ -86,30 +90,50 @@ class FactLog:
             case BecameCandidate(term=term, reason=reason):
                 self._tries = 0
                 log.info("election.started", node=node, term=term, pre=False, reason=reason)
-            case LogTruncated(from_index=index, last_index=last):
-                log.warning("log.truncated", node=node, index=index, last_index=last)
-            case TransferBegan(to=to):
-                log.info("transfer.began", node=node, peer=to)
-            case TransferAborted(to=to, reason=reason):
-                log.warning("transfer.aborted", node=node, peer=to, reason=reason)
-            case SnapshotNeeded(peer=peer, next_index=index):
-                log.warning("peer.needs_snapshot", node=node, peer=peer, index=index)
-            case FollowerLost(peer=peer, match_index=match, last_index=last):
-                log.error("peer.lost_entries", node=node, peer=peer, acknowledged=match, last_index=last)
-            case QuarantineEnded(term=term, index=index):
-                log.warning("quarantine.ended", node=node, term=term, index=index)
-            case VoteGranted(term=term, candidate=candidate):
-                log.info("vote.granted", node=node, term=term, candidate=candidate)
-            case ClockJumped(by_ms=by_ms):
-                log.warning("clock.jumped", node=node, by_ms=by_ms)
-            case ClockAhead(ahead_ms=ahead_ms):
-                log.error("clock.ahead", node=node, ahead_ms=ahead_ms)
-            case StampRefused(leader=leader, ahead_ms=ahead_ms):
-                log.warning("stamp.refused", node=node, peer=leader, ahead_ms=ahead_ms)
-            case StampTolerated(leader=leader, ahead_ms=ahead_ms):
-                log.error("stamp.tolerated", node=node, peer=leader, ahead_ms=ahead_ms)
             case _:
-                assert_never(fact)
+                _say(node, fact)
+
+
+def _say(node: NodeId, fact: OtherFact) -> None:
+    """What changes nothing here but the operator's log."""
+    match fact:
+        case LogTruncated(from_index=index, last_index=last):
+            log.warning("log.truncated", node=node, index=index, last_index=last)
+        case TransferBegan(to=to):
+            log.info("transfer.began", node=node, peer=to)
+        case TransferAborted(to=to, reason=reason):
+            log.warning("transfer.aborted", node=node, peer=to, reason=reason)
+        case SnapshotNeeded(peer=peer, next_index=index):
+            log.warning("peer.needs_snapshot", node=node, peer=peer, index=index)
+        case SnapshotInstalled(sender=sender, position=position):
+            log.warning("snapshot.installed", node=node, peer=sender, index=position.index, term=position.term)
+        case SnapshotIgnored(sender=sender, position=position, reason=reason):
+            log.info("snapshot.ignored", node=node, peer=sender, index=position.index, reason=reason)
+        case ConfigurationChanged(index=index, configuration=found):
+            log.warning(
+                "members.changed",
+                node=node,
+                index=index,
+                voters=list(found.voters),
+                learners=list(found.learners),
+                feature_level=found.feature_level,
+            )
+        case FollowerLost(peer=peer, match_index=match, last_index=last):
+            log.error("peer.lost_entries", node=node, peer=peer, acknowledged=match, last_index=last)
+        case QuarantineEnded(term=term, index=index):
+            log.warning("quarantine.ended", node=node, term=term, index=index)
+        case VoteGranted(term=term, candidate=candidate):
+            log.info("vote.granted", node=node, term=term, candidate=candidate)
+        case ClockJumped(by_ms=by_ms):
+            log.warning("clock.jumped", node=node, by_ms=by_ms)
+        case ClockAhead(ahead_ms=ahead_ms):
+            log.error("clock.ahead", node=node, ahead_ms=ahead_ms)
+        case StampRefused(leader=leader, ahead_ms=ahead_ms):
+            log.warning("stamp.refused", node=node, peer=leader, ahead_ms=ahead_ms)
+        case StampTolerated(leader=leader, ahead_ms=ahead_ms):
+            log.error("stamp.tolerated", node=node, peer=leader, ahead_ms=ahead_ms)
+        case _:
+            assert_never(fact)
 
 
 def _wake(future: asyncio.Future[None]) -> None:

@@ -7,11 +7,20 @@ from typing import Protocol
 
 from kvnode.errors import LogCorrupted
 from kvnode.ids import Index, NodeId
+from kvnode.machine.backend import Backend
 from kvnode.raft.messages import Entry, PeerMessage
 from kvnode.raft.output import Persist
 from kvnode.wire.links import LinkInfo
 
-__all__ = ["LinkInfo", "LogStore", "Receiver", "Transport"]
+__all__ = [
+    "LinkInfo",
+    "LogStore",
+    "Receiver",
+    "SnapshotSink",
+    "SnapshotSource",
+    "SnapshotStore",
+    "Transport",
+]
 
 
 class LogStore(Protocol):
@@ -56,6 +65,63 @@ class LogStore(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class SnapshotStore(Protocol):
+    """A snapshot that comes from a leader, and the store it becomes. Every call blocks; one thread at a time.
+
+    Blocks are `kvnode.machine.snapshot`'s; nothing of one is believed before its checksum and its place are right.
+    """
+
+    def begin(self, header: bytes) -> int:
+        """Receive the snapshot that `header` describes, and drop any other. Returns how many of its blocks are here.
+
+        Raises: SnapshotRefused (format, cluster, space), StorageFailed.
+        """
+        ...
+
+    def append(self, first: int, blocks: Sequence[bytes]) -> None:
+        """The next blocks, the first of which has number `first`; durable on return. SnapshotRefused if damaged."""
+        ...
+
+    def prepare(self) -> Backend:
+        """All blocks are here: verify the whole and build a store of it aside, durably. SnapshotRefused if damaged."""
+        ...
+
+    def switch(self) -> None:
+        """The prepared store is this node's from now on, durably and at once; the old one is removed. StorageFailed."""
+        ...
+
+    def discard(self) -> None:
+        """Forget what was received or prepared."""
+        ...
+
+
+class SnapshotSource(Protocol):
+    """A snapshot on its way out: a pinned view, read block by block. `read` and `close` run where the node says."""
+
+    @property
+    def header(self) -> bytes: ...
+
+    async def block(self, number: int) -> bytes | None:
+        """Block `number`, from 0; None after the last one. Blocks may be asked for again, in any order."""
+        ...
+
+
+class SnapshotSink(Protocol):
+    """Where a transport delivers a snapshot that a peer sends. Raises SnapshotRefused: the connection is closed."""
+
+    async def begin(self, peer: NodeId, header: bytes) -> int:
+        """Whether, and from which block on, this node wants it."""
+        ...
+
+    async def write(self, number: int, blocks: Sequence[bytes]) -> None:
+        """The next blocks; durable on return."""
+        ...
+
+    async def finish(self) -> None:
+        """That was the last block: verify, build the store, hand it to the core. Returns when that has decided."""
+        ...
 
 
 class Receiver(Protocol):

@@ -46,11 +46,28 @@ def entry_bytes(entry: Entry) -> int:
     return len(entry.payload) + ENTRY_OVERHEAD_BYTES
 
 
+class Member(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One member as the configuration knows it."""
+
+    id: NodeId
+    incarnation: int  # of its data directory; 0: not known yet
+    address: str  # host:port of its peer listener
+    name: str = ""
+    wants_vote: bool = False  # a learner that is to be promoted once it has caught up
+    replaces: NodeId = NOBODY  # … and this member is to be removed then
+
+
 class Configuration(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Who votes and who only listens. Ids are sorted; no id stands in both."""
+    """Who votes and who only listens. Ids are sorted; no id stands in both.
+
+    The initial configuration is the log's base at index 0; every later one is the payload of an entry.
+    """
 
     voters: tuple[NodeId, ...]
     learners: tuple[NodeId, ...] = ()
+    members: tuple[Member, ...] = ()  # one for each of them, by id; none where only the core is tested
+    last_id: NodeId = NOBODY  # the highest id ever given: one up to it that is no member's was removed, for ever
+    feature_level: int = 1  # what all members know and may therefore use
 
 
 class HardState(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -309,6 +326,32 @@ class DiskRecovered(msgspec.Struct, frozen=True, gc=False):
 
 class QuarantineLifted(msgspec.Struct, frozen=True, gc=False):
     """It is durable that this node has everything again that it ever acknowledged (answers `lift_quarantine`)."""
+
+
+class LogTrimmed(msgspec.Struct, frozen=True, gc=False):
+    """The log on disk begins after `position` now: older entries can neither be read nor sent any more."""
+
+    position: LogPosition
+
+
+class SnapshotReceived(msgspec.Struct, frozen=True, gc=False):
+    """A leader's snapshot has come whole, was verified and stands ready aside; `Output.persist` may install it.
+
+    Answered in the same output: by `Persist.install`, or by `SnapshotIgnored` among the facts.
+    """
+
+    sender: NodeId
+    term: Term  # of its leadership
+    position: LogPosition  # of the last entry it contains
+    time: int  # hybrid timestamp of that entry
+    configuration: Configuration  # in force there
+
+
+class SnapshotSent(msgspec.Struct, frozen=True, gc=False):
+    """What became of an attempt to send `peer` a snapshot (answers `SendSnapshot`). `index` 0: it failed."""
+
+    peer: NodeId
+    index: Index
 
 
 class Fetched(msgspec.Struct, frozen=True, gc=False):

@@ -13,11 +13,24 @@ from __future__ import annotations
 import msgspec
 
 from kvnode.ids import NO_WRITE, Index, NodeId, RequestId, Term, WriteNumber
-from kvnode.raft.messages import Entry, HardState, RaftMessage
+from kvnode.raft.messages import Configuration, Entry, HardState, LogPosition, RaftMessage
+
+
+class Install(msgspec.Struct, frozen=True, gc=False):
+    """The snapshot that stands ready becomes this node's store, and the log goes on after `position`.
+
+    `keeps_log`: the log holds that very entry, so it stays as it is. Otherwise all of it goes, but term and vote.
+    """
+
+    position: LogPosition
+    time: int  # hybrid timestamp of the entry there
+    keeps_log: bool
 
 
 class Persist(msgspec.Struct, frozen=True, gc=False):
-    """One write for the log: cut, then append, then hard state; durable as a whole or not at all.
+    """One write for the log: install, then cut, then append, then hard state; durable as a whole or not at all.
+
+    The one exception is an install: a crash may leave the new store with the old log, which a start then finishes.
 
     Numbers are consecutive. Completion is matched by number, never by (index, term): the same (index, term)
     can be cut and appended again while an earlier write is still on its way to the disk (trap R2).
@@ -28,6 +41,7 @@ class Persist(msgspec.Struct, frozen=True, gc=False):
     entries: tuple[Entry, ...]
     hard_state: HardState | None  # None: unchanged but for `commit`
     commit: Index  # evidence for recovery: written with the batch, never a reason for one
+    install: Install | None = None
 
 
 class Send(msgspec.Struct, frozen=True, gc=False):
@@ -81,6 +95,13 @@ class Fetch(msgspec.Struct, frozen=True, gc=False):
     first: Index
     last: Index
     bytes_max: int
+
+
+class SendSnapshot(msgspec.Struct, frozen=True, gc=False):
+    """`peer` needs entries from `next_index` on that the log no longer holds: a snapshot. Answered: `SnapshotSent`."""
+
+    peer: NodeId
+    next_index: Index
 
 
 # ── facts: what happened, for the operator's log, metrics and golden traces ─────────────────────────
@@ -138,6 +159,28 @@ class SnapshotNeeded(msgspec.Struct, frozen=True, gc=False):
     next_index: Index
 
 
+class SnapshotInstalled(msgspec.Struct, frozen=True, gc=False):
+    """The log goes on after `position`; everything up to it came as a snapshot of `sender`."""
+
+    sender: NodeId
+    position: LogPosition
+
+
+class SnapshotIgnored(msgspec.Struct, frozen=True, gc=False):
+    """A snapshot that came is not used: `reason`."""
+
+    sender: NodeId
+    position: LogPosition
+    reason: str
+
+
+class ConfigurationChanged(msgspec.Struct, frozen=True, gc=False):
+    """Another configuration is in force: appended, rolled back by a truncation, or restored with a snapshot."""
+
+    index: Index  # of its entry; 0: the initial one
+    configuration: Configuration
+
+
 class FollowerLost(msgspec.Struct, frozen=True, gc=False):
     """A follower restarted without entries it had acknowledged, and does not know it: its disk lied about an fsync."""
 
@@ -179,17 +222,18 @@ class StampTolerated(msgspec.Struct, frozen=True, gc=False):
     ahead_ms: int
 
 
-Fact = (
-    BecameFollower
-    | BecamePreCandidate
-    | BecameCandidate
-    | BecameLeader
-    | LeaderKnown
-    | LogTruncated
+OfficeFact = BecameFollower | BecamePreCandidate | BecameCandidate | BecameLeader | LeaderKnown
+"""Who leads, and who tries to."""
+
+OtherFact = (
+    LogTruncated
     | TransferBegan
     | TransferAborted
     | VoteGranted
     | SnapshotNeeded
+    | SnapshotInstalled
+    | SnapshotIgnored
+    | ConfigurationChanged
     | QuarantineEnded
     | FollowerLost
     | ClockJumped
@@ -197,6 +241,8 @@ Fact = (
     | StampRefused
     | StampTolerated
 )
+
+Fact = OfficeFact | OtherFact
 
 
 class Output(msgspec.Struct):
@@ -210,6 +256,8 @@ class Output(msgspec.Struct):
     reads_ready: list[ReadReady] = msgspec.field(default_factory=list)
     reads_failed: list[ReadFailed] = msgspec.field(default_factory=list)
     fetches: list[Fetch] = msgspec.field(default_factory=list)
+    snapshots: list[SendSnapshot] = msgspec.field(default_factory=list)
     facts: list[Fact] = msgspec.field(default_factory=list)
+    installed: LogPosition | None = None  # the snapshot is durable: apply goes on from it, before `apply_to`
     lift_quarantine: bool = False  # make durable that the quarantine is over, then step `QuarantineLifted`
     apply_to: Index = Index(0)  # entries up to here are committed and durable here; never goes back

@@ -25,6 +25,7 @@ def test_the_statuses_the_contract_names() -> None:
             "unknown_parameter",
             "future_revision",
             "clock_drift",
+            "snapshot_refused",
             "rejected",
         },
         403: {"permission_denied"},

@@ -165,8 +165,8 @@ def test_request_bytes_are_fixed_and_plain_messagepack(request_: WriteRequest, g
 def test_configuration_bytes_are_fixed() -> None:
     configuration = Configuration((ONE, TWO), (NodeId(300),))
     data = encode_configuration(configuration)
-    assert data.hex() == "9292010291cd012c"
-    assert msgpack.unpackb(data) == [[1, 2], [300]]
+    assert data.hex() == "9592010291cd012c900001"
+    assert msgpack.unpackb(data) == [[1, 2], [300], [], 0, 1]
     assert decode_configuration(data) == configuration
 
 
