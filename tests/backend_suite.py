@@ -105,6 +105,39 @@ class BackendSuite:
         committing.join()
         assert all_rows(backend) == [(b"a", b"2"), (b"b", b"2")]
 
+    def test_a_pinned_view_shows_what_was_committed_when_it_was_taken(self, backend: Backend) -> None:
+        """From another thread, piece by piece, while later commits go by."""
+        commit(backend, *((b"k%d" % number, b"v") for number in range(5)))
+        view = backend.pin()
+        first = view.rows(b"", 6)
+        commit(backend, (b"k1", b"new"), (b"k9", b"v"), gone=(b"k3",))
+        found: list[list[Row]] = []
+
+        def read_the_rest() -> None:
+            while rows := view.rows(found[-1][-1][0] if found else first[-1][0], 6):
+                found.append(rows)
+
+        reading = threading.Thread(target=read_the_rest)
+        reading.start()
+        reading.join()
+        view.close()
+        view.close()
+        assert first == [(b"k0", b"v"), (b"k1", b"v")]
+        assert found == [[(b"k2", b"v"), (b"k3", b"v")], [(b"k4", b"v")]]
+        assert [key for key, _ in all_rows(backend)] == [b"k0", b"k1", b"k2", b"k4", b"k9"]
+
+    def test_a_pinned_view_gives_as_many_rows_as_fit_and_one_at_least(self, backend: Backend) -> None:
+        commit(backend, (b"a", b"123"), (b"b", bytes(100)), (b"c", b""), (b"d", b"1"))
+        view = backend.pin()
+        assert view.rows(b"", 1) == [(b"a", b"123")]
+        assert view.rows(b"", 104) == [(b"a", b"123")]
+        assert view.rows(b"", 105) == [(b"a", b"123"), (b"b", bytes(100))]
+        assert view.rows(b"a", 101) == [(b"b", bytes(100))]
+        assert view.rows(b"a", 102) == [(b"b", bytes(100)), (b"c", b"")]
+        assert view.rows(b"b\x00", 10) == [(b"c", b""), (b"d", b"1")]
+        assert view.rows(b"d", 10) == []
+        view.close()
+
     def test_an_empty_batch_is_a_commit(self, backend: Backend) -> None:
         commit(backend)
         assert all_rows(backend) == []

@@ -48,6 +48,25 @@ class Cursor(Protocol):
         ...
 
 
+class PinnedView(Protocol):
+    """One consistent view that outlives a turn of the loop, for one other thread, which calls one method at a time.
+
+    While it is open the engine cannot use again what later commits free: close it as soon as it has served.
+    """
+
+    def rows(self, after: bytes, bytes_max: int) -> list[Row]:
+        """The next rows whose keys are greater than `after`, ascending; none at the end, else at least one.
+
+        As many as fit, exactly: their keys and values together are at most `bytes_max`, unless it is a single row.
+        Rows of the backend's own (below 0x01) are left out. Raises: StorageFailed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of it. Idempotent. Must come before the backend's `close`."""
+        ...
+
+
 class Backend(Protocol):
     """An ordered map with consistent views and one atomic, durable way to write."""
 
@@ -57,6 +76,10 @@ class Backend(Protocol):
 
     def read(self) -> AbstractContextManager[Cursor]:
         """A consistent view. Must be left before control returns to the event loop: an open view pins pages."""
+        ...
+
+    def pin(self) -> PinnedView:
+        """What is committed now, to be read at leisure. May be called from any thread."""
         ...
 
     def commit(self, batch: Batch) -> None:

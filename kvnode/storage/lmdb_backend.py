@@ -25,10 +25,12 @@ from typing import Any
 import lmdb
 
 from kvnode.errors import StorageFailed
-from kvnode.machine.backend import Backend, Batch, Cursor, Row
+from kvnode.machine.backend import Backend, Batch, Cursor, PinnedView, Row
 
 ENGINE_KEY = b"\x00engine"
 ENGINE = b"lmdb-0.9 format-1"
+FIRST_ROW = b"\x01"
+"""Everything below is the backend's own."""
 
 _READERS_MAX = 512
 _KEY_BYTES_NEEDED = 511
@@ -68,6 +70,12 @@ class LmdbBackend(Backend):
     def read(self) -> Iterator[Cursor]:
         with self._env.begin() as view:
             yield _LmdbCursor(view.cursor())
+
+    def pin(self) -> PinnedView:
+        try:
+            return _LmdbPinnedView(self._env.begin())
+        except lmdb.Error as error:  # no reader slot is free
+            raise StorageFailed(f"the store cannot be read for a snapshot: {error}") from error
 
     def commit(self, batch: Batch) -> None:
         rows, removed = batch.rows(), batch.removed()
@@ -111,6 +119,37 @@ class _LmdbCursor(Cursor):
 
     def next(self) -> Row | None:
         return self._cursor.item() if self._cursor.next() else None
+
+
+class _LmdbPinnedView(PinnedView):
+    """A read transaction. The binding opens every environment with MDB_NOTLS, so it may move to another thread."""
+
+    def __init__(self, view: Any) -> None:
+        self._view = view
+        self._cursor = view.cursor()
+
+    def rows(self, after: bytes, bytes_max: int) -> list[Row]:
+        cursor = self._cursor
+        found: list[Row] = []
+        left = bytes_max
+        try:
+            is_there = cursor.set_range(max(after, FIRST_ROW))
+            if is_there and cursor.key() == after:
+                is_there = cursor.next()
+            while is_there:
+                row: Row = cursor.item()
+                left -= len(row[0]) + len(row[1])
+                if left < 0 and found:
+                    break
+                found.append(row)
+                is_there = cursor.next()
+        except lmdb.Error as error:
+            raise StorageFailed(f"reading the store for a snapshot failed: {error}") from error
+        return found
+
+    def close(self) -> None:
+        self._cursor.close()
+        self._view.abort()
 
 
 def _open(path: str, map_bytes: int) -> Any:

@@ -7,12 +7,12 @@ makes each view consistent against the flush thread; views are short and synchro
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from sortedcontainers import SortedDict
 
-from kvnode.machine.backend import KEY_BYTES_MAX, Backend, Batch, Cursor, Row
+from kvnode.machine.backend import KEY_BYTES_MAX, Backend, Batch, Cursor, PinnedView, Row
 
 
 class MemoryBackend(Backend):
@@ -32,6 +32,10 @@ class MemoryBackend(Backend):
     def read(self) -> Iterator[Cursor]:
         with self._lock:
             yield _MemoryCursor(self._rows)
+
+    def pin(self) -> PinnedView:
+        with self._lock:
+            return _MemoryPinnedView(dict(self._rows))
 
     def commit(self, batch: Batch) -> None:
         self.stage(batch)
@@ -98,3 +102,24 @@ class _MemoryCursor(Cursor):
             return None
         row: Row = self._rows.peekitem(position)
         return row
+
+
+class _MemoryPinnedView(PinnedView):
+    """A copy: a commit may come while it is open."""
+
+    def __init__(self, rows: Mapping[bytes, bytes]) -> None:
+        self._rows = SortedDict(rows)
+
+    def rows(self, after: bytes, bytes_max: int) -> list[Row]:
+        found: list[Row] = []
+        left = bytes_max
+        for key in self._rows.irange(after, inclusive=(False, True)):
+            value = self._rows[key]
+            left -= len(key) + len(value)
+            if left < 0 and found:
+                break
+            found.append((key, value))
+        return found
+
+    def close(self) -> None:
+        self._rows = SortedDict()
