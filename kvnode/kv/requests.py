@@ -363,6 +363,14 @@ class SessionsEnded(msgspec.Struct, frozen=True, array_like=True, tag=16, gc=Fal
     keys: int
 
 
+class ConfigurationReply(msgspec.Struct, frozen=True, array_like=True, tag=25, gc=False):
+    """A change of members is applied: from entry `index` on the cluster has this configuration."""
+
+    revision: int  # the store's, unchanged by it
+    index: int
+    configuration: bytes  # as the entry holds it: `kvnode.wire.codec` decodes it
+
+
 class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
     """A deterministic refusal by the state machine: code of an error that is certain to have no effect, and its words.
 
@@ -386,6 +394,7 @@ WriteReply = (
     | LeaseEnded
     | SessionReply
     | SessionsEnded
+    | ConfigurationReply
 )
 Reply = WriteReply | RangeReply | LeaseReadReply | LeaseListReply | QueueReply
 ApplyResult = WriteReply | Refusal

@@ -21,13 +21,14 @@ import msgspec
 
 from kvnode.config import LimitsSection
 from kvnode.errors import BadRequest, Compacted, FutureRevision
-from kvnode.ids import Index, Revision
+from kvnode.ids import Index, Revision, Term
 from kvnode.kv.events import Event
-from kvnode.kv.keys import ONE_KEY, TO_THE_END
+from kvnode.kv.keys import ONE_KEY
 from kvnode.kv.requests import (
     ApplyResult,
     Command,
     Compact,
+    ConfigurationReply,
     Delete,
     Fence,
     History,
@@ -58,13 +59,11 @@ from kvnode.machine.mvcc import Versions
 from kvnode.machine.operations import Operations
 from kvnode.machine.pace import SLICE_STEPS, Pace, Work, in_one_go
 from kvnode.machine.recent import Recent
-from kvnode.machine.rows import LIVE_BYTES_UNKNOWN, Cut, Meta, decode_meta, logical_bytes
+from kvnode.machine.rows import Cut, Meta, decode_meta, logical_bytes
 from kvnode.machine.side_rows import SideRows
 from kvnode.machine.txn import Transactions, check_readable
 
 __all__ = ["Applied", "Cut", "StateMachine", "logical_bytes"]
-
-ALL_STEPS = 1 << 62
 
 MANY_CHANGES = 256
 """An entry with fewer is finished at once."""
@@ -92,6 +91,13 @@ class StateMachine:
         self.revision = meta.revision
         self.digest = meta.digest
         self.logical_bytes = meta.logical_bytes  # of all versions
+        self.live_bytes = meta.live_bytes  # of the versions that the newest revision shows
+        self.configuration = meta.configuration  # payload of the newest configuration entry; b"": the initial one holds
+        self.configuration_index = meta.configuration_index
+        self.installed = meta.installed
+        """(index, term) of the entry that the snapshot ended with which this store began as; None: it began empty."""
+        self.cut_term = meta.applied_term
+        """Of the last entry in the newest cut."""
         self.versions_removed = 0  # since this machine was opened
         self.backend = backend
         self._cut_index = meta.applied_index  # of the newest cut
@@ -108,13 +114,6 @@ class StateMachine:
         self.exactly_once = ExactlyOnce(backend, self._side, limits)
         self._changelog = Changelog(backend, self._recent, versions, limits.page_bytes_max)
         self._compaction = Compaction(backend, self._recent, self._side, meta)
-        self.live_bytes = meta.live_bytes  # of the versions that the newest revision shows
-        if meta.live_bytes == LIVE_BYTES_UNKNOWN:
-            self.live_bytes = self._sum_of_live_bytes()
-
-    def _sum_of_live_bytes(self) -> int:
-        scan = self._versions.scan(b"", TO_THE_END, self.revision)
-        return sum(map(logical_bytes, scan.slice(Pace(ALL_STEPS))))
 
     @property
     def compact_revision(self) -> int:
@@ -305,9 +304,17 @@ class StateMachine:
         self.versions_removed += reply.versions
 
     def skip(self, index: Index, time: int) -> None:
-        """Pass an entry that is not a command (a leader's no-op, a configuration)."""
+        """Pass an entry that says nothing to the store (a leader's no-op)."""
         self._expect(index, time)
         self._advance(index, time, digest.advance(self.digest, index, time, [], None))
+
+    def configure(self, index: Index, time: int, payload: bytes) -> Applied:
+        """A configuration entry: kept as it is, for whoever starts from this store without the log's beginning."""
+        self._expect(index, time)
+        self.configuration, self.configuration_index = payload, index
+        result = ConfigurationReply(self.revision, index, payload)
+        self._advance(index, time, digest.advance(self.digest, index, time, [], result))
+        return Applied(result, ())
 
     def _expect(self, index: Index, time: int) -> None:
         assert self._unfinished is None
@@ -401,15 +408,18 @@ class StateMachine:
 
     # ── flushing ────────────────────────────────────────────────────────────────────────────────────
 
-    def cut(self) -> Cut | None:
+    def cut(self, applied_term: Term) -> Cut | None:
         """Freeze what was applied since the last cut, for a commit; None if that cannot be now.
+
+        `applied_term` is that of the entry applied last: a snapshot of this cut ends with a position.
 
         It cannot while an entry is unfinished or another cut is outstanding, and there may be nothing to cut.
         """
         if self._unfinished is not None or self._recent.is_frozen or self.applied_index == self._cut_index:
             return None
+        assert applied_term >= self.cut_term, (applied_term, self.cut_term)
         layer = self._recent.freeze()
-        self._cut_index = self.applied_index
+        self._cut_index, self.cut_term = self.applied_index, applied_term
         meta = Meta(
             applied_index=self.applied_index,
             applied_time=self.applied_time,
@@ -419,6 +429,10 @@ class StateMachine:
             logical_bytes=self.logical_bytes,
             swept_revision=self.swept_revision,
             live_bytes=self.live_bytes,
+            applied_term=applied_term,
+            configuration=self.configuration,
+            configuration_index=self.configuration_index,
+            installed=self.installed,
         )
         return Cut(meta, layer.changes, layer.bytes, self._side.take())
 

@@ -5,7 +5,7 @@ Values are MessagePack arrays (append fields with defaults, never reorder); keys
     table      value
     ---------  -------------------------------------------------------------------------------------------
     meta       `Meta`: format, applied index and time, revision, compact revision, digest, logical bytes,
-               swept revision, live bytes
+               swept revision, live bytes, applied term, configuration and its index, installed position
     versions   `VersionRow`: value, create revision, version (0 = deleted), lease, time, user key if long
     leases     `LeaseRow`: TTL, logged renewals, checkpointed remainder, whether it is its key's own
     keys of leases  `LeaseKeyRow`: user key, its create revision, whether it only looks like a place in a queue
@@ -23,21 +23,18 @@ from typing import TypeVar
 import msgspec
 
 from kvnode.errors import StorageFailed
-from kvnode.ids import Index, Revision
+from kvnode.ids import Index, Revision, Term
 from kvnode.kv.requests import KeyValue
 from kvnode.machine import keycode
 from kvnode.machine.backend import Row
 
-FORMAT = 1
-"""Version of the store's layout. A store of another format is refused, never guessed at."""
+FORMAT = 2
+"""Version of the store's layout. A store of another format is refused, never guessed at. 1 was never released."""
 
 SORTED_AT_ONCE = 8_192
 """Rows that take a few milliseconds to sort."""
 
 EMPTY_DIGEST = bytes(16)
-
-LIVE_BYTES_UNKNOWN = -1
-"""In a store written before they were counted: they are summed up when it is opened."""
 
 VERSION_OVERHEAD_BYTES = 64
 """What a version is counted as beside its key and value, for quota and budget. Equal on all nodes, for ever."""
@@ -54,7 +51,11 @@ class Meta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     digest: bytes = EMPTY_DIGEST
     logical_bytes: int = 0
     swept_revision: int = 0
-    live_bytes: int = LIVE_BYTES_UNKNOWN
+    live_bytes: int = 0
+    applied_term: Term = Term(0)
+    configuration: bytes = b""  # payload of the newest configuration entry applied; empty: the initial one still holds
+    configuration_index: Index = Index(0)  # of that entry
+    installed: tuple[Index, Term] | None = None  # the entry a snapshot ended with, if this store began as one
 
 
 class VersionRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -104,7 +105,10 @@ def decode_meta(value: bytes) -> Meta:
     except msgspec.MsgspecError as error:
         raise StorageFailed(f"the store's meta row is damaged: {error}") from error
     if meta.format != FORMAT:
-        raise StorageFailed(f"the store has format {meta.format}; this program reads format {FORMAT}")
+        raise StorageFailed(
+            f"the store has format {meta.format}; this program reads format {FORMAT} and converts no other: "
+            "start with an empty data directory, or with the version that wrote this one"
+        )
     return meta
 
 

@@ -72,6 +72,7 @@ class Applier:
         self._settings = settings
         self._on_failed = on_failed
         self._target = machine.applied_index
+        self._applied_term = machine.cut_term
         self._resume_scheduled = False
         self._unfinished: Entry | None = None  # begun in the machine, needs further slices
         self._halted = False
@@ -156,9 +157,13 @@ class Applier:
                     changes.applied(applied.events)
                 if watches.is_watched:
                     watches.applied(applied.events)
+            elif entry.kind == EntryKind.CONFIGURATION:
+                applied = machine.configure(entry.index, entry.time, entry.payload)
+                waiting.applied(entry.index, entry.term, applied.result)
             else:
                 machine.skip(entry.index, entry.time)
                 waiting.applied(entry.index, entry.term, None)
+            self._applied_term = entry.term
             # Puts are short and alike; anything else may have taken a whole slice.
             if (count % 64 == 63 or not is_put) and now_ns() >= stop_ns:
                 break
@@ -170,6 +175,7 @@ class Applier:
         if applied is None:
             return False
         self._unfinished = None
+        self._applied_term = entry.term
         self._answer(entry, applied.result)
         if self._changes.is_awaited:
             self._changes.applied(applied.events)
@@ -224,7 +230,7 @@ class Applier:
         """Start writing everything applied so far to the store; False if there is nothing or one is under way."""
         if self._cut is not None:
             return False
-        cut = self._machine.cut()
+        cut = self._machine.cut(self._applied_term)
         if cut is None:
             return False
         self._cut = cut

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kvnode.config import LimitsSection
-from kvnode.ids import Index
+from kvnode.ids import Index, Term
 from kvnode.kv import keys
 from kvnode.kv.requests import Compact, History, KeyValue, Put, Range, Sweep, Txn, WriteRequest
 from kvnode.machine.backend import Backend
@@ -48,7 +48,7 @@ class Store:
         """Do what the mode says: the moment at which a flush may happen."""
         if self.mode == "recent":
             return
-        cut = self.machine.cut()
+        cut = self.machine.cut(Term(1))
         if cut is not None:
             self.machine.backend.commit(cut)
             if self.mode == "committed":

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from kvnode.errors import Compacted
+from kvnode.ids import Term
 from kvnode.kv import keys
 from kvnode.kv.events import Event
 from kvnode.kv.requests import Delete, Operation, Put, Txn
@@ -43,7 +44,7 @@ def read(store: Store, asked: ChangesAsked, steps: int = 1_000, *, flush_between
 
 
 def flush(store: Store) -> None:
-    cut = store.machine.cut()
+    cut = store.machine.cut(Term(1))
     if cut is not None:
         store.machine.backend.commit(cut)
         store.machine.evict(cut)

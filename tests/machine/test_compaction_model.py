@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kvnode.config import LimitsSection
 from kvnode.errors import Compacted
-from kvnode.ids import Index
+from kvnode.ids import Index, Term
 from kvnode.kv.keys import TO_THE_END
 from kvnode.kv.requests import Compact, Delete, History, Put, Range, Refusal, Sweep, Txn, WriteRequest
 from kvnode.machine.machine import Cut, StateMachine
@@ -97,7 +97,7 @@ class StoreUnderCompaction(RuleBasedStateMachine):
     @rule()
     def begin_flush(self) -> None:
         if self.cut is None:
-            self.cut = self.store.cut()
+            self.cut = self.store.cut(Term(1))
 
     @precondition(lambda self: self.cut is not None)
     @rule()

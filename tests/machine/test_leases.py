@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from kvnode.ids import Term
 from kvnode.kv.keys import prefix_end
 from kvnode.kv.requests import (
     Campaign,
@@ -227,7 +228,7 @@ class LeasesAgainstAModel(RuleBasedStateMachine):
 
     @rule()
     def begin_a_flush(self) -> None:
-        cut = self.store.machine.cut()
+        cut = self.store.machine.cut(Term(1))
         if cut is not None:
             self.backend.stage(cut)
             self.cuts.append(cut)

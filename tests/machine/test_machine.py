@@ -9,12 +9,13 @@ import pytest
 
 from kvnode.config import LimitsSection
 from kvnode.errors import StorageFailed
-from kvnode.ids import Index, Revision
+from kvnode.ids import Index, Revision, Term
 from kvnode.kv.events import Event
 from kvnode.kv.keys import TO_THE_END
 from kvnode.kv.requests import (
     ANY_REVISION,
     MUST_EXIST,
+    ConfigurationReply,
     Delete,
     DeleteReply,
     KeyValue,
@@ -40,7 +41,7 @@ def test_an_empty_store_is_at_revision_one(store: Store) -> None:
     machine = store.machine
     assert (machine.applied_index, machine.revision, machine.compact_revision) == (0, 1, 0)
     assert machine.logical_bytes == machine.recent_bytes == machine.recent_versions == 0
-    assert machine.cut() is None
+    assert machine.cut(Term(1)) is None
 
 
 def test_a_put_makes_a_key_and_a_revision(store: Store) -> None:
@@ -186,6 +187,44 @@ def test_entries_are_applied_once_and_in_order(store: Store) -> None:
         machine.skip(Index(2), 9)
 
 
+def test_a_configuration_is_kept_as_it_was_logged(tmp_path: Path) -> None:
+    """Of two that differ the digests differ, and a cut takes the newest with it."""
+    store, other = (Store(opener("memory", tmp_path), "flushed") for _ in range(2))
+    machine = store.machine
+    assert (machine.configuration, machine.configuration_index) == (b"", 0)
+    store.put(b"k")
+    applied = machine.configure(Index(2), 20, b"one")
+    assert applied.result == ConfigurationReply(revision=2, index=2, configuration=b"one")
+    assert applied.events == ()
+    machine.configure(Index(3), 30, b"two")
+    other.put(b"k")
+    for index, payload in ((2, b"one"), (3, b"2")):
+        other.machine.configure(Index(index), index * 10, payload)
+    assert machine.digest != other.machine.digest
+    assert (machine.revision, machine.applied_index, machine.applied_time) == (2, 3, 30)
+    store.settle()
+    assert (store.machine.configuration, store.machine.configuration_index) == (b"two", 3)
+    store.reopen()
+    assert (store.machine.configuration, store.machine.configuration_index) == (b"two", 3)
+    with pytest.raises(AssertionError):
+        store.machine.configure(Index(3), 30, b"again")
+
+
+def test_a_cut_names_the_term_of_its_last_entry(tmp_path: Path) -> None:
+    store = Store(opener("memory", tmp_path))
+    store.put(b"k")
+    cut = store.machine.cut(Term(7))
+    assert cut is not None
+    assert (cut.meta.applied_index, cut.meta.applied_term) == (1, 7)
+    store.machine.backend.commit(cut)
+    store.machine.evict(cut)
+    store.reopen()
+    assert store.machine.cut_term == 7
+    store.put(b"k")
+    with pytest.raises(AssertionError):
+        store.machine.cut(Term(6))
+
+
 def test_logical_bytes_count_all_history(store: Store) -> None:
     store.put(b"key", b"value")
     store.put(b"key", b"value")
@@ -200,12 +239,12 @@ def test_a_cut_is_exact_and_a_restart_begins_there(tmp_path: Path) -> None:
     store = Store(opener("lmdb", tmp_path))
     store.put(b"a")
     store.put(b"b")
-    cut = store.machine.cut()
+    cut = store.machine.cut(Term(1))
     assert cut is not None
     assert cut.applied_index == 2
     digest, logical_bytes = store.machine.digest, store.machine.logical_bytes
     store.put(b"c")
-    assert store.machine.cut() is None, "one cut at a time"
+    assert store.machine.cut(Term(1)) is None, "one cut at a time"
     store.machine.backend.commit(cut)
     store.machine.evict(cut)
     assert store.list() == [b"a", b"b", b"c"]
@@ -221,7 +260,7 @@ def test_recent_counts_fall_with_the_eviction(store: Store) -> None:
     store.put(b"a", b"12345")
     assert store.machine.recent_versions == 1
     assert store.machine.recent_bytes > 6
-    cut = store.machine.cut()
+    cut = store.machine.cut(Term(1))
     assert cut is not None
     store.put(b"b")
     assert store.machine.recent_versions == 2
@@ -233,11 +272,11 @@ def test_recent_counts_fall_with_the_eviction(store: Store) -> None:
 def test_entries_without_changes_are_worth_a_cut_too(store: Store) -> None:
     """Otherwise the log could not be shortened past them."""
     store.machine.skip(Index(1), 5)
-    cut = store.machine.cut()
+    cut = store.machine.cut(Term(1))
     assert cut is not None
     store.machine.backend.commit(cut)
     store.machine.evict(cut)
-    assert store.machine.cut() is None
+    assert store.machine.cut(Term(1)) is None
     store.reopen()
     assert (store.machine.applied_index, store.machine.applied_time) == (1, 5)
 
@@ -250,7 +289,7 @@ def test_a_power_loss_during_the_commit_leaves_the_previous_cut() -> None:
     digest = store.machine.digest
     store.put(b"a", b"2")
     store.put(b"b")
-    cut = store.machine.cut()
+    cut = store.machine.cut(Term(1))
     assert cut is not None
     backend.stage(cut)
     backend.lose_power()
@@ -281,8 +320,8 @@ def test_revisions_tree_lists_changes_in_order(tmp_path: Path) -> None:
 
 def test_a_store_of_another_format_is_refused() -> None:
     backend = MemoryBackend()
-    commit(backend, (keycode.META_KEY, msgspec.msgpack.encode(Meta(format=2))))
-    with pytest.raises(StorageFailed, match="format 2"):
+    commit(backend, (keycode.META_KEY, msgspec.msgpack.encode(Meta(format=1))))
+    with pytest.raises(StorageFailed, match="format 1; this program reads format 2 and converts no other"):
         StateMachine(backend, LimitsSection())
     with pytest.raises(StorageFailed, match="damaged"):
         decode_meta(b"\xc1")

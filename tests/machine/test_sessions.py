@@ -16,7 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from kvnode.ids import Index
+from kvnode.ids import Index, Term
 from kvnode.kv.requests import (
     ApplyResult,
     Campaign,
@@ -242,7 +242,7 @@ class Exactly(RuleBasedStateMachine):
     @rule(mode=st.sampled_from(MODES[1:]))
     def flush(self, mode: str) -> None:
         machine = self.store.machine
-        cut = machine.cut()
+        cut = machine.cut(Term(1))
         if cut is None:
             return
         machine.backend.commit(cut)
@@ -256,7 +256,7 @@ class Exactly(RuleBasedStateMachine):
 
     @rule()
     def flush_twin(self) -> None:
-        cut = self.twin.machine.cut()
+        cut = self.twin.machine.cut(Term(1))
         if cut is not None:
             self.twin.machine.backend.commit(cut)
             self.twin.machine.evict(cut)
@@ -406,7 +406,7 @@ def test_a_long_end_is_done_in_slices_and_nothing_of_it_is_cut_before(tmp_path: 
     applied = machine.begin(index, index * 10, SessionEnd(((session, 0),)))
     slices = 1
     while applied is None:
-        assert machine.cut() is None
+        assert machine.cut(Term(1)) is None
         applied = machine.resume()
         slices += 1
     assert slices == 5

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from kvnode.ids import Term
 from kvnode.kv.requests import Put
 from kvnode.machine.side_rows import rows_of
 from tests.machine.harness import BACKENDS, Store, opener
@@ -28,7 +29,7 @@ def test_changed_rows_go_with_the_next_cut_and_no_later_change_with_it(backend: 
     side.put(TABLE + b"a", Thing(2))
     side.remove(TABLE + b"absent")
     store.apply(Put(b"k", b"v"))
-    cut = machine.cut()
+    cut = machine.cut(Term(1))
     assert cut is not None
     side.put(TABLE + b"a", Thing(3))
     side.remove(TABLE + b"b")
@@ -39,7 +40,7 @@ def test_changed_rows_go_with_the_next_cut_and_no_later_change_with_it(backend: 
         (TABLE + b"b", [1]),
     ]
     store.apply(Put(b"k", b"w"))
-    cut = machine.cut()
+    cut = machine.cut(Term(1))
     assert cut is not None
     machine.backend.commit(cut)
     machine.evict(cut)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvnode.config import LimitsSection
-from kvnode.ids import Index
+from kvnode.ids import Index, Term
 from kvnode.kv.keys import TO_THE_END
 from kvnode.kv.requests import Delete, History, Put, Range, RangeReply, ReadRequest, Refusal, Txn, WriteRequest
 from kvnode.machine.machine import Applied, StateMachine
@@ -40,7 +40,7 @@ def begin(machine: StateMachine, request: WriteRequest) -> Applied | None:
 
 
 def flush(machine: StateMachine) -> bool:
-    cut = machine.cut()
+    cut = machine.cut(Term(1))
     if cut is None:
         return False
     machine.backend.commit(cut)
@@ -175,7 +175,7 @@ def test_nothing_moves_before_the_last_slice(request_: WriteRequest) -> None:
     slices = 0
     while applied is None:
         assert (machine.revision, machine.applied_index, machine.hash_at(), machine.logical_bytes) == before
-        assert machine.cut() is None
+        assert machine.cut(Term(1)) is None
         assert machine.range(Range(b"k00500")).count == 1
         if slices % 10 == 0:
             assert machine.range(EVERYTHING) == page
@@ -194,7 +194,7 @@ def test_nothing_moves_before_the_last_slice(request_: WriteRequest) -> None:
 
 def test_a_cut_made_before_a_big_delete_may_be_evicted_during_it() -> None:
     machine = machine_of(1_000, slice_steps=50)
-    cut = machine.cut()
+    cut = machine.cut(Term(1))
     assert cut is not None
     applied = begin(machine, DELETE_ALL)
     for _ in range(8):

@@ -15,7 +15,7 @@ import pytest
 from kvnode.check.watches import Change, Message, Stream, check
 from kvnode.config import LimitsSection
 from kvnode.errors import BadRequest, Compacted, Overloaded
-from kvnode.ids import Index
+from kvnode.ids import Index, Term
 from kvnode.kv import keys
 from kvnode.kv.events import Cancelled, Changes, Listed, Progress, Started, Synced, WatchPart
 from kvnode.kv.interface import Options
@@ -71,7 +71,7 @@ class Rig:
         return self.apply(Put(key.encode(), value.encode()))
 
     def flush(self) -> None:
-        cut = self.machine.cut()
+        cut = self.machine.cut(Term(1))
         if cut is not None:
             self.machine.backend.commit(cut)
             self.machine.evict(cut)

@@ -15,7 +15,7 @@ import pytest
 
 from kvnode.config import LimitsSection
 from kvnode.errors import StorageFailed
-from kvnode.ids import Index
+from kvnode.ids import Index, Term
 from kvnode.kv.requests import Put
 from kvnode.machine.machine import StateMachine
 from kvnode.storage.lmdb_backend import LmdbBackend
@@ -32,7 +32,7 @@ def machine_on(backend: LmdbBackend, entries: int) -> StateMachine:
 
 
 def flush(machine: StateMachine) -> None:
-    cut = machine.cut()
+    cut = machine.cut(Term(1))
     assert cut is not None
     machine.backend.commit(cut)
     machine.evict(cut)
@@ -56,7 +56,7 @@ def test_f27_a_full_map_fails_whole_flushes_and_leaves_the_last_cut(tmp_path: Pa
     flush(machine)
     kept = machine.hash_at()
     machine = machine_on(backend, 400)
-    cut = machine.cut()
+    cut = machine.cut(Term(1))
     assert cut is not None
     rows = all_rows(backend)
     for _ in range(2):

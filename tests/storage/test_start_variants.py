@@ -142,7 +142,7 @@ def store_at(applied: int) -> StateMachine:
     machine = StateMachine(backend, LimitsSection())
     for index in range(1, applied + 1):
         apply(machine, put(index))
-    cut = machine.cut()
+    cut = machine.cut(Term(1))
     if cut is not None:
         backend.commit(cut)
     return StateMachine(backend, LimitsSection())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvnode.config import LimitsSection
-from kvnode.ids import Index
+from kvnode.ids import Index, Term
 from kvnode.kv.keys import TO_THE_END
 from kvnode.kv.requests import Range, RangeReply, WriteRequest
 from kvnode.machine.machine import Cut, StateMachine
@@ -46,7 +46,7 @@ def flush_without_end(path: str) -> None:
             machine.evict(cut)
             outstanding = None
             print("flushed", flush=True)
-        if outstanding is None and (found := machine.cut()) is not None:
+        if outstanding is None and (found := machine.cut(Term(1))) is not None:
             outstanding = found, flusher.submit(backend.commit, found)
 
 

@@ -101,6 +101,11 @@ class WatchedMachine(StateMachine):
         super().skip(index, time)
         self._log.on_applied(self._node, index, Step(time, None, self.digest, self.revision, self._kept()))
 
+    def configure(self, index: Index, time: int, payload: bytes) -> Applied:
+        applied = super().configure(index, time, payload)
+        self._log.on_applied(self._node, index, Step(time, None, self.digest, self.revision, self._kept()))
+        return applied
+
     def _kept(self) -> History:
         return History(self.compact_revision, self.swept_revision, self.logical_bytes, self.live_bytes)
 
