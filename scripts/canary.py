@@ -25,11 +25,9 @@ class Canary:
 
 WAITING: dict[int, tuple[str, str]] = {
     21: ("log deleted before the snapshot is durable", "snapshots"),
-    22: ("snapshot without sessions", "snapshots"),
     23: ("snapshot keeps a configuration entry above its index", "snapshots, membership changes"),
     24: ("second configuration change before an own-term commit", "membership changes"),
     25: ("learner counted", "membership changes"),
     26: ("removed member may vote", "membership changes"),
-    36: ("watch restarts from an older revision after a snapshot", "snapshots"),
 }
 """Canaries of features that are not built yet: number → (what, which feature brings it)."""

@@ -32,6 +32,7 @@ import canaries_leases
 import canaries_node
 import canaries_once
 import canaries_raft
+import canaries_snapshots
 import canaries_storage
 import canaries_watches
 from canary import WAITING, Canary
@@ -51,6 +52,7 @@ CANARIES: tuple[Canary, ...] = (
     *canaries_storage.CANARIES,
     *canaries_clocks.CANARIES,
     *canaries_watches.CANARIES,
+    *canaries_snapshots.CANARIES,
 )
 
 SEARCH = """

@@ -99,6 +99,8 @@ class StateMachine:
         self.cut_term = meta.applied_term
         """Of the last entry in the newest cut."""
         self.versions_removed = 0  # since this machine was opened
+        self.generation = 0
+        """How many stores came before this one (`take_over`): what was read of an earlier one is not gone on with."""
         self.backend = backend
         self._cut_index = meta.applied_index  # of the newest cut
         self._unfinished: Work[Applied] | None = None
@@ -114,6 +116,23 @@ class StateMachine:
         self.exactly_once = ExactlyOnce(backend, self._side, limits)
         self._changelog = Changelog(backend, self._recent, versions, limits.page_bytes_max)
         self._compaction = Compaction(backend, self._recent, self._side, meta)
+
+    def take_over(self, other: StateMachine) -> None:
+        """Become `other`, which was opened over a snapshot that is ahead of this store; `other` is of no use then.
+
+        An unfinished entry and a cut under way are dropped: the snapshot has all of it. Reads between two slices begin
+        again, those who held `leases` or `exactly_once` must fetch them anew, the backend before may be closed.
+        """
+        assert other.applied_index >= self.applied_index, (other.applied_index, self.applied_index)
+        assert other.revision >= self.revision, (other.revision, self.revision)
+        assert other.is_flushed, "it has applied something by itself"
+        if self._unfinished is not None:
+            self._unfinished.close()
+        generation, removed, repeats = self.generation, self.versions_removed, self.exactly_once.repeats
+        vars(self).update(vars(other))  # all of it, whatever a store has: nothing of this one must stay behind
+        self.generation = generation + 1
+        self.versions_removed += removed
+        self.exactly_once.repeats += repeats
 
     @property
     def compact_revision(self) -> int:
@@ -342,14 +361,15 @@ class StateMachine:
         """As `range`, in slices, at the revision that is the newest when the first begins; or a key's history.
 
         If compaction overtakes it between two slices it ends as `Compacted`, or begins again at what is newest then.
+        It also begins again if the store was replaced meanwhile: what a revision shows is the same in every store.
         """
         while True:
-            revision = self._readable(request.revision)
+            revision, generation = self._readable(request.revision), self.generation
             if isinstance(request, History):
                 work = self._operations.history(request, revision, lambda: self.compact_revision, pace)
             else:
                 work = self._operations.range(request, revision, pace)
-            while revision >= self.compact_revision:
+            while revision >= self.compact_revision and generation == self.generation:
                 try:
                     next(work)
                 except StopIteration as end:
@@ -434,10 +454,15 @@ class StateMachine:
             configuration_index=self.configuration_index,
             installed=self.installed,
         )
-        return Cut(meta, layer.changes, layer.bytes, self._side.take())
+        return Cut(meta, layer.changes, layer.bytes, self._side.take(), self.generation)
 
     def evict(self, cut: Cut) -> None:
-        """Drop a cut's versions from memory: its commit is durable, reads find them in the backend."""
+        """Drop a cut's versions from memory: its commit is durable, reads find them in the backend.
+
+        One of a store that was replaced meanwhile says nothing about this one.
+        """
+        if cut.generation != self.generation:
+            return
         assert cut.applied_index == self._cut_index, (cut.applied_index, self._cut_index)
         self._recent.evict()
         self._side.evict()

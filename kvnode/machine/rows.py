@@ -156,6 +156,7 @@ class Cut(msgspec.Struct, frozen=True):
     changes: Sequence[KeyValue]  # in the order they were made; never changed any more
     bytes: int  # of the recent table
     side: SideChanges = {}  # changed rows beside them, by row key; None: removed
+    generation: int = 0  # of the machine it was taken from
 
     @property
     def applied_index(self) -> Index:

@@ -29,7 +29,7 @@ from sortedcontainers import SortedList
 from kvnode.clocks.clock import Clock
 from kvnode.errors import ConnectionLost, KvnodeError, LeaseNotFound, NoLeader, Overloaded
 from kvnode.kv.requests import ApplyResult, LeaseRenew, LeaseUpkeep, Refusal, WriteRequest
-from kvnode.machine.leases import Lease
+from kvnode.machine.leases import Lease, Leases
 from kvnode.machine.machine import StateMachine
 from kvnode.node.reads import Reads
 
@@ -104,7 +104,6 @@ class Lessor:
     ) -> None:
         """`margin_ms`: what a change of leader adds to what a lease had left."""
         self._machine = machine
-        self._leases = machine.leases
         self._reads = reads
         self._clock = clock
         self._margin_ms = margin_ms
@@ -116,6 +115,10 @@ class Lessor:
         self._began_ms = 0
         self._proposed: list[int] = []  # leases whose end is under way
         self.ended = 0  # by expiry, as this leader decided
+
+    @property
+    def _leases(self) -> Leases:
+        return self._machine.leases  # other ones after a snapshot
 
     @property
     def held(self) -> int:

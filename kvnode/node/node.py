@@ -213,7 +213,7 @@ class Node(KV, Admin):
         )
         lessor.connect(self._duties)
         self._duties.add(lessor)
-        self._duties.add(SessionDuty(self._machine.exactly_once, self._config.limits))
+        self._duties.add(SessionDuty(self._machine, self._config.limits))
         self._duties.add(Retention(self._machine, self._config.history))
         return lessor
 

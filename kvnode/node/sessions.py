@@ -11,7 +11,9 @@ from collections import deque
 
 from kvnode.config import LimitsSection
 from kvnode.kv.requests import SessionEnd
-from kvnode.machine.exactly_once import ExactlyOnce
+from kvnode.machine.idempotency_keys import IdempotencyKeys
+from kvnode.machine.machine import StateMachine
+from kvnode.machine.sessions import Sessions
 
 LOOKED_AT_MAX = 1_000
 """Sessions looked at in one turn; the others come in the next ones."""
@@ -23,13 +25,20 @@ MARKS = 64
 class SessionDuty:
     """One `Duty` for both tables, which are ended by the same request."""
 
-    def __init__(self, tables: ExactlyOnce, limits: LimitsSection) -> None:
-        self._sessions = tables.sessions
-        self._keys = tables.keys
+    def __init__(self, machine: StateMachine, limits: LimitsSection) -> None:
+        self._machine = machine
         self._window_ms = limits.idempotency_ms
         self._ahead: list[int] = []  # sessions still to be looked at in this round
         self._seen: dict[int, tuple[int, int]] = {}  # session → (index of its last use, since when it is known)
         self._marks: deque[tuple[int, int]] = deque(maxlen=2 * MARKS)  # (moment, newest key then)
+
+    @property
+    def _sessions(self) -> Sessions:
+        return self._machine.exactly_once.sessions  # other ones after a snapshot
+
+    @property
+    def _keys(self) -> IdempotencyKeys:
+        return self._machine.exactly_once.keys
 
     def begin(self, now_ms: int) -> None:
         self.end()

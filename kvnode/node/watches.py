@@ -128,6 +128,19 @@ class Watches:
         for audience in self._audiences:
             self._waker.wake(audience.overrun(first, self.next))
 
+    def on_store_replaced(self) -> None:
+        """A snapshot took the machine on, past entries that were never applied here: all is to be read from the store.
+
+        Nobody's place changes: what a stream has not read yet it reads now, or hears that it is compacted.
+        """
+        if not self.is_watched:
+            return
+        self._unannounced.clear()
+        first, self.next = self.next, self.machine.revision + 1
+        self.ring = RecentEvents(self.next)
+        for audience in self._audiences:
+            self._waker.wake(audience.overrun(first, self.next))
+
     # ── those who watch ─────────────────────────────────────────────────────────────────────────────
 
     async def enter(self, request: Watch, reach: Callable[[], Awaitable[None]]) -> tuple[int, Watcher]:

@@ -19,7 +19,7 @@ from kvnode.ids import Index, Term
 from kvnode.kv import keys
 from kvnode.kv.events import Cancelled, Changes, Listed, Progress, Started, Synced, WatchPart
 from kvnode.kv.interface import Options
-from kvnode.kv.requests import Delete, Put, Txn, Watch, WriteRequest
+from kvnode.kv.requests import Compact, Delete, Put, Txn, Watch, WriteRequest
 from kvnode.machine import changelog
 from kvnode.machine.machine import StateMachine
 from kvnode.node import recent_events, watch_stream
@@ -626,3 +626,74 @@ def test_what_cannot_be_watched(request_: Watch) -> None:
         check_watch(request_, Options(), LimitsSection())
     with pytest.raises(BadRequest):
         check_watch(Watch(b"k"), Options(at_time=1), LimitsSection())
+
+
+# ── a snapshot ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class Ahead(Rig):
+    """Another node's machine, which becomes this one's."""
+
+    def give_to(self, rig: Rig) -> None:
+        self.flush()
+        rig.machine.take_over(StateMachine(self.machine.backend, LimitsSection()))
+        rig.watches.on_store_replaced()
+
+
+def test_a_snapshot_is_told_without_gap_or_repetition() -> None:
+    """What the entries in between changed comes out of the new store; nobody reads anything twice (canary 36)."""
+
+    async def scenario(rig: Rig) -> None:
+        ahead = Ahead()
+        for key in ("a", "b", "c"):
+            rig.put(key)
+            ahead.put(key)
+        parked, behind = await rig.begin(from_revision=2), await rig.begin(from_revision=2)
+        future = await rig.begin(from_revision=7)
+        assert await changes(parked, 3) == [(2, "a"), (3, "b"), (4, "c")]
+        waiting = [asyncio.ensure_future(anext(stream)) for stream in (parked, future)]
+        await asyncio.sleep(0.01)
+        for key in ("d", "e", "f", "g"):
+            ahead.put(key)
+        ahead.give_to(rig)
+        first = await waiting[0]
+        assert isinstance(first, Changes)
+        assert [each.revision for each in first.sets] == [5, 6, 7, 8]
+        assert await changes(behind, 7) == [(2, "a"), (3, "b"), (4, "c"), (5, "d"), (6, "e"), (7, "f"), (8, "g")]
+        late = await waiting[1]
+        assert isinstance(late, Changes)
+        assert [each.revision for each in late.sets] == [7, 8]
+        for stream in (parked, behind, future):
+            await silence(stream)
+
+    simulate(scenario)
+
+
+def test_changes_after_a_snapshot_come_from_the_ring_again() -> None:
+    async def scenario(rig: Rig) -> None:
+        ahead = Ahead()
+        stream = await rig.begin()
+        ahead.put("a")
+        ahead.give_to(rig)
+        assert await changes(stream, 1) == [(2, "a")]
+        pages = rig.watches.pages_read
+        waiting = asyncio.ensure_future(changes(stream, 1))
+        await asyncio.sleep(0.01)
+        rig.put("b")
+        assert await waiting == [(3, "b")]
+        assert rig.watches.pages_read == pages
+
+    simulate(scenario)
+
+
+def test_what_the_snapshot_has_given_up_ends_a_stream_as_compacted() -> None:
+    async def scenario(rig: Rig) -> None:
+        ahead = Ahead()
+        stream = await rig.begin(from_revision=2)
+        for key in ("a", "b", "c"):
+            ahead.put(key)
+        ahead.apply(Compact(4))
+        ahead.give_to(rig)
+        assert await anext(stream) == Cancelled("compacted", 4, 4)
+
+    simulate(scenario)
