@@ -383,6 +383,14 @@ class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
     found: int = 0  # for compare_failed: the key's mod revision, 0 = absent
 
 
+class HashReply(msgspec.Struct, frozen=True, gc=False):
+    """What a revision shows, hashed: equal on all nodes (`kvnode.machine.state_hash`)."""
+
+    revision: int
+    items: int  # keys that exist there
+    hash: str  # 32 hex digits
+
+
 OperationReply = PutReply | DeleteReply | RangeReply
 WriteReply = (
     PutReply

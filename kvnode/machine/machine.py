@@ -17,6 +17,9 @@ index, revision and digest move after the last slice, all at once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import msgspec
 
 from kvnode.config import LimitsSection
@@ -31,6 +34,7 @@ from kvnode.kv.requests import (
     ConfigurationReply,
     Delete,
     Fence,
+    HashReply,
     History,
     LeaseList,
     LeaseListReply,
@@ -61,6 +65,7 @@ from kvnode.machine.pace import SLICE_STEPS, Pace, Work, in_one_go
 from kvnode.machine.recent import Recent
 from kvnode.machine.rows import Cut, Meta, decode_meta, logical_bytes
 from kvnode.machine.side_rows import SideRows
+from kvnode.machine.state_hash import state_hash
 from kvnode.machine.txn import Transactions, check_readable
 
 __all__ = ["Applied", "Cut", "StateMachine", "logical_bytes"]
@@ -70,6 +75,9 @@ MANY_CHANGES = 256
 
 TIMES_KEPT_MAX = 256
 """Times whose revisions are remembered."""
+
+
+Reading = TypeVar("Reading")
 
 
 class Applied(msgspec.Struct, frozen=True):
@@ -363,18 +371,29 @@ class StateMachine:
         If compaction overtakes it between two slices it ends as `Compacted`, or begins again at what is newest then.
         It also begins again if the store was replaced meanwhile: what a revision shows is the same in every store.
         """
-        while True:
-            revision, generation = self._readable(request.revision), self.generation
+
+        def begin(revision: Revision) -> Work[RangeReply]:
             if isinstance(request, History):
-                work = self._operations.history(request, revision, lambda: self.compact_revision, pace)
-            else:
-                work = self._operations.range(request, revision, pace)
+                return self._operations.history(request, revision, lambda: self.compact_revision, pace)
+            return self._operations.range(request, revision, pace)
+
+        return self._at(request.revision, begin)
+
+    def state_hash(self, wanted: int, pace: Pace) -> Work[HashReply]:
+        """Of what that revision shows, or the newest (0), in slices; as `read`. Raises: FutureRevision, Compacted."""
+        return self._at(wanted, lambda revision: state_hash(self._versions, revision, pace))
+
+    def _at(self, wanted: int, begin: Callable[[Revision], Work[Reading]]) -> Work[Reading]:
+        """Work on one revision, begun again for as long as something takes it away between two slices."""
+        while True:
+            revision, generation = self._readable(wanted), self.generation
+            work = begin(revision)
             while revision >= self.compact_revision and generation == self.generation:
                 try:
                     next(work)
                 except StopIteration as end:
-                    reply: RangeReply = end.value
-                    return reply
+                    result: Reading = end.value
+                    return result
                 yield
             work.close()
 
