@@ -33,7 +33,7 @@ from kvnode.node.status import NodeIdentity
 from kvnode.node.worker import ThreadWorker
 from kvnode.observe.log import get_logger
 from kvnode.raft.core import Raft
-from kvnode.raft.messages import PeerMessage
+from kvnode.raft.messages import Configuration, PeerMessage
 from kvnode.storage.datadir import DataDir, MemberIdentity, PeerBoot
 from kvnode.storage.disk import Disk
 from kvnode.storage.lmdb_backend import LmdbBackend
@@ -263,6 +263,11 @@ def make_roster(config: Config, data: DataDir, client_url: str) -> Roster:
         known = {member: MemberIdentity(incarnation, address) for member, (incarnation, address) in members.items()}
         data.save_identity(msgspec.structs.replace(data.identity, cluster_id=cluster_id, members=known))
 
+    def save_configuration(configuration: Configuration, index: Index) -> None:
+        data.save_identity(
+            msgspec.structs.replace(data.identity, configuration=configuration, configuration_index=index)
+        )
+
     return Roster(
         identity=data.identity,
         boot=data.boot,
@@ -272,6 +277,8 @@ def make_roster(config: Config, data: DataDir, client_url: str) -> Roster:
         client_url=client_url,
         save_identity=save_identity,
         save_peer_boot=lambda member, counter, nonce: data.save_peer_boot(member, PeerBoot(counter, nonce)),
+        save_configuration=save_configuration,
+        feature_level_max=config.cluster.feature_level_max,
     )
 
 

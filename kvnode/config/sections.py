@@ -42,6 +42,9 @@ class ClusterSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         str,
         _node("File with the 32-byte secret that peers prove to each other; empty only for a one-node cluster."),
     ] = ""
+    feature_level_max: Annotated[
+        int, _node("The feature level this node claims at most: holds a cluster back; 0 = all it knows.", ge=0)
+    ] = 0
 
 
 class ClientSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -97,6 +100,9 @@ class PeerSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     message_bytes_max: Annotated[int, _cluster("Largest message on a peer connection.", unit="bytes", ge=1 * MIB)] = (
         4 * MIB
     )
+    snapshot_bytes_per_s: Annotated[
+        int, _node("Bytes of snapshots sent a second, to all peers together.", unit="bytes", ge=64 * KIB)
+    ] = 64 * MIB
 
     def __post_init__(self) -> None:
         if self.reconnect_ms_min > self.reconnect_ms_max:

@@ -7,13 +7,18 @@ during a first start and two cluster ids come out, only one can have a majority:
 one directory k has one cluster id. On two, both met a directory that the clusters have in common, and that recorded
 both: but records do not change. Until its bootstrap has finished a node takes part in nothing.
 
-*Afterwards* a proven peer is refused if it is of another cluster, no member, on another directory than recorded
-(wiped: it may have forgotten a vote), or went back in time: its boot counter, +1 at each start, is below the one seen
-last (an old backup), or equal with another nonce (a copy of the directory runs as well), or above it, but the start
-seen last is none of its own (such a copy, started more often since). Settings of cluster scope must be equal; the
-refusal names the key.
+*Afterwards* members come and go by entries of the log (`kvnode.node.membership`), which carry their incarnations. A
+proven peer is refused if it is of another cluster, was removed, is no member, is on another directory than recorded
+(wiped: it may have forgotten a vote), knows less than the members' feature level, or went back in time: its boot
+counter, +1 at each start, is below the one seen last (an old backup), or equal with another nonce (a copy of the
+directory runs as well), or above it, but the start seen last is none of its own (such a copy, started more often
+since). Settings of cluster scope must be equal; the refusal names the key.
 
-Synchronous and free of I/O but for two functions given at construction, called at connect only, never per message.
+A node that was away may meet members added since, and its own removal. It lets the former in if they list it; what
+they say of a newer configuration that lacks this node it believes, for that configuration was committed.
+
+Synchronous and free of I/O but for three functions given at construction, called when a peer connects or the members
+change, never per message.
 """
 
 from __future__ import annotations
@@ -22,8 +27,10 @@ import hashlib
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from kvnode.ids import NodeId
-from kvnode.raft.messages import Lane
+from kvnode.config import parse_address
+from kvnode.ids import Index, NodeId
+from kvnode.node.membership import Membership
+from kvnode.raft.messages import Configuration, Lane, Member
 from kvnode.version import __version__
 from kvnode.wire.frames import FEATURE_LEVEL, PROTOCOL, PROTOCOL_MIN, Hello, KnownMember, Refusal
 
@@ -73,8 +80,16 @@ class Identity(Protocol):
 
     @property
     def members(self) -> Mapping[int, MemberRecord]:
-        """Members met so far; all of them once the bootstrap has finished."""
+        """Initial members met so far; all of them once the bootstrap has finished. None for one that joined."""
         ...
+
+    @property
+    def configuration(self) -> Configuration | None:
+        """The newest committed one known; None: the initial members."""
+        ...
+
+    @property
+    def configuration_index(self) -> int: ...
 
 
 SaveIdentity = Callable[[int, Mapping[int, tuple[int, str]]], None]
@@ -82,6 +97,12 @@ SaveIdentity = Callable[[int, Mapping[int, tuple[int, str]]], None]
 
 SavePeerBoot = Callable[[int, int, int], None]
 """(member, counter, nonce), durable on return."""
+
+SaveConfiguration = Callable[[Configuration, Index], None]
+"""(newest committed configuration, index of its entry), durable on return."""
+
+NEWCOMERS_MAX = 64
+"""Peers that are no members yet as far as this node knows; further ones wait until it knows more."""
 
 
 class Roster:
@@ -98,9 +119,15 @@ class Roster:
         client_url: str,
         save_identity: SaveIdentity,
         save_peer_boot: SavePeerBoot,
+        save_configuration: SaveConfiguration,
+        feature_level_max: int = 0,
         on_bootstrapped: Callable[[], None] | None = None,
+        on_removed: Callable[[str], None] | None = None,
     ) -> None:
         self.on_bootstrapped = on_bootstrapped
+        self.on_removed = on_removed  # called once, with the sentence of `was_removed`
+        self.was_removed = ""  # a sentence, once this node is no member any more
+        self.feature_level = min(FEATURE_LEVEL, feature_level_max or FEATURE_LEVEL)  # what this node claims to know
         self._own = NodeId(identity.member)
         self._incarnation = identity.incarnation
         self._cluster_name = identity.cluster_name
@@ -110,17 +137,24 @@ class Roster:
         self._client_url = client_url
         self._save_identity = save_identity
         self._save_peer_boot = save_peer_boot
-        if self._cluster_id:
-            self._addresses = {NodeId(id_): known.address for id_, known in identity.members.items()}
-        else:
-            self._addresses = {NodeId(id_): address for id_, address in initial_members.items()}
-        assert self._own in self._addresses, (self._own, self._addresses)
+        self._save_configuration = save_configuration
+        self._initial = {NodeId(id_): address for id_, address in initial_members.items()}
+        if identity.cluster_id:
+            self._initial = {NodeId(id_): known.address for id_, known in identity.members.items()}
         self._incarnations = {NodeId(id_): known.incarnation for id_, known in identity.members.items()}
         self._incarnations[self._own] = self._incarnation
+        self._membership: Membership | None = None  # from the end of the bootstrap on
         self._boots = {NodeId(id_): (seen.counter, seen.nonce) for id_, seen in peer_boots.items()}
         self._met: set[NodeId] = {self._own}
+        self._newcomers: dict[NodeId, Hello] = {}
         self._client_urls: dict[NodeId, str] = {self._own: client_url}
         self._alarms: dict[tuple[NodeId, str], str] = {}
+        self._address = self._initial.get(self._own, "")
+        if identity.cluster_id:
+            known = identity.configuration or base_configuration(identity)
+            self._take_up(Membership(known, Index(identity.configuration_index)))
+        else:
+            assert self._own in self._initial, (self._own, self._initial)
 
     @property
     def is_bootstrapped(self) -> bool:
@@ -133,17 +167,26 @@ class Roster:
 
     @property
     def members(self) -> dict[NodeId, str]:
-        """Member id → peer address, this node included."""
-        return dict(self._addresses)
+        """Member id → peer address, this node included: whoever may be connected to."""
+        if self._membership is None:
+            return dict(self._initial)
+        found = {id_: member.address for id_, member in self._membership.members.items()}
+        newcomers = {id_: hello.address for id_, hello in self._newcomers.items() if id_ not in found}
+        return {**found, **newcomers, self._own: self._address}
+
+    @property
+    def configuration_index(self) -> Index:
+        """Of the entry that the newest committed configuration known here came with."""
+        return self._membership.index if self._membership is not None else Index(0)
 
     def missing(self) -> tuple[NodeId, ...]:
         """Whom the bootstrap waits for."""
-        return () if self.is_bootstrapped else tuple(sorted(self._addresses.keys() - self._met))
+        return () if self.is_bootstrapped else tuple(sorted(self._initial.keys() - self._met))
 
     @property
     def alarms(self) -> tuple[str, ...]:
-        """What an operator has to look into: a copied or restored data directory among the peers."""
-        return tuple(self._alarms.values())
+        """What an operator has to look into: a copied or restored directory among the peers, or this node's removal."""
+        return (*self._alarms.values(), *([self.was_removed] if self.was_removed else ()))
 
     def client_url(self, member: NodeId) -> str:
         """Where `member` takes client requests; "" until it has been met."""
@@ -152,6 +195,24 @@ class Roster:
     def begin(self) -> None:
         """Finish the bootstrap at once in a cluster of one. Call before the first connection."""
         self._finish_if_all_met()
+
+    def on_configuration(self, applied: Configuration, applied_index: Index, in_force: Configuration) -> None:
+        """The members are others: `applied`, by the entry at `applied_index` (0: the initial ones), and `in_force`.
+
+        Tell the transport `members` after it. Raises: StorageFailed.
+        """
+        membership = self._membership
+        assert membership is not None, "a node that has not finished its bootstrap applies nothing"
+        if applied_index > membership.index:
+            self._save_configuration(applied, applied_index)
+        membership.on_configuration(applied, applied_index, in_force)
+        self._take_up(membership)
+        for id_, hello in list(self._newcomers.items()):
+            if self._is_newcomer(id_):
+                continue
+            del self._newcomers[id_]
+            if self._incarnation_of(id_) == hello.incarnation:
+                self._note_boot(hello)
 
     def hello(self, lane: Lane, *, link: int, nonce: bytes) -> Hello:
         """How this node introduces itself now."""
@@ -164,50 +225,140 @@ class Roster:
             incarnation=self._incarnation,
             boot_counter=self._boot.counter,
             boot_nonce=self._boot.nonce,
-            members=tuple(
-                KnownMember(id_, self._incarnations.get(id_, 0), address)
-                for id_, address in sorted(self._addresses.items())
-            ),
-            address=self._addresses[self._own],
+            members=self._known_members(),
+            address=self._address,
             client_url=self._client_url,
             lane=lane,
             link=link,
             settings=self._settings,
             nonce=nonce,
             software=__version__,
-            feature_level=FEATURE_LEVEL,
+            feature_level=self.feature_level,
             earlier_boots=self._boot.earlier,
+            configuration_index=self.configuration_index,
         )
 
     def judge(self, hello: Hello) -> Refusal | None:
-        """None if the proven sender of `hello` may be talked to. Changes nothing but `alarms`."""
+        """None if the proven sender of `hello` may be talked to. Changes nothing but `alarms` and `was_removed`."""
         return (
             self._judge_cluster(hello)
-            or self._judge_incarnations(hello)
+            or self._judge_removal(hello)
+            or self._judge_directory(hello)
+            or self._judge_membership(hello)
             or self._judge_boot(hello)
             or self._judge_settings(hello)
         )
 
     def admit(self, hello: Hello) -> None:
-        """Record, durably, an accepted sender's incarnation and boot. Cheap when both are known already.
+        """Record, durably, an accepted sender's boot, and before the end of the bootstrap its incarnation.
 
-        What was wrong with this member's directory is over: if two run, the other will be refused again, and say so.
+        Cheap when both are known already. What was wrong with this member's directory is over: if two run, the other
+        will be refused again, and say so.
         """
         self._alarms = {of: sentence for of, sentence in self._alarms.items() if of[0] != hello.member}
-        if hello.member not in self._incarnations:
-            self._save(self._cluster_id, {**self._incarnations, hello.member: hello.incarnation})
-            self._incarnations[hello.member] = hello.incarnation
+        if self._membership is None:
+            if hello.member not in self._incarnations:
+                self._save(self._cluster_id, {**self._incarnations, hello.member: hello.incarnation})
+                self._incarnations[hello.member] = hello.incarnation
+        elif self._is_newcomer(hello.member):
+            self._newcomers[hello.member] = hello
+            return  # it is bound to its directory by the entry that made it a member
+        self._note_boot(hello)
+
+    def note_met(self, hello: Hello) -> None:
+        """`hello`'s sender has recorded this node, and this node has admitted it."""
+        self._client_urls[hello.member] = hello.client_url
+        self._met.add(hello.member)
+        self._finish_if_all_met()
+
+    def _note_boot(self, hello: Hello) -> None:
         boot = (hello.boot_counter, hello.boot_nonce)
         if self._boots.get(hello.member) != boot:
             self._save_peer_boot(hello.member, *boot)
             self._boots[hello.member] = boot
 
-    def note_met(self, hello: Hello) -> None:
-        """`hello`'s sender has recorded this node, and this node has admitted it."""
-        assert self._incarnations.get(hello.member) == hello.incarnation, hello.member
-        self._client_urls[hello.member] = hello.client_url
-        self._met.add(hello.member)
-        self._finish_if_all_met()
+    def _known_members(self) -> tuple[KnownMember, ...]:
+        if self._membership is None:
+            known = ((id_, self._incarnations.get(id_, 0), address) for id_, address in sorted(self._initial.items()))
+        else:
+            known = ((member.id, member.incarnation, member.address) for member in self._membership.committed.members)
+        return tuple(KnownMember(*member) for member in known)
+
+    # ── members ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _take_up(self, membership: Membership) -> None:
+        self._membership = membership
+        own = membership.find(self._own)
+        if own is not None:
+            self._address = own.address
+        elif membership.is_removed(self._own):
+            self._note_removal(f"entry {membership.index} of its log says so")
+
+    def _note_removal(self, how: str) -> None:
+        if self.was_removed:
+            return
+        self.was_removed = (
+            f"member {self._own} was removed from the cluster ({how}); stop it, and add it as a new member with an "
+            "empty data directory if it is to come back"
+        )
+        if self.on_removed is not None:
+            self.on_removed(self.was_removed)
+
+    def _is_newcomer(self, id_: NodeId) -> bool:
+        """No configuration known here binds this id to a directory yet."""
+        assert self._membership is not None
+        return not self._membership.is_removed(id_) and not self._incarnation_of(id_)
+
+    def _judge_removal(self, hello: Hello) -> Refusal | None:
+        """Whether one of the two is no member any more."""
+        membership = self._membership
+        if membership is None:
+            return None
+        if hello.configuration_index > membership.index and _record_of(self._own, hello) is None:
+            index = hello.configuration_index
+            self._note_removal(f"member {hello.member} knows a newer configuration without it, of entry {index}")
+            return Refusal("removed_member", self.was_removed)
+        if membership.is_removed(hello.member):
+            return Refusal(
+                "removed_member",
+                f"member {hello.member} was removed from the cluster, and its id is never given again; to bring it "
+                "back, add it as a new member with an empty data directory",
+            )
+        return None
+
+    def _judge_membership(self, hello: Hello) -> Refusal | None:
+        membership = self._membership
+        if membership is None or not hello.cluster_id:
+            return self._judge_first_start(hello)
+        if self._is_newcomer(hello.member) and (refusal := self._judge_newcomer(hello)) is not None:
+            return refusal
+        return self._judge_feature_level(membership, hello)
+
+    def _judge_newcomer(self, hello: Hello) -> Refusal | None:
+        """A member added since: it must know this node, with its directory, and itself as members."""
+        ours, its_own = _record_of(self._own, hello), _record_of(hello.member, hello)
+        if ours is None or ours.incarnation != self._incarnation or its_own is None:
+            return Refusal("unknown_member", f"member {hello.member} is not in the member list of member {self._own}")
+        if len(self._newcomers) >= NEWCOMERS_MAX and hello.member not in self._newcomers:
+            return Refusal(
+                "unknown_member", f"member {self._own} knows {NEWCOMERS_MAX} newer members already; it must catch up"
+            )
+        try:
+            parse_address(hello.address, f"peer address of member {hello.member}")
+        except ValueError as error:
+            return Refusal("unknown_member", str(error))
+        return None
+
+    def _judge_feature_level(self, membership: Membership, hello: Hello) -> Refusal | None:
+        needed = membership.feature_level
+        for id_, level in ((hello.member, hello.feature_level), (self._own, self.feature_level)):
+            if level < needed:
+                return Refusal(
+                    "feature_level",
+                    f"member {id_} knows feature level {level}, the cluster uses {needed}: run a newer version of "
+                    "kvnode there, or raise its cluster.feature_level_max",
+                )
+        return None
 
     # ── rules ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -224,28 +375,20 @@ class Roster:
                 f"cluster id differs: {self._cluster_id:016x} here, {hello.cluster_id:016x} there; "
                 "the address belongs to another cluster",
             )
-        if hello.member not in self._addresses:
-            return Refusal("unknown_member", f"member {hello.member} is not in the member list of member {self._own}")
-        if not (self._cluster_id and hello.cluster_id):
-            theirs = {known.member: known.address for known in hello.members}
-            if theirs != self._addresses:
-                return Refusal(
-                    "members_differ",
-                    f"cluster.members differs: {_members(self._addresses)} here, {_members(theirs)} there",
-                )
         return None
 
-    def _judge_incarnations(self, hello: Hello) -> Refusal | None:
-        known = self._incarnations.get(hello.member, hello.incarnation)
-        if known != hello.incarnation:
-            return _wiped(hello.member, by=self._own)
+    def _judge_first_start(self, hello: Hello) -> Refusal | None:
+        """As long as one of the two has not finished its bootstrap."""
+        if hello.member not in self._initial:
+            return Refusal("unknown_member", f"member {hello.member} is not in the member list of member {self._own}")
+        theirs = {known.member: known.address for known in hello.members}
+        if theirs != self._initial:
+            return Refusal(
+                "members_differ", f"cluster.members differs: {_members(self._initial)} here, {_members(theirs)} there"
+            )
         for record in hello.members:
             ours = self._incarnations.get(record.member, 0)
-            if not ours or not record.incarnation or ours == record.incarnation:
-                continue
-            if record.member == self._own:
-                return _wiped(self._own, by=hello.member)
-            if not (self._cluster_id and hello.cluster_id):
+            if ours and record.incarnation not in {0, ours}:
                 return Refusal(
                     "bootstrap_conflict",
                     f"member {record.member} was met on two data directories during the first start: "
@@ -253,6 +396,22 @@ class Roster:
                     "empty the data directories of the members that have not served yet and start again",
                 )
         return None
+
+    def _judge_directory(self, hello: Hello) -> Refusal | None:
+        """Whether both are on the directories that the other knows them on."""
+        if self._incarnation_of(hello.member) not in {0, hello.incarnation}:
+            return _wiped(hello.member, by=self._own)
+        ours = _record_of(self._own, hello)
+        if ours is not None and ours.incarnation not in {0, self._incarnation}:
+            return _wiped(self._own, by=hello.member)
+        return None
+
+    def _incarnation_of(self, id_: NodeId) -> int:
+        """0: not known yet."""
+        if self._membership is None:
+            return self._incarnations.get(id_, 0)
+        member = self._membership.find(id_)
+        return member.incarnation if member is not None else 0
 
     def _judge_boot(self, hello: Hello) -> Refusal | None:
         if hello.member not in self._boots:
@@ -301,21 +460,36 @@ class Roster:
     # ── bootstrap ───────────────────────────────────────────────────────────────────────────────────
 
     def _finish_if_all_met(self) -> None:
-        if self.is_bootstrapped or self._met != self._addresses.keys():
+        if self.is_bootstrapped or self._met != self._initial.keys():
             return
-        cluster_id = derive_cluster_id(
-            {id_: (self._incarnations[id_], address) for id_, address in self._addresses.items()}
-        )
+        members = {id_: (self._incarnations[id_], address) for id_, address in self._initial.items()}
+        cluster_id = derive_cluster_id(members)
         self._save(cluster_id, self._incarnations)
         self._cluster_id = cluster_id
+        self._take_up(Membership(_initial_configuration(members), Index(0)))
         if self.on_bootstrapped is not None:
             self.on_bootstrapped()
 
     def _save(self, cluster_id: int, incarnations: Mapping[NodeId, int]) -> None:
         self._save_identity(
             cluster_id,
-            {id_: (incarnation, self._addresses[id_]) for id_, incarnation in sorted(incarnations.items())},
+            {id_: (incarnation, self._initial[id_]) for id_, incarnation in sorted(incarnations.items())},
         )
+
+
+def base_configuration(identity: Identity) -> Configuration:
+    """What a log without a configuration in it begins with: the initial members, or what the answer to a join said."""
+    if not identity.members:
+        assert identity.configuration is not None, "a node that joins begins with the configuration it was told"
+        return identity.configuration
+    return _initial_configuration(
+        {NodeId(id_): (known.incarnation, known.address) for id_, known in identity.members.items()}
+    )
+
+
+def _initial_configuration(members: Mapping[NodeId, tuple[int, str]]) -> Configuration:
+    ids = tuple(sorted(members))
+    return Configuration(voters=ids, members=tuple(Member(id_, *members[id_]) for id_ in ids), last_id=max(ids))
 
 
 def derive_cluster_id(members: Mapping[NodeId, tuple[int, str]]) -> int:
@@ -330,6 +504,10 @@ def _wiped(member: int, *, by: int) -> Refusal:
         f"member {by} knows member {member} under another incarnation: the data directory of member {member} was "
         "wiped or replaced; remove the member and add it as a new one",
     )
+
+
+def _record_of(member: NodeId, hello: Hello) -> KnownMember | None:
+    return next((record for record in hello.members if record.member == member), None)
 
 
 def _members(addresses: Mapping[NodeId, str]) -> str:

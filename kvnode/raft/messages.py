@@ -239,10 +239,11 @@ RaftMessage = (
 PeerMessage = RaftMessage | KeepAlive | KeepAliveReply
 """What goes over the links between members; leases are the business of the node around the core."""
 
-Lane = Literal["control", "data"]
+Lane = Literal["control", "data", "snapshot"]
+"""What a connection is for. The first two make a pair, which messages share; a snapshot has one of its own."""
 
 
-def lane(message: PeerMessage) -> Lane:
+def lane(message: PeerMessage) -> Literal["control", "data"]:
     """The connection a message takes: bulk on `data`, everything an election or a read waits for on `control`."""
     match message:
         case AppendEntries(entries=entries):

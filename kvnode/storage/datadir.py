@@ -26,6 +26,7 @@ from types import MappingProxyType
 import msgspec
 
 from kvnode.errors import ConfigInvalid, DataDirLocked, IdentityRefused, StorageFailed
+from kvnode.raft.messages import Configuration
 from kvnode.storage.disk import DirectoryLock, Disk
 from kvnode.storage.small_file import DamagedFile, T, read_small, write_small
 
@@ -63,7 +64,11 @@ class MemberIdentity(msgspec.Struct, frozen=True):
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Who this node is. `cluster_id` is 0 and `members` empty until bootstrap has finished."""
+    """Who this node is. `cluster_id` is 0 and `members` grows until the bootstrap has finished; then it stays.
+
+    A node that joins has member 0 until the cluster has given it an id, and never any `members`: it begins with
+    `configuration`.
+    """
 
     format: int
     cluster_name: str
@@ -73,6 +78,8 @@ class Identity(msgspec.Struct, frozen=True):
     members: dict[int, MemberIdentity] = {}
     has_log: bool = False  # a log was made here, before the first vote: from then on a missing one is a loss
     applied_limits: dict[str, int] = {}  # limits that decide what an entry does: fixed with the first log
+    configuration: Configuration | None = None  # the newest committed one known; None: the initial members
+    configuration_index: int = 0  # of the entry it came with
 
 
 class PeerBoot(msgspec.Struct, frozen=True):
@@ -126,6 +133,8 @@ class DataDir:
     ) -> DataDir:
         """Lock the directory, make it if it is new, check that it is this node's, and count this start.
 
+        `member` 0: a node that joined or is to join a cluster. The directory says which member it is, if any yet.
+
         Raises: DataDirLocked, IdentityRefused, ConfigInvalid (file system), StorageFailed.
         """
         path = path.rstrip("/") or path
@@ -153,9 +162,11 @@ class DataDir:
         return MappingProxyType(self._peer_boots)
 
     def save_identity(self, identity: Identity) -> None:
-        """Replace the identity, durably; who this is never changes. Raises: StorageFailed."""
+        """Replace the identity, durably; who this is never changes, once it is known. Raises: StorageFailed."""
         before = self.identity
-        assert (identity.member, identity.incarnation) == (before.member, before.incarnation), (identity, before)
+        assert identity.incarnation == before.incarnation, (identity, before)
+        assert before.member in {0, identity.member}, (identity, before)
+        assert before.configuration_index <= identity.configuration_index, (identity, before)
         assert before.cluster_id in {0, identity.cluster_id}, (identity, before)
         self._save(self._identity_path, identity)
         self.identity = identity
@@ -211,7 +222,11 @@ class DataDir:
                 f"{self.path} has format {version}, this version of kvnode knows format {FORMAT}", path=self.path
             )
         identity = self._read(self._identity_path, Identity)
-        if identity.member != member:
+        if member and not identity.member:
+            raise IdentityRefused(
+                f"{self.path} was made to join a cluster, and has not yet: join again", path=self.path
+            )
+        if member and identity.member != member:
             raise IdentityRefused(
                 f"{self.path} belongs to member {identity.member}, but node.id is {member}", path=self.path
             )

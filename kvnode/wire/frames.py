@@ -10,7 +10,9 @@ ready to go at the same moment shares a system call.
     8       1     kind      `FrameKind`; an unknown one closes the connection
     9       1     version   `PROTOCOL`, the version both sides chose
     10      2     reserved  0
-    12      –     payload   HELLO, REFUSAL, MESSAGE: MessagePack; PROOF: 32 bytes; WELCOME, PING: nothing
+    12      –     payload   HELLO, REFUSAL, MESSAGE: MessagePack; PROOF: 32 bytes; WELCOME, PING, DONE: nothing;
+                            OFFER: a snapshot's header; WANT, END: a number in 8 bytes; BLOCK: its number in 8 bytes,
+                            then the block
 
 The checksum is there for damage on the way (a weak TCP checksum, a proxy), not against an attacker. Each side numbers
 the frames it sends after the handshake from 1; those of the handshake have number 0. The number is not sent, but the
@@ -29,15 +31,15 @@ from struct import Struct
 
 import msgspec
 
-from kvnode.ids import NodeId
+from kvnode.ids import Index, NodeId
 from kvnode.raft.messages import Lane
 from kvnode.wire.limits import CodecError, check_nesting, check_range, check_size
 
 PROTOCOL = 1
 """Version of frames and messages this node speaks; `PROTOCOL_MIN` is the oldest it still understands."""
 PROTOCOL_MIN = 1
-FEATURE_LEVEL = 1
-"""Grows with each entry kind or message that older nodes do not know."""
+FEATURE_LEVEL = 2
+"""Grows with each entry kind or message that older nodes do not know. 2: state checks."""
 
 HEAD_BYTES = 12
 HANDSHAKE_BYTES_MAX = 64 << 10
@@ -57,6 +59,11 @@ class FrameKind(IntEnum):
     WELCOME = 4
     MESSAGE = 5
     PING = 6
+    OFFER = 7
+    WANT = 8
+    BLOCK = 9
+    END = 10
+    DONE = 11
 
 
 def encode_frame(kind: int, payload: bytes = b"", number: int = 0) -> bytes:
@@ -91,7 +98,7 @@ def split_frames(
         head = zlib.crc32(_CHECKED.pack(length, kind, version, reserved), number & _NUMBER_MASK)
         if zlib.crc32(payload, head) != crc:
             raise CodecError("frame checksum does not match: it is damaged, repeated or out of order")
-        if version != PROTOCOL or reserved != 0 or not FrameKind.HELLO <= kind <= FrameKind.PING:
+        if version != PROTOCOL or reserved != 0 or not FrameKind.HELLO <= kind <= FrameKind.DONE:
             raise CodecError(f"frame of kind {kind}, version {version}, reserved {reserved}")
         position += length
         number += step
@@ -120,16 +127,17 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, gc=False):
     incarnation: int  # random id of the sender's data directory
     boot_counter: int  # +1 at each start of the sender, durably
     boot_nonce: int  # drawn at that start; tells two copies of one directory apart
-    members: tuple[KnownMember, ...]  # sorted by id; before bootstrap has finished, the initial members
+    members: tuple[KnownMember, ...]  # sorted by id; of the newest committed configuration known to the sender
     address: str  # the sender's peer address
     client_url: str  # where the sender takes client requests
     lane: Lane
-    link: int  # dialler: counts its dials, the same on both lanes; acceptor: 0
+    link: int  # dialler: counts its dials, the same on both lanes of a pair; acceptor and snapshots: 0
     settings: dict[str, bool | int | float | str]  # all of cluster scope, by dotted name
     nonce: bytes  # fresh for each connection
     software: str = ""
     feature_level: int = 1
     earlier_boots: tuple[int, ...] = ()  # nonces of the starts before this one, newest first
+    configuration_index: Index = Index(0)  # of the entry that `members` came with; 0: the initial members
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -159,7 +167,7 @@ def decode_hello(data: bytes | memoryview) -> Hello:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CodecError(f"hello: {error}") from error
     check_range(hello.protocol_min, hello.protocol_max, hello.member, hello.link, hello.boot_counter)
-    check_range(hello.feature_level, *(known.member for known in hello.members))
+    check_range(hello.feature_level, hello.configuration_index, *(known.member for known in hello.members))
     if min(hello.cluster_id, hello.incarnation, hello.boot_nonce, *hello.earlier_boots) < 0:
         raise CodecError("hello: a random id is negative")
     if min((known.incarnation for known in hello.members), default=0) < 0:
@@ -168,7 +176,8 @@ def decode_hello(data: bytes | memoryview) -> Hello:
         raise CodecError(f"hello: {len(hello.earlier_boots)} earlier starts, more than {_EARLIER_BOOTS_MAX}")
     if len(hello.nonce) != NONCE_BYTES:
         raise CodecError(f"hello: nonce of {len(hello.nonce)} bytes")
-    if max(map(len, (hello.cluster_name, hello.address, hello.client_url, hello.software))) > _TEXT_MAX:
+    addresses = [hello.address, *(known.address for known in hello.members)]
+    if max(map(len, (hello.cluster_name, hello.client_url, hello.software, *addresses))) > _TEXT_MAX:
         raise CodecError(f"hello: a text is longer than {_TEXT_MAX} characters")
     return hello
 

@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from kvnode.ids import NodeId
-from kvnode.node.roster import Roster, derive_cluster_id
+from kvnode.ids import Index, NodeId
+from kvnode.node.roster import NEWCOMERS_MAX, Roster, base_configuration, derive_cluster_id
+from kvnode.raft.messages import Configuration, Member
 from kvnode.storage.datadir import EARLIER_BOOTS_MAX
-from kvnode.wire.frames import Hello, Refusal
+from kvnode.wire.frames import Hello, KnownMember, Refusal
 from tests.transport.cluster import Directory, addresses
 
 MEMBERS = addresses(1, 2, 3)
@@ -295,6 +296,224 @@ def test_a_directory_that_cannot_be_written_leaves_the_roster_as_it_was() -> Non
         one.admit(hello(two))
     assert hello(one).members[1].incarnation == 0
     assert not one.is_bootstrapped
+
+
+# ── members that come and go ────────────────────────────────────────────────────────────────────────
+
+
+def configuration(*voters: int, last_id: int = 0, level: int = 1, **incarnations: int) -> Configuration:
+    """Members whose directories are those of `Directory`, unless `m4=…` says otherwise."""
+    ids = tuple(NodeId(id_) for id_ in voters)
+    members = tuple(Member(id_, incarnations.get(f"m{id_}", 1000 + id_), f"127.0.0.1:{7500 + id_}") for id_ in ids)
+    return Configuration(ids, members=members, last_id=NodeId(last_id or max(ids)), feature_level=level)
+
+
+def change(roster: Roster, index: int, found: Configuration) -> None:
+    """An entry was appended, committed and applied."""
+    roster.on_configuration(found, Index(index), found)
+
+
+def joined(directory: Directory, cluster_id: int, index: int, found: Configuration) -> Directory:
+    """A directory to which a join was answered."""
+    directory.identity.cluster_id = cluster_id
+    directory.save_configuration(found, Index(index))
+    return directory
+
+
+def test_a_new_member_is_let_in_by_the_entry_that_made_it_one() -> None:
+    directories, (one, two, _) = cluster()
+    four = configuration(1, 2, 3, 4)
+    new = up(joined(Directory(4), one.cluster_id, 20, four))
+    assert new.is_bootstrapped
+    assert new.members == addresses(1, 2, 3, 4)
+    one.on_configuration(configuration(1, 2, 3), Index(0), four)  # in force, not committed: that is enough
+    assert meet(new, one) is None
+    assert directories[0].peer_boots[4].counter == 1
+    change(two, 20, four)
+    assert meet(new, two) is None
+    assert (two.configuration_index, hello(two).configuration_index) == (20, 20)
+    assert [record.member for record in hello(two).members] == [1, 2, 3, 4]
+    assert [record.member for record in hello(one).members] == [1, 2, 3]
+
+
+def test_a_joiner_on_another_directory_than_its_entry_says_is_refused() -> None:
+    """Never bound to whoever comes first: the log says which directory a member has."""
+    directories, (one, _, _) = cluster()
+    change(one, 20, configuration(1, 2, 3, 4))
+    wiped = up(joined(Directory(4, incarnation=99), one.cluster_id, 20, configuration(1, 2, 3, 4, m4=99)))
+    assert code(one.judge(hello(wiped))) == "wrong_incarnation"
+    assert 4 not in directories[0].peer_boots
+    assert meet(up(joined(Directory(4), one.cluster_id, 20, configuration(1, 2, 3, 4))), one) is None
+
+
+def test_a_removed_member_is_refused_and_its_id_is_gone_for_ever() -> None:
+    _, (one, two, three) = cluster()
+    one.on_configuration(configuration(1, 2, 3), Index(0), configuration(1, 2))
+    assert meet(three, one) is None  # as long as the removal is not committed it may have to vote
+    change(one, 30, configuration(1, 2, last_id=3))
+    assert code(one.judge(hello(three))) == "removed_member"
+    assert NodeId(3) not in one.members
+    assert meet(one, two) is None
+    change(one, 40, configuration(1, 2, 4))
+    assert code(one.judge(hello(three))) == "removed_member"
+    one.on_configuration(configuration(1, 2, 3), Index(0), configuration(1, 2, 3))  # an old log, applied again
+    assert code(one.judge(hello(three))) == "removed_member"
+    assert one.configuration_index == 40
+
+
+def test_a_removed_member_learns_of_it_from_whoever_knows_a_newer_configuration() -> None:
+    _, (one, _, three) = cluster()
+    told: list[str] = []
+    three.on_removed = told.append
+    change(one, 30, configuration(1, 2, last_id=3))
+    assert code(three.judge(hello(one))) == "removed_member"
+    assert told == [three.was_removed]
+    assert three.alarms == (three.was_removed,)
+    assert "member 3 was removed from the cluster (member 1 knows a newer configuration without it, of entry 30)" in (
+        three.was_removed
+    )
+    assert one.was_removed == ""
+    three.judge(hello(one))
+    assert len(told) == 1
+
+
+def test_a_member_that_applies_its_own_removal_knows_it_after_a_restart_too() -> None:
+    directories, (one, _, _) = cluster()
+    one.on_configuration(configuration(1, 2, 3), Index(0), configuration(2, 3))
+    assert not one.was_removed  # it may be rolled back
+    change(one, 30, configuration(2, 3))
+    assert "entry 30 of its log" in one.was_removed
+    again = up(directories[0])
+    assert again.was_removed == one.was_removed
+    assert again.members[NodeId(1)] == "127.0.0.1:7501"
+
+
+def test_who_has_not_heard_of_this_member_yet_does_not_remove_it() -> None:
+    """A joiner knows more than those that lag behind; and its answer says how much."""
+    _, (one, _, _) = cluster()
+    new = up(joined(Directory(4), one.cluster_id, 20, configuration(1, 2, 3, 4)))
+    change(one, 10, configuration(1, 2, 3))
+    new.judge(hello(one))
+    new.on_configuration(configuration(1, 2, 3), Index(10), configuration(1, 2, 3))  # its log begins long ago
+    assert not new.was_removed
+    assert new.members == addresses(1, 2, 3, 4)
+    change(one, 21, configuration(1, 2, 3, last_id=4))
+    new.judge(hello(one))
+    assert new.was_removed
+
+
+def test_a_node_that_was_away_lets_in_members_it_has_not_heard_of() -> None:
+    """It may know nobody any more that is still a member."""
+    directories, rosters = cluster()
+    three = up(directories[2])
+    last = configuration(3, 4, 5)
+    four, five = (up(joined(Directory(id_), three.cluster_id, 90, last)) for id_ in (4, 5))
+    assert meet(four, three) is None
+    assert meet(five, three) is None
+    assert three.members == addresses(1, 2, 3, 4, 5)
+    assert directories[2].peer_boots.keys() == {1, 2}  # bound to nothing before the log has named them
+    assert directories[2].identity.configuration is None
+    change(three, 90, last)
+    assert directories[2].peer_boots.keys() == {1, 2, 4, 5}
+    assert three.members == addresses(3, 4, 5)
+    assert code(three.judge(hello(rosters[0]))) == "removed_member"
+    assert three.was_removed == ""
+
+
+def test_a_newcomer_must_list_this_member_and_itself() -> None:
+    _, (one, _, _) = cluster()
+    four = up(joined(Directory(4), one.cluster_id, 20, configuration(1, 2, 3, 4)))
+    known = hello(four)
+    assert one.judge(known) is None
+    for changes in (
+        {"members": tuple(record for record in known.members if record.member != 1), "configuration_index": 0},
+        {"members": known.members[:3]},
+        {"member": NodeId(9)},
+        {"address": "nowhere"},
+        {"members": (KnownMember(NodeId(1), 0, "127.0.0.1:7501"), *known.members[1:])},
+    ):
+        assert code(one.judge(msgspec.structs.replace(known, **changes))) == "unknown_member", changes
+    other = msgspec.structs.replace(known, members=(KnownMember(NodeId(1), 77, "127.0.0.1:7501"), *known.members[1:]))
+    assert code(one.judge(other)) == "wrong_incarnation"
+
+
+def test_newcomers_are_bounded() -> None:
+    _, (one, _, _) = cluster()
+    for id_ in range(4, 4 + NEWCOMERS_MAX):
+        found = configuration(1, 2, 3, id_)
+        assert meet(up(joined(Directory(id_), one.cluster_id, id_, found)), one) is None
+    late = up(joined(Directory(99), one.cluster_id, 99, configuration(1, 2, 3, 99)))
+    assert "it must catch up" in one.judge(hello(late)).sentence  # type: ignore[union-attr]
+    assert meet(up(joined(Directory(5), one.cluster_id, 5, configuration(1, 2, 3, 5))), one) is None
+
+
+def test_a_member_that_has_not_told_its_directory_yet_is_bound_by_a_later_entry() -> None:
+    directories, (one, _, _) = cluster()
+    change(one, 20, configuration(1, 2, 3, 4, m4=0))
+    told = configuration(1, 2, 3, 4)
+    four = up(joined(Directory(4), one.cluster_id, 21, told))
+    assert meet(four, one) is None
+    assert 4 not in directories[0].peer_boots
+    change(one, 21, told)
+    assert 4 in directories[0].peer_boots
+    assert code(one.judge(msgspec.structs.replace(hello(four), incarnation=5))) == "wrong_incarnation"
+
+
+def test_a_copy_of_a_new_member_is_noticed() -> None:
+    _, (one, _, _) = cluster()
+    found = configuration(1, 2, 3, 4)
+    change(one, 20, found)
+    assert meet(up(joined(Directory(4), one.cluster_id, 20, found)), one) is None
+    assert code(meet(up(joined(Directory(4), one.cluster_id, 20, found)), one)) == "cloned"
+
+
+def test_a_member_moves_to_another_address() -> None:
+    _, (one, two, _) = cluster()
+    moved = configuration(1, 2, 3)
+    members = (moved.members[0], Member(NodeId(2), 1002, "elsewhere:7502"), moved.members[2])
+    moved = msgspec.structs.replace(moved, members=members)
+    one.on_configuration(configuration(1, 2, 3), Index(0), moved)
+    assert one.members[NodeId(2)] == "elsewhere:7502"
+    change(two, 20, moved)
+    assert hello(two).address == "elsewhere:7502"
+    assert meet(one, two) is None
+
+
+def test_a_member_that_knows_less_than_the_cluster_uses_is_refused() -> None:
+    directories, (one, _, three) = cluster()
+    assert (one.feature_level, one.hello("control", link=1, nonce=NONCE).feature_level) == (2, 2)
+    old = up(directories[1], feature_level_max=1)
+    assert old.feature_level == 1
+    assert meet(old, one) is None
+    two_levels = configuration(1, 2, 3, level=2)
+    one.on_configuration(configuration(1, 2, 3), Index(0), two_levels)
+    refusal = one.judge(hello(old))
+    assert code(refusal) == "feature_level"
+    assert "member 2 knows feature level 1, the cluster uses 2" in refusal.sentence  # type: ignore[union-attr]
+    assert meet(one, three) is None
+    change(old, 20, two_levels)
+    assert "member 2 knows feature level 1" in old.judge(hello(three)).sentence  # type: ignore[union-attr]
+    assert up(directories[0], feature_level_max=9).feature_level == 2
+
+
+def test_what_was_applied_is_known_after_a_restart() -> None:
+    directories, (one, _, _) = cluster()
+    change(one, 20, configuration(1, 2, 4))
+    again = up(directories[0])
+    assert again.members == addresses(1, 2, 4)
+    assert again.configuration_index == 20
+    assert base_configuration(directories[0].identity) == configuration(1, 2, 3)
+    new = joined(Directory(4), one.cluster_id, 20, configuration(1, 2, 4))
+    assert base_configuration(new.identity) == configuration(1, 2, 4)
+
+
+def test_a_wiped_initial_member_is_told_so_by_a_cluster_that_has_changed_since() -> None:
+    _, (one, _, _) = cluster()
+    wiped = up(Directory(2, incarnation=99))
+    change(one, 20, configuration(1, 2, 4))
+    assert code(one.judge(hello(wiped))) == "wrong_incarnation"
+    change(one, 30, configuration(1, 4))
+    assert code(one.judge(hello(wiped))) == "removed_member"
 
 
 def test_two_clusters_out_of_one_first_start_never_both_have_a_majority() -> None:

@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from kvnode.errors import ConfigInvalid, DataDirLocked, Fatal, IdentityRefused, StorageFailed
-from kvnode.ids import Index
+from kvnode.ids import Index, NodeId
+from kvnode.raft.messages import Configuration, Member
 from kvnode.sim.disk import FakeDisk, SimulatedCrash
 from kvnode.storage.datadir import EARLIER_BOOTS_MAX, UNSAFE_FILESYSTEMS, DataDir, Identity, MemberIdentity, PeerBoot
 from kvnode.storage.disk import Disk
@@ -41,6 +42,34 @@ def test_the_first_start_makes_an_identity_and_later_starts_keep_it() -> None:
     assert second.boot.counter == 2
     assert second.boot.nonce != first.boot.nonce
     assert (second.wal_dir, second.store_dir, second.snap_dir) == (f"{HOME}/wal", f"{HOME}/store", f"{HOME}/snap")
+
+
+def test_a_node_that_joins_gets_its_id_once() -> None:
+    disk = FakeDisk()
+    data = open_dir(disk, member=0)
+    fresh = data.identity
+    assert (fresh.member, fresh.configuration) == (0, None)
+    assert fresh.incarnation
+    data.close()
+    with pytest.raises(IdentityRefused, match="has not yet: join again"):
+        open_dir(disk, member=1)
+    data = open_dir(disk, member=0)
+    assert data.identity == fresh
+    members = (Member(NodeId(1), 5, "a:1", "one"), Member(NodeId(4), fresh.incarnation, "d:4", wants_vote=True))
+    told = Configuration((NodeId(1),), (NodeId(4),), members, last_id=NodeId(4), feature_level=2)
+    given = msgspec.structs.replace(fresh, member=4, cluster_id=9, configuration=told, configuration_index=20)
+    data.save_identity(given)
+    data.close()
+    for member in (0, 4):
+        data = open_dir(disk, member=member)
+        assert data.identity == given
+        data.close()
+    with pytest.raises(AssertionError):
+        data.save_identity(msgspec.structs.replace(given, member=5))
+    with pytest.raises(AssertionError):
+        data.save_identity(msgspec.structs.replace(given, configuration_index=19))
+    with pytest.raises(IdentityRefused, match="belongs to member 4"):
+        open_dir(disk, member=1)
 
 
 def test_what_is_saved_is_there_after_a_restart() -> None:

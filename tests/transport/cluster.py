@@ -14,7 +14,7 @@ from kvnode.clocks.system import SystemClock
 from kvnode.config import PeerSection
 from kvnode.ids import Index, NodeId, Term
 from kvnode.node.roster import Roster
-from kvnode.raft.messages import AppendEntries, AppendReply, Entry, PeerMessage
+from kvnode.raft.messages import AppendEntries, AppendReply, Configuration, Entry, PeerMessage
 from kvnode.storage.datadir import EARLIER_BOOTS_MAX
 from kvnode.transport.peers import PeerTransport
 
@@ -49,7 +49,13 @@ class Directory:
 
     def __init__(self, member: int, *, incarnation: int = 0, cluster_name: str = "local") -> None:
         self.identity = SimpleNamespace(
-            cluster_name=cluster_name, member=member, incarnation=incarnation or 1000 + member, cluster_id=0, members={}
+            cluster_name=cluster_name,
+            member=member,
+            incarnation=incarnation or 1000 + member,
+            cluster_id=0,
+            members={},
+            configuration=None,
+            configuration_index=0,
         )
         self.boot = SimpleNamespace(counter=0, nonce=0, earlier=())
         self.peer_boots: dict[int, Any] = {}
@@ -63,6 +69,10 @@ class Directory:
             for id_, (incarnation, address) in members.items()
         }
 
+    def save_configuration(self, configuration: Configuration, index: Index) -> None:
+        self.saves += 1
+        self.identity.configuration, self.identity.configuration_index = configuration, index
+
     def save_peer_boot(self, member: int, counter: int, nonce: int) -> None:
         self.saves += 1
         self.peer_boots[member] = SimpleNamespace(counter=counter, nonce=nonce)
@@ -74,7 +84,9 @@ class Directory:
             counter=last.counter + 1, nonce=nonce or random.getrandbits(60) + 1, earlier=earlier[:EARLIER_BOOTS_MAX]
         )
 
-    def roster(self, members: Mapping[int, str], *, scope: Mapping[str, Any] | None = None) -> Roster:
+    def roster(
+        self, members: Mapping[int, str], *, scope: Mapping[str, Any] | None = None, feature_level_max: int = 0
+    ) -> Roster:
         return Roster(
             identity=self.identity,
             boot=self.boot,
@@ -84,6 +96,8 @@ class Directory:
             client_url=f"127.0.0.1:{7400 + self.identity.member}",
             save_identity=self.save_identity,
             save_peer_boot=self.save_peer_boot,
+            save_configuration=self.save_configuration,
+            feature_level_max=feature_level_max,
         )
 
 

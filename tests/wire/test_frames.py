@@ -11,7 +11,7 @@ import msgpack
 import msgspec
 import pytest
 
-from kvnode.ids import NodeId
+from kvnode.ids import Index, NodeId
 from kvnode.wire.frames import (
     HEAD_BYTES,
     FrameKind,
@@ -46,6 +46,7 @@ HELLO = Hello(
     software="0.1.0",
     feature_level=1,
     earlier_boots=(8, 6),
+    configuration_index=Index(12),
 )
 
 
@@ -94,10 +95,12 @@ def test_hello_survives_and_is_plain_messagepack() -> None:
         [[1, 7, "127.0.0.1:7501"], [2, 0, "127.0.0.1:7502"]],
         *("127.0.0.1:7501", "127.0.0.1:7401", "control", 4),
         {"raft.heartbeat_ms": 50, "raft.profile": "lan"},
-        *(bytes(range(32)), "0.1.0", 1, [8, 6]),
+        *(bytes(range(32)), "0.1.0", 1, [8, 6], 12),
     ]
     plain = msgpack.unpackb(data)
     assert decode_hello(msgpack.packb([*plain, {"new": [1]}])) == HELLO
+    older = decode_hello(msgpack.packb(plain[:16]))
+    assert (older.feature_level, older.earlier_boots, older.configuration_index) == (1, (), 0)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +113,8 @@ def test_hello_survives_and_is_plain_messagepack() -> None:
         {"earlier_boots": tuple(range(1_025))},
         {"boot_counter": 1 << 63},
         {"cluster_id": -1},
+        {"configuration_index": -1},
+        {"members": (KnownMember(NodeId(1), 1, "x" * 257),)},
         {"members": (KnownMember(NodeId(1), -1, "a:1"),)},
         {"client_url": "x" * 257},
         {"lane": "bulk"},
