@@ -327,12 +327,14 @@ class Roster:
         return None
 
     def _judge_membership(self, hello: Hello) -> Refusal | None:
-        membership = self._membership
-        if membership is None or not hello.cluster_id:
+        if self._membership is None:
             return self._judge_first_start(hello)
-        if self._is_newcomer(hello.member) and (refusal := self._judge_newcomer(hello)) is not None:
-            return refusal
-        return self._judge_feature_level(membership, hello)
+        refusal = None
+        if not hello.cluster_id:
+            refusal = self._judge_first_start(hello)
+        elif self._is_newcomer(hello.member):
+            refusal = self._judge_newcomer(hello)
+        return refusal or self._judge_feature_level(self._membership, hello)
 
     def _judge_newcomer(self, hello: Hello) -> Refusal | None:
         """A member added since: it must know this node, with its directory, and itself as members."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
 
 from kvnode.ids import NodeId
@@ -50,6 +50,11 @@ class Roster(Protocol):
     @property
     def is_bootstrapped(self) -> bool:
         """The cluster id is fixed: this node may take part."""
+        ...
+
+    @property
+    def members(self) -> Mapping[NodeId, str]:
+        """Whoever may be connected to, with the address of its listener."""
         ...
 
     def begin(self) -> None:
@@ -191,10 +196,6 @@ class Handshake:
         if self._expected is not None and self.peer.member != self._expected:
             return Refusal(
                 "wrong_member", f"dialled member {self._expected}, found member {self.peer.member} at its address"
-            )
-        if self._role == "acceptor" and self.peer.member > self.own.member:
-            return Refusal(
-                "wrong_direction", f"member {self.own.member} dials member {self.peer.member}, not the reverse"
             )
         if self.peer.lane != self.own.lane:
             return Refusal("malformed", f"the {self.own.lane} lane was answered as {self.peer.lane}")

@@ -2,8 +2,11 @@
 
 One task tends each link, apart from all others: the smaller id dials, the larger waits, and both look, the moment a
 link is lost and then again and again with growing, jittered pauses, whether the peer's port refuses connections
-(`on_refused`: its process is gone; this is what makes failover fast). A connection counts from the moment both lanes
+(`on_refused`: its process is gone; this is what makes failover fast). The larger waits for `LATE_MS`, then it dials
+too: the smaller may not know yet that it is a member, or where it moved. A connection counts from the moment both lanes
 are proven; when either lane ends, both are cut. A newer connection of a peer replaces the older one.
+
+Members come and go (`set_members`). A peer that the roster admits and that has no link gets one when it dials.
 
 What breaks a peer's connection (damage, silence, a lie about the sender) is that peer's affair: it is counted and the
 connection closed. What breaks *this* node (a full identity disk, a bug) goes to `on_failed`, once.
@@ -43,6 +46,10 @@ _DRAIN_MS = 200
 _REFUSAL_LOG_MS = 1_000
 _LOOKS_AFTER_LOSS = 3
 _LOOK_AGAIN_MS = 2
+LATE_MS = 1_000
+"""A link that was down for so long, and up to half of it more, is dialled by the larger id as well."""
+LINKS_MAX = 128
+"""So many peers at most have a link; the rest of a larger cluster is not connected to."""
 _CONNECTION_ENDED = (OSError, TimeoutError, aiohttp.ClientError, CodecError)
 
 COUNTERS = (
@@ -97,13 +104,11 @@ class PeerTransport:
         self._rng = rng
         self._log = log or get_logger("peers")
         self._on_failed = on_failed
-        self._links = {peer: Link(peer, address) for peer, address in sorted(members.items()) if peer != node}
-        if self._links and len(secret) < SECRET_BYTES_MIN:
-            raise ConfigInvalid(f"the cluster's secret has {len(secret)} bytes, at least {SECRET_BYTES_MIN} are needed")
+        self._links: dict[NodeId, Link] = {}
         self._receiver: Receiver
         self._dialler: Dialler | None = None  # from `start` on
         self._dials = 0
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[asyncio.Task[None], None] = {}
         self._is_closing = False
         self._refusal_logged_ms = -_REFUSAL_LOG_MS
         self._server = PeerServer(
@@ -115,6 +120,13 @@ class PeerTransport:
             on_crashed=self._fail,
             counters=self.counters,
         )
+        if any(peer != node for peer in members) and not self._has_secret:
+            raise ConfigInvalid(f"the cluster's secret has {len(secret)} bytes, at least {SECRET_BYTES_MIN} are needed")
+        self.set_members(members)
+
+    @property
+    def _has_secret(self) -> bool:
+        return len(self._secret) >= SECRET_BYTES_MIN
 
     @property
     def address(self) -> str:
@@ -125,9 +137,26 @@ class PeerTransport:
         """Take the listening address without serving yet; `start` does it if nobody has. Raises OSError."""
         self._server.bind()
 
-    def set_address(self, peer: NodeId, address: str) -> None:
-        """Dial `peer` there from the next attempt on."""
-        self._links[peer].address = address
+    def set_members(self, members: Mapping[NodeId, str]) -> None:
+        """Whom to be connected to, this node or not, and where: the roster's `members`.
+
+        New ones are dialled at once, who is gone is cut, and so is whom the roster would not let in any more. An
+        address that changed counts from the next attempt on.
+        """
+        for peer in [peer for peer in self._links if peer not in members]:
+            self._remove_link(self._links[peer])
+        for peer, address in sorted(members.items()):
+            link = self._links.get(peer)
+            if link is None:
+                if peer != self._node:
+                    self._add_link(peer, address)
+                continue
+            if link.address != address:
+                link.address = address
+                link.went_down.set()  # dialled there without waiting for the next attempt
+            if link.is_connected and link.hello is not None and (refusal := self._roster.judge(link.hello)) is not None:
+                self._take_down(link, refusal.sentence)
+                link.refused = refusal.sentence
 
     async def start(self, receiver: Receiver) -> None:
         """Listen and dial. Raises OSError if the address cannot be bound."""
@@ -136,7 +165,7 @@ class PeerTransport:
         self._roster.begin()
         await self._server.start()
         for link in self._links.values():
-            self._own(self._tend(link), f"peer-{link.peer}")
+            link.task = self._own(self._tend(link), f"peer-{link.peer}")
         self._own(self._keep_alive(), "peers-keep-alive")
 
     def send(self, to: NodeId, message: PeerMessage) -> None:
@@ -151,7 +180,14 @@ class PeerTransport:
     def links(self) -> Mapping[NodeId, LinkInfo]:
         """Every peer, connected or not."""
         return {
-            peer: LinkInfo(peer, link.is_connected, link.epoch, link.client_url, link.refused)
+            peer: LinkInfo(
+                peer,
+                link.is_connected,
+                link.epoch,
+                client_url=link.hello.client_url if link.hello is not None else "",
+                refused=link.refused,
+                feature_level=link.hello.feature_level if link.hello is not None else 0,
+            )
             for peer, link in self._links.items()
         }
 
@@ -163,7 +199,7 @@ class PeerTransport:
         self._server.stop_listening()
         await self._drain()
         for link in self._links.values():
-            link.take_down()
+            link.take_down(self._clock.monotonic_ms())
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -173,9 +209,28 @@ class PeerTransport:
 
     # ── one link ────────────────────────────────────────────────────────────────────────────────────
 
+    def _add_link(self, peer: NodeId, address: str) -> Link | None:
+        if len(self._links) >= LINKS_MAX:
+            self._log.warning("peer.refused", peer=peer, code="overloaded", reason=f"more than {LINKS_MAX} peers")
+            return None
+        link = self._links[peer] = Link(peer, address, now_ms=self._clock.monotonic_ms())
+        if not self._has_secret:
+            link.refused = "cluster.secret_file must be set: peers prove membership with it"
+        elif self._dialler is not None:
+            link.task = self._own(self._tend(link), f"peer-{peer}")
+        return link
+
+    def _remove_link(self, link: Link) -> None:
+        link.is_gone = True
+        self._take_down(link, "no member any more")
+        if link.task is not None:
+            link.task.cancel()
+        del self._links[link.peer]
+
     async def _tend(self, link: Link) -> None:
         """Keep `link` up (or wait for the peer to), and report a port that refuses, until cancelled."""
         attempt = 0
+        late_ms = LATE_MS * self._rng.uniform(1.0, 1.5)
         while True:
             link.went_down.clear()
             if link.is_connected:
@@ -183,7 +238,7 @@ class PeerTransport:
                 await self._look_after_loss(link)
                 attempt = 0
                 link.went_down.clear()
-            elif await self._look(link) == "open" and self._node < link.peer:
+            elif await self._look(link) == "open" and self._is_our_turn(link, late_ms):
                 lived_ms = await self._dial(link)
                 if lived_ms:
                     await self._look_after_loss(link)
@@ -192,6 +247,12 @@ class PeerTransport:
                 link.went_down.clear()
             await self._pause(link, attempt)
             attempt += 1
+
+    def _is_our_turn(self, link: Link, late_ms: float) -> bool:
+        """Whether this node dials now; not while a connection of the peer is there, or on its way."""
+        if link.lanes:
+            return False
+        return self._node < link.peer or self._clock.monotonic_ms() - link.down_since_ms > late_ms
 
     async def _look(self, link: Link) -> Probed:
         """Is the peer's process there? A refused port is reported, unless the link has come up meanwhile."""
@@ -221,12 +282,13 @@ class PeerTransport:
     async def _dial(self, link: Link) -> int:
         """One connection from dial to end. Returns for how many ms it was up, at least 1; 0 if it never was."""
         self._dials += 1
-        epoch, started_ms = link.epoch, self._clock.monotonic_ms()
-        lanes = [asyncio.create_task(self._dial_lane(link, name, self._dials)) for name in LANES]
+        epoch, started_ms, number = link.epoch, self._clock.monotonic_ms(), self._dials
+        lanes = [asyncio.create_task(self._dial_lane(link, name, number)) for name in LANES]
         try:
             await asyncio.wait(lanes, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._take_down(link, "closed")
+            if link.is_of(self._node, number):  # the peer's own dial may have taken its place
+                self._take_down(link, "closed")
             for task in lanes:
                 task.cancel()
             ended = await asyncio.gather(*lanes, return_exceptions=True)
@@ -245,15 +307,20 @@ class PeerTransport:
                 self._note_refusal(handshake, link)
                 return
             assert handshake.peer is not None
-            await self._serve(websocket, link, name, (handshake.own.boot_counter, number), handshake.peer)
+            await self._serve(
+                websocket, link, name, Dial(self._node, handshake.own.boot_counter, number), handshake.peer
+            )
         finally:
             await websocket.close()
 
     async def _accept(self, websocket: WebSocket, hello: Hello) -> None:
         """A proven connection of a peer that dialled us."""
         link = self._links.get(hello.member)
+        if link is None and (address := self._roster.members.get(hello.member)) is not None and self._has_secret:
+            link = self._add_link(hello.member, address)  # a newcomer, or this node has yet to be told its members
         if link is not None and not self._is_closing:
-            await self._serve(websocket, link, hello.lane, (hello.boot_counter, hello.link), hello)
+            dial = Dial(hello.member, hello.boot_counter, hello.link)
+            await self._serve(websocket, link, hello.lane, dial, hello)
 
     async def _serve(self, websocket: WebSocket, link: Link, name: Lane, dial: Dial, hello: Hello) -> None:
         """One proven lane, from its place in the pair to its end."""
@@ -295,7 +362,7 @@ class PeerTransport:
         self._receiver.on_message(message, len(payload))
 
     def _on_pair(self, link: Link, hello: Hello) -> None:
-        link.client_url = hello.client_url
+        link.hello = hello
         self.counters["connects"] += 1
         self.counters["reconnects"] += link.epoch > 1
         self._log.info("peer.connected", peer=link.peer, epoch=link.epoch)
@@ -303,7 +370,7 @@ class PeerTransport:
 
     def _take_down(self, link: Link, reason: str) -> None:
         was_connected = link.is_connected
-        link.take_down()
+        link.take_down(self._clock.monotonic_ms())
         if was_connected and not self._is_closing:
             self._log.info("peer.lost", peer=link.peer, epoch=link.epoch, reason=reason)
             self._receiver.on_disconnected(link.peer)
@@ -360,12 +427,14 @@ class PeerTransport:
                 return
             await asyncio.sleep(0.001)
 
-    def _own(self, work: Coroutine[None, None, None], name: str) -> None:
+    def _own(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
         task.add_done_callback(self._on_task_done)
-        self._tasks.append(task)
+        self._tasks[task] = None
+        return task
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fail(error)
 

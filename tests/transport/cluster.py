@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ from kvnode.clocks.system import SystemClock
 from kvnode.config import PeerSection
 from kvnode.ids import Index, NodeId, Term
 from kvnode.node.roster import Roster
-from kvnode.raft.messages import AppendEntries, AppendReply, Configuration, Entry, PeerMessage
+from kvnode.raft.messages import AppendEntries, AppendReply, Configuration, Entry, Member, PeerMessage
 from kvnode.storage.datadir import EARLIER_BOOTS_MAX
 from kvnode.transport.peers import PeerTransport
 
@@ -138,13 +139,24 @@ class Cluster:
         secret: bytes = SECRET,
         scope: Mapping[str, Any] | None = None,
         configured: Mapping[int, str] | None = None,
+        joined: tuple[int, Sequence[Member]] | None = None,
+        feature_level_max: int = 0,
     ) -> PeerTransport:
-        """A node that has its port and does nothing yet."""
+        """A node that has its port and does nothing yet. `joined`: by which entry, and the members beside it."""
         if directory is not None:
             self.directories[member] = directory
         directory = self.directories[member]
         directory.start()
-        roster = directory.roster(configured or addresses(*self.members), scope=scope)
+        if joined is not None:
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                self.ports[member] = f"127.0.0.1:{free.getsockname()[1]}"
+            index, others = joined
+            found = (*others, Member(NodeId(member), directory.identity.incarnation, self.ports[member]))
+            ids = tuple(one.id for one in found)
+            directory.save_configuration(Configuration(ids, members=found, last_id=max(ids)), Index(index))
+        roster = directory.roster(
+            configured or addresses(*self.members), scope=scope, feature_level_max=feature_level_max
+        )
         node = PeerTransport(
             node=NodeId(member),
             roster=roster,
@@ -162,9 +174,7 @@ class Cluster:
         return node
 
     async def begin(self, member: int) -> Recorder:
-        for peer in self.members:
-            if peer != member:
-                self.nodes[member].set_address(NodeId(peer), self.ports[peer])
+        self.nodes[member].set_members({NodeId(peer): self.ports[peer] for peer in (*self.members, member)})
         receiver = self.receivers[member] = Recorder()
         await self.nodes[member].start(receiver)
         return receiver
@@ -177,7 +187,10 @@ class Cluster:
     def is_connected(self, *members: int) -> bool:
         chosen = members or self.members
         return all(
-            self.nodes[one].links()[NodeId(other)].connected for one in chosen for other in chosen if one != other
+            (link := self.nodes[one].links().get(NodeId(other))) is not None and link.connected
+            for one in chosen
+            for other in chosen
+            if one != other
         )
 
     async def connected(self, *members: int) -> None:

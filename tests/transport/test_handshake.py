@@ -114,7 +114,7 @@ def test_a_changed_hello_does_not_prove() -> None:
     [
         ({"protocol_min": 2, "protocol_max": 3}, "protocol"),
         ({"lane": "data"}, "malformed"),
-        ({"member": NodeId(3)}, "wrong_direction"),
+        ({"member": NodeId(3)}, "unknown_member"),
     ],
 )
 def test_what_the_acceptor_refuses_by_itself(changes: dict[str, object], code: str) -> None:
@@ -335,7 +335,7 @@ async def test_strangers_are_turned_away_in_time_and_in_number() -> None:
         for path, headers, status in (
             ("/peer/v1/data", {}, 400),
             ("/v1/status", {}, 404),
-            ("/peer/v1/snapshot", {}, 404),
+            ("/peer/v1/gossip", {}, 404),
         ):
             async with session.get(f"http://{cluster.ports[2]}{path}", headers=headers) as response:
                 assert response.status == status

@@ -6,14 +6,16 @@ import asyncio
 import random
 import time
 
+import msgspec
 import pytest
 import uvloop
 
 from kvnode.errors import ConfigInvalid
-from kvnode.ids import NodeId
+from kvnode.ids import Index, NodeId
+from kvnode.raft.messages import Configuration, Member
 from kvnode.transport.channel import Channel
 from kvnode.transport.peers import COUNTERS
-from tests.transport.cluster import Cluster, addresses, append, reply, settings, until
+from tests.transport.cluster import Cluster, Directory, addresses, append, reply, settings, until
 
 ONE, TWO, THREE = NodeId(1), NodeId(2), NodeId(3)
 
@@ -21,8 +23,8 @@ ONE, TWO, THREE = NodeId(1), NodeId(2), NodeId(3)
 def cut(cluster: Cluster, node: int, peer: int, lane: str) -> None:
     """Break one connection from below, as a network would."""
     link = cluster.nodes[node]._links[NodeId(peer)]
-    if lane in link.lanes:
-        channel: Channel = link.lanes[lane]
+    channel: Channel | None = link.lanes.get(lane)  # type: ignore[call-overload]
+    if channel is not None and not channel.is_closed:
         channel._descriptor.shutdown(2)
 
 
@@ -269,3 +271,161 @@ async def test_a_receiver_that_raises_fails_the_node() -> None:
 def test_every_counter_is_declared() -> None:
     assert len(set(COUNTERS)) == len(COUNTERS)
     assert set(addresses(1, 2)) == {1, 2}
+
+
+# ── members that come and go ────────────────────────────────────────────────────────────────────────
+
+
+def members_of(cluster: Cluster, *ids: int) -> dict[NodeId, str]:
+    return {NodeId(id_): cluster.ports[id_] for id_ in ids}
+
+
+async def test_a_member_that_is_added_is_dialled_and_one_that_is_removed_is_cut() -> None:
+    async with Cluster(1, 2, 3) as cluster:
+        await cluster.connected()
+        for member in (1, 2):
+            cluster.nodes[member].set_members(members_of(cluster, 1, 2))
+        await until(lambda: ("disconnected", 3) in cluster.receivers[1].changes)
+        assert cluster.nodes[1].links().keys() == {TWO}
+        cluster.nodes[1].send(THREE, reply(1, 1))
+        assert cluster.nodes[1].counters["messages_dropped_control"] == 1
+        assert cluster.is_connected(1, 2)
+        cluster.nodes[1].set_members(members_of(cluster, 1, 2, 3))
+        await cluster.connected(1, 3)
+        cluster.nodes[1].send(THREE, reply(1, 2))
+        await until(lambda: reply(1, 2) in cluster.receivers[3].messages)
+
+
+async def test_a_member_that_moves_is_dialled_where_it_is() -> None:
+    async with Cluster(1, 2) as cluster:
+        await cluster.connected()
+        await cluster.nodes[2].close()
+        old = cluster.ports.pop(2)
+        cluster.make(2)
+        await cluster.begin(2)
+        assert cluster.ports[2] != old
+        cluster.nodes[1].set_members(members_of(cluster, 1, 2))
+        await cluster.connected()
+
+
+async def test_the_larger_id_dials_once_the_link_was_down_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smaller does not know where the other is."""
+    monkeypatch.setattr("kvnode.transport.peers.LATE_MS", 20)
+    cluster = Cluster(1, 2)
+    cluster.make(1)
+    cluster.make(2)
+    real, cluster.ports[2] = cluster.ports[2], "127.0.0.1:1"
+    await cluster.begin(1)
+    cluster.ports[2] = real
+    await cluster.begin(2)
+    try:
+        await cluster.connected()
+        for _ in range(3):
+            epoch = cluster.nodes[1].links()[TWO].epoch
+            cut(cluster, 1, 2, "data")
+            await until(lambda before=epoch: cluster.is_connected() and cluster.nodes[1].links()[TWO].epoch > before)  # type: ignore[misc]
+    finally:
+        await cluster.__aexit__()
+
+
+async def test_both_dialling_at_once_settles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After any number of losses there is one pair again, on both sides, and it stays."""
+    monkeypatch.setattr("kvnode.transport.peers.LATE_MS", 0)
+    rng = random.Random(6)
+    async with Cluster(1, 2, settings=settings(reconnect_ms_min=1, reconnect_ms_max=3)) as cluster:
+        for number in range(1, 31):
+
+            def works(number: int = number) -> bool:
+                """Both sides hold the same dial, and it carries messages both ways."""
+                here, there = cluster.nodes[1]._links[TWO], cluster.nodes[2]._links[ONE]
+                cluster.nodes[1].send(TWO, reply(1, number))
+                cluster.nodes[2].send(ONE, reply(2, number))
+                return (
+                    cluster.is_connected()
+                    and here._current == there._current
+                    and reply(1, number) in cluster.receivers[2].messages
+                    and reply(2, number) in cluster.receivers[1].messages
+                )
+
+            await until(works)
+            node = rng.choice((1, 2))
+            cut(cluster, node, 3 - node, rng.choice(("control", "data")))
+        for node in cluster.nodes.values():
+            assert node.counters["frames_bad"] == 0
+
+
+async def test_a_node_that_was_away_is_found_by_members_it_has_not_heard_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Member 4 knows 1 and 2; they have read nothing of it yet and learn of it when it dials."""
+    monkeypatch.setattr("kvnode.transport.peers.LATE_MS", 20)
+    async with Cluster(1, 2) as cluster:
+        await cluster.connected()
+        found = [Member(NodeId(id_), 1000 + id_, cluster.ports[id_]) for id_ in (1, 2)]
+        four = Directory(4)
+        four.identity.cluster_id = cluster.rosters[1].cluster_id
+        cluster.make(4, directory=four, joined=(20, found))
+        await cluster.begin(4)
+        await cluster.connected(1, 4)
+        cluster.nodes[1].send(NodeId(4), reply(1, 1))
+        cluster.nodes[4].send(ONE, reply(4, 2))
+        await until(lambda: reply(1, 1) in cluster.receivers[4].messages)
+        await until(lambda: reply(4, 2) in cluster.receivers[1].messages)
+        assert NodeId(4) in cluster.rosters[1].members
+        # 1 is told that this member is on another directory: the connection does not outlive it
+        other = configuration_of(cluster, {1: 1001, 2: 1002, 4: 99})
+        cluster.rosters[1].on_configuration(other, Index(20), other)
+        cluster.nodes[1].set_members(cluster.rosters[1].members)
+        assert not cluster.nodes[1].links()[NodeId(4)].connected
+        assert "wiped or replaced" in cluster.nodes[1].links()[NodeId(4)].refused
+
+
+def configuration_of(cluster: Cluster, incarnations: dict[int, int]) -> Configuration:
+    members = tuple(Member(NodeId(id_), found, cluster.ports[id_]) for id_, found in incarnations.items())
+    ids = tuple(member.id for member in members)
+    return Configuration(ids, members=members, last_id=max(ids))
+
+
+async def test_a_removed_member_does_not_come_back_by_dialling() -> None:
+    async with Cluster(1, 2, 3) as cluster:
+        await cluster.connected()
+        found = configuration_of(cluster, {2: 1002, 3: 1003})
+        for member in (2, 3):
+            cluster.rosters[member].on_configuration(found, Index(20), found)
+            cluster.nodes[member].set_members(cluster.rosters[member].members)
+        await until(lambda: cluster.rosters[1].was_removed)
+        await until(lambda: "removed from the cluster" in cluster.nodes[1].links()[TWO].refused)
+        assert cluster.nodes[2].links().keys() == {THREE}
+        assert cluster.is_connected(2, 3)
+
+
+async def test_a_member_of_a_lower_feature_level_is_cut_and_refused() -> None:
+    """An upgrade that goes on one node at a time, and one that was forgotten."""
+    cluster = Cluster(1, 2, 3)
+    cluster.make(1)
+    cluster.make(2)
+    cluster.make(3, feature_level_max=1)
+    for member in (1, 2, 3):
+        await cluster.begin(member)
+    try:
+        await cluster.connected()
+        levels = {peer: link.feature_level for peer, link in cluster.nodes[1].links().items()}
+        assert levels == {2: 2, 3: 1}
+        raised = configuration_of(cluster, {1: 1001, 2: 1002, 3: 1003})
+        raised = msgspec.structs.replace(raised, feature_level=2)
+        cluster.rosters[1].on_configuration(raised, Index(9), raised)
+        cluster.nodes[1].set_members(cluster.rosters[1].members)
+        assert cluster.is_connected(1, 2)
+        assert "member 3 knows feature level 1, the cluster uses 2" in cluster.nodes[1].links()[THREE].refused
+        await until(lambda: "feature level 1" in cluster.nodes[3].links()[ONE].refused)
+        await cluster.restart(3)
+        await cluster.connected()
+    finally:
+        await cluster.__aexit__()
+
+
+async def test_without_a_secret_nobody_is_talked_to() -> None:
+    cluster = Cluster(1)
+    node = cluster.make(1, secret=b"")
+    await cluster.begin(1)
+    node.set_members({ONE: cluster.ports[1], TWO: "127.0.0.1:1"})
+    assert "cluster.secret_file" in node.links()[TWO].refused
+    await node.close()
