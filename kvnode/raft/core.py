@@ -25,6 +25,7 @@ from kvnode.raft import (
     quarantine,
     read_index,
     replication,
+    snapshots,
     timers,
     transfer,
 )
@@ -40,6 +41,7 @@ from kvnode.raft.messages import (
     ForwardReply,
     Input,
     LeaderProposals,
+    LogTrimmed,
     Overflowed,
     PeerConnected,
     PeerDisconnected,
@@ -48,9 +50,12 @@ from kvnode.raft.messages import (
     Proposals,
     QuarantineLifted,
     RaftMessage,
+    RareInput,
     ReadIndexReply,
     ReadIndexRequest,
     ReadRequest,
+    SnapshotReceived,
+    SnapshotSent,
     Tick,
     TimeoutNow,
     TransferLeadership,
@@ -126,14 +131,27 @@ class Raft:
                 election.on_vote_reply(state, cause)
             case TimeoutNow():
                 transfer.on_timeout_now(state, cause)
-            case Fetched():
-                replication.on_fetched(state, cause)
             case PeerConnected() | PeerDisconnected():
                 self._on_connection_changed(cause.peer, is_up=isinstance(cause, PeerConnected))
             case PeerRefused():
                 self._on_peer_refused(cause.peer)
+            case _:
+                self._step_rarely(cause)
+
+    def _step_rarely(self, cause: RareInput) -> None:
+        """What does not come with every request."""
+        state = self.state
+        match cause:
             case TransferLeadership():
                 transfer.on_transfer_requested(state, cause.to)
+            case LogTrimmed():
+                snapshots.on_trimmed(state, cause)
+            case SnapshotReceived():
+                snapshots.on_received(state, cause)
+            case SnapshotSent():
+                snapshots.on_sent(state, cause)
+            case Fetched():
+                replication.on_fetched(state, cause)
             case DiskStalled() | DiskRecovered():
                 election.on_disk_changed(state, is_stalled=isinstance(cause, DiskStalled))
             case QuarantineLifted():
@@ -204,7 +222,8 @@ class Raft:
             transfer.push(state, leadership)
         output, state.output = state.output, Output()
         output.persist = state.writes.take(state.log, generation.hard_state(state))
-        state.apply_to = max(state.apply_to, min(state.commit_index, state.writes.durable_index))
+        if not state.writes.is_installing:
+            state.apply_to = max(state.apply_to, min(state.commit_index, state.writes.durable_index))
         output.apply_to = state.apply_to
         return output
 

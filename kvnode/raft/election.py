@@ -12,7 +12,17 @@ Source: Raft thesis §3.4, §3.6.1, §4.2.3, §6.2, §9.6.
 from __future__ import annotations
 
 from kvnode.ids import NOBODY, NodeId, Term, WriteNumber
-from kvnode.raft import clock_drift, generation, high_water_mark, leader_lease, quarantine, quorum, replication, timers
+from kvnode.raft import (
+    clock_drift,
+    generation,
+    high_water_mark,
+    leader_lease,
+    quarantine,
+    quorum,
+    replication,
+    snapshots,
+    timers,
+)
 from kvnode.raft.messages import LogPosition, VoteReply, VoteRequest
 from kvnode.raft.output import BecameCandidate, BecameLeader, BecamePreCandidate, VoteGranted
 from kvnode.raft.state import Candidacy, Leadership, RaftState, Role
@@ -190,7 +200,8 @@ def on_disk_changed(state: RaftState, *, is_stalled: bool) -> None:
 
 def on_persisted(state: RaftState, number: WriteNumber) -> None:
     """Our own write is durable: now it counts, for a vote or for a commit (traps R1, S22)."""
-    state.writes.on_persisted(number)
+    if state.writes.on_persisted(number):
+        snapshots.on_installed(state)
     quarantine.consider_lifting(state)
     on_own_vote_durable(state)
     if state.leadership is not None:

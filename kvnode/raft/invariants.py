@@ -71,6 +71,9 @@ def check(state: RaftState) -> None:
     assert log.base.index <= commit <= last, ("I8", commit, last)
     durable = writes.durable_index
     assert durable <= last, ("I11", durable, last)
+    assert writes.is_installing == (state.installing is not None), ("I17", state.installing)
+    if writes.is_installing:
+        durable = commit  # it will be, before anything is said or applied
     assert state.apply_to <= min(commit, durable), ("I11", state.apply_to)
     assert log.first_in_memory <= min(commit, durable) + 1, ("I19", log.first_in_memory)
     assert state.clock.last >= log.last_time, ("I22", state.clock.last, log.last_time)

@@ -18,6 +18,7 @@ from kvnode.ids import Index, Term
 from kvnode.raft.membership import Membership
 from kvnode.raft.messages import ENTRY_OVERHEAD_BYTES, Configuration, Entry, EntryKind, LogPosition
 
+_START = Index(0)
 _CONFIGURATION = EntryKind.CONFIGURATION.value
 
 
@@ -45,12 +46,16 @@ class RaftLog:
         last_index: Index,
         tail: Sequence[Entry],
         configuration: Configuration,
+        configuration_index: Index = _START,
         time_before: int = 0,
     ) -> None:
-        """`time_before`: the hybrid timestamp of the entry before `tail`, where that is not in memory."""
+        """`configuration` came with the entry at `configuration_index`, 0: it is the initial one.
+
+        `time_before`: the hybrid timestamp of the entry before `tail`, where that is not in memory.
+        """
         self.base = base
         self._time_before = time_before
-        self.membership = Membership(configuration)
+        self.membership = Membership(configuration, configuration_index)
         before_tail = Index(last_index - len(tail))
         assert base.index <= before_tail, (base, last_index, len(tail))
         self._run_firsts = [first for first, _ in term_runs if first <= before_tail]
@@ -145,6 +150,37 @@ class RaftLog:
         self.last_index = Index(first - 1)
         self.membership.on_truncated(first)
 
+    def drop_prefix(self, position: LogPosition) -> None:
+        """Everything up to `position` is gone from the disk: the log begins after it now. Stale news are ignored."""
+        if position.index <= self.base.index:
+            return
+        assert self.term_at(position.index) == position.term, (position, self.term_at(position.index))
+        self._evict(position.index - self.first_in_memory + 1)
+        first = Index(position.index + 1)
+        run = bisect_right(self._run_firsts, first) - 1
+        if first > self.last_index:
+            self._run_firsts, self._run_terms = [], []
+        elif run >= 0:
+            del self._run_firsts[:run], self._run_terms[:run]
+            self._run_firsts[0] = first
+        self.base = position
+        self.membership.on_trimmed(position.index)
+
+    def restart(
+        self, position: LogPosition, time: int, configuration: Configuration, configuration_index: Index
+    ) -> None:
+        """Begin anew after `position`, whose hybrid timestamp is `time`: nothing of the log is kept.
+
+        Its configurations go with it, also those of higher indexes: they were never committed (openraft #1808).
+        """
+        self._evicted_bytes = self._ends[-1] if self._ends else self._evicted_bytes
+        self._entries, self._ends = [], []
+        self._run_firsts, self._run_terms = [], []
+        self.base, self.last_index = position, position.index
+        self.first_in_memory = Index(position.index + 1)
+        self._time_before = time
+        self.membership = Membership(configuration, configuration_index)
+
     # ── slices and sizes ────────────────────────────────────────────────────────────────────────────
 
     def slice(self, first: Index, last: Index, bytes_max: int) -> tuple[Entry, ...] | None:
@@ -183,7 +219,9 @@ class RaftLog:
         if excess <= 0:
             return
         count = bisect_left(self._ends, self._evicted_bytes + excess) + 1
-        count = min(count, up_to - self.first_in_memory + 1)
+        self._evict(min(count, up_to - self.first_in_memory + 1))
+
+    def _evict(self, count: int) -> None:
         if count <= 0:
             return
         self._evicted_bytes = self._ends[count - 1]

@@ -12,6 +12,7 @@ import msgspec
 from kvnode.ids import Index, NodeId
 from kvnode.raft.messages import Configuration
 
+_INITIAL = Index(0)
 _decoder = msgspec.msgpack.Decoder(Configuration)
 
 
@@ -23,17 +24,20 @@ def encode_configuration(configuration: Configuration) -> bytes:
 class Membership:
     """The configurations in the log, oldest first; the last one is in force."""
 
-    __slots__ = ("_history", "configuration", "members")
+    __slots__ = ("_history", "configuration", "index", "members")
 
-    def __init__(self, first: Configuration) -> None:
-        self._history: list[tuple[Index, Configuration]] = [(Index(0), first)]
+    def __init__(self, first: Configuration, index: Index = _INITIAL) -> None:
+        """`index`: of the entry that `first` came with; 0: it is the initial one."""
+        self._history: list[tuple[Index, Configuration]] = [(index, first)]
         self._use_newest()
 
     def _use_newest(self) -> None:
-        self.configuration = self._history[-1][1]
+        self.index, self.configuration = self._history[-1]
         self.members: tuple[NodeId, ...] = tuple(sorted(self.configuration.voters + self.configuration.learners))
 
     def on_appended(self, index: Index, payload: bytes) -> None:
+        if index <= self.index:  # at a start: the store has applied it, so it is the one that was given
+            return
         self._history.append((index, _decoder.decode(payload)))
         self._use_newest()
 
@@ -42,6 +46,11 @@ class Membership:
         while len(self._history) > 1 and self._history[-1][0] >= first:
             self._history.pop()
         self._use_newest()
+
+    def on_trimmed(self, base: Index) -> None:
+        """Entries up to `base` are gone: of their configurations the newest is still in force there."""
+        while len(self._history) > 1 and self._history[1][0] <= base:
+            del self._history[0]
 
     def is_voter(self, node: NodeId) -> bool:
         return node in self.configuration.voters

@@ -346,6 +346,7 @@ class SnapshotReceived(msgspec.Struct, frozen=True, gc=False):
     position: LogPosition  # of the last entry it contains
     time: int  # hybrid timestamp of that entry
     configuration: Configuration  # in force there
+    configuration_index: Index  # of the entry it came with; 0: the initial one
 
 
 class SnapshotSent(msgspec.Struct, frozen=True, gc=False):
@@ -362,6 +363,17 @@ class Fetched(msgspec.Struct, frozen=True, gc=False):
     entries: tuple[Entry, ...]
 
 
+RareInput = (
+    TransferLeadership
+    | DiskStalled
+    | DiskRecovered
+    | QuarantineLifted
+    | LogTrimmed
+    | SnapshotReceived
+    | SnapshotSent
+    | Fetched
+)
+
 LocalInput = (
     Tick
     | Proposals
@@ -372,11 +384,7 @@ LocalInput = (
     | PeerConnected
     | PeerDisconnected
     | PeerRefused
-    | TransferLeadership
-    | DiskStalled
-    | DiskRecovered
-    | QuarantineLifted
-    | Fetched
+    | RareInput
 )
 
 Input = RaftMessage | LocalInput

@@ -76,7 +76,9 @@ class Progress:
             while self.window and self.window[0][0] <= index:
                 self.window_bytes -= self.window.popleft()[1]
             self.next_index = max(self.next_index, Index(index + 1))
-        if self.state == "probe":
+        if self.state == "snapshot" and is_news:
+            self._become_replicate()
+        elif self.state == "probe":
             is_probe_answered = index >= self.next_index - 1
             if is_news or (is_probe_answered and self.next_index > log_last):
                 self._become_replicate()
@@ -86,7 +88,7 @@ class Progress:
 
     def on_rejected(self, prev_index: Index, look_at: Index) -> bool:
         """The entry at `prev_index` did not match; `look_at` is the next one to try. False: stale, ignored."""
-        is_current = self.match_index < prev_index < self.next_index
+        is_current = self.match_index < prev_index < self.next_index and self.state != "snapshot"
         if self.state == "probe":
             is_current = is_current and prev_index == self.next_index - 1
         if not is_current:
@@ -102,6 +104,16 @@ class Progress:
         self.is_fetching = False
         self.window.clear()
         self.window_bytes = 0
+
+    def become_snapshot(self) -> None:
+        """The log cannot help it: wait until it was sent the state instead."""
+        self.become_probe()
+        self.state = "snapshot"
+        self.needs_snapshot = True
+
+    def on_snapshot_sent(self, index: Index) -> None:
+        """It has the state up to `index`, or 0: it has not got it."""
+        self.become_probe(Index(index + 1))
 
     def on_stamp_refused(self, now_ms: int) -> None:
         """It holds what it accepted and does not take what follows, for now: try again with the next heartbeat."""

@@ -28,7 +28,7 @@ from kvnode.raft.messages import (
     Proposed,
     entry_bytes,
 )
-from kvnode.raft.output import Fetch, FollowerLost, LogTruncated, SnapshotNeeded
+from kvnode.raft.output import Fetch, FollowerLost, LogTruncated, SendSnapshot, SnapshotNeeded
 from kvnode.raft.progress import Progress
 from kvnode.raft.state import Leadership, RaftState
 
@@ -110,7 +110,9 @@ class _Burst:
         if self._leadership.heartbeat_due:
             self._send_empty(peer, progress, quiet=False)
         if peer not in state.disconnected:
-            if progress.state == "probe":
+            if progress.state == "snapshot":
+                pass  # until that has been sent
+            elif progress.state == "probe":
                 if not progress.is_paused:
                     self._send_entries(peer, progress)
             else:
@@ -189,10 +191,10 @@ def _send(state: RaftState, peer: NodeId, progress: Progress, append: AppendEntr
 
 
 def _need_snapshot(state: RaftState, peer: NodeId, progress: Progress) -> None:
-    progress.is_paused = True
     if not progress.needs_snapshot:
-        progress.needs_snapshot = True
         state.output.facts.append(SnapshotNeeded(peer, progress.next_index))
+    state.output.snapshots.append(SendSnapshot(peer, progress.next_index))
+    progress.become_snapshot()
 
 
 def _fetch(state: RaftState, peer: NodeId, progress: Progress) -> None:
@@ -211,7 +213,8 @@ def on_fetched(state: RaftState, message: Fetched) -> None:
         return
     progress.is_fetching = False
     entries = message.entries
-    if not entries or entries[0].index != progress.next_index or progress.is_paused:
+    is_wanted = progress.state != "snapshot" and not progress.is_paused
+    if not is_wanted or not entries or entries[0].index != progress.next_index:
         return
     prev = Index(progress.next_index - 1)
     prev_term = state.log.term_at(prev)

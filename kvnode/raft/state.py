@@ -22,7 +22,7 @@ from kvnode.config import RaftSection
 from kvnode.ids import NOBODY, Index, NodeId, Term
 from kvnode.raft.log import RaftLog
 from kvnode.raft.messages import Configuration, Entry, HardState, LogPosition, Proposed, RaftMessage
-from kvnode.raft.output import Output, Send
+from kvnode.raft.output import Output, Send, SnapshotInstalled
 from kvnode.raft.progress import Progress
 from kvnode.raft.writes import Writes
 
@@ -59,6 +59,7 @@ class Restored(msgspec.Struct, frozen=True):
     applied_time: int  # its hybrid timestamp: of the entry at applied_index
     life: int = 0  # counts the starts of this member
     is_quarantined: bool = False  # entries that an earlier life acknowledged are lost
+    configuration_index: Index = _NONE  # of the entry that `configuration` came with; 0: it is the initial one
 
 
 @dataclass(slots=True)
@@ -157,6 +158,7 @@ class RaftState:
     contacts: dict[NodeId, int] = field(default_factory=dict)  # last message of each peer
     disconnected: dict[NodeId, bool] = field(default_factory=dict)  # peers reported down
     apply_to: Index = _NONE
+    installing: SnapshotInstalled | None = None  # accepted, and not durable yet
     output: Output = field(default_factory=Output)
 
     @property
@@ -191,6 +193,7 @@ def initial_state(
         last_index=restored.last_index,
         tail=restored.tail,
         configuration=restored.configuration,
+        configuration_index=restored.configuration_index,
         time_before=restored.applied_time,
     )
     assert hard_state.term >= log.last_term, (hard_state.term, log.last_term)
