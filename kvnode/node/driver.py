@@ -20,9 +20,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+from kvnode import errors
 from kvnode.clocks.clock import Clock
 from kvnode.config import StorageSection
-from kvnode.errors import NoLeader, Overloaded, StorageFailed, TryAgain
+from kvnode.errors import KvnodeError, NoLeader, NotReady, Overloaded, Rejected, StorageFailed, TryAgain
 from kvnode.ids import Index, NodeId, WriteNumber
 from kvnode.node.applier import Applier
 from kvnode.node.lease_calls import LeaseCalls
@@ -215,7 +216,7 @@ class Driver:
         for placed in output.placed:
             self._waiting.placed(placed)
         for refused in output.refused:
-            self._waiting.refused(refused.id, _refusal(refused.code))
+            self._waiting.refused(refused.id, _refusal(refused.code, refused.sentence))
         for ready in output.reads_ready:
             self.reads.ready(ready.number, ready.index)
         for failed in output.reads_failed:
@@ -302,8 +303,11 @@ class Driver:
         return self._stalled
 
 
-def _refusal(code: str) -> TryAgain:
+def _refusal(code: str, sentence: str = "") -> KvnodeError:
+    """What a proposer is told, who may be of another version: an unknown code is as good as "try again"."""
     if code == Overloaded.code:
         return Overloaded("the leader holds too much that is not committed yet", retry_after_ms=RETRY_AFTER_MS)
-    assert code == NoLeader.code, code
-    return NoLeader("the node that was asked does not lead")
+    if code == NoLeader.code:
+        return NoLeader("the node that was asked does not lead")
+    known = errors.by_code().get(code, NotReady)
+    return known(sentence) if issubclass(known, Rejected | TryAgain) else NotReady(sentence)

@@ -24,6 +24,7 @@ from kvnode.raft import (
     leader_lease,
     quarantine,
     read_index,
+    reconfiguration,
     replication,
     snapshots,
     timers,
@@ -169,10 +170,14 @@ class Raft:
             election.check_quorum(state, state.leadership)  # after a pause, before anything is done as a leader
 
     def _admit(self, message: RaftMessage) -> bool:
-        """Members only, then the rule of terms."""
+        """Anybody whom the transport has proven to be of this cluster, then the rule of terms.
+
+        Not only members: a log that is behind knows neither those added since nor, maybe, its own leader. Votes and
+        acknowledgements are counted of voters alone, wherever they are counted.
+        """
         state = self.state
         sender = message.sender
-        if sender not in state.log.membership.members or sender == state.node:
+        if sender == state.node:
             return False
         state.contacts[sender] = state.now_ms
         return generation.admit(state, message)
@@ -217,9 +222,13 @@ class Raft:
         forwarding.flush(state)
         leadership = state.leadership
         if leadership is not None:
+            is_leaving = reconfiguration.is_leaving(state)
+            leadership.note_due = leadership.note_due or is_leaving  # the others are to know that it is committed
             read_index.open_round(state, leadership)
             replication.send_appends(state, leadership)
             transfer.push(state, leadership)
+            if is_leaving:
+                reconfiguration.leave(state, leadership)
         output, state.output = state.output, Output()
         output.persist = state.writes.take(state.log, generation.hard_state(state))
         if not state.writes.is_installing:
@@ -281,6 +290,16 @@ class Raft:
     @property
     def configuration(self) -> Configuration:
         return self.state.configuration
+
+    @property
+    def configuration_index(self) -> Index:
+        """Of the entry that the configuration in force came with; 0: the initial one."""
+        return self.state.log.membership.index
+
+    def is_caught_up(self, peer: NodeId) -> bool:
+        """Whether this leader would give a vote to that learner."""
+        leadership = self.state.leadership
+        return leadership is not None and reconfiguration.is_caught_up(self.state, leadership, peer)
 
     @property
     def progress(self) -> Mapping[NodeId, Progress]:

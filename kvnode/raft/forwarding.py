@@ -8,11 +8,12 @@ certainly in no log. One forwarded and unanswered is unknown: the origin's appli
 from __future__ import annotations
 
 from kvnode.ids import NOBODY, Index, RequestId
-from kvnode.raft import replication
-from kvnode.raft.messages import ForwardProposals, ForwardReply, LeaderProposals, Overflowed, Proposed
+from kvnode.raft import reconfiguration, replication
+from kvnode.raft.messages import EntryKind, ForwardProposals, ForwardReply, LeaderProposals, Overflowed, Proposed
 from kvnode.raft.output import Forwarded, Placed, Refused
 from kvnode.raft.state import RaftState
 
+_CONFIGURATION = EntryKind.CONFIGURATION.value
 _NO_LEADER = "no_leader"
 _OVERLOADED = "overloaded"
 
@@ -34,20 +35,42 @@ def on_leader_proposals(state: RaftState, cause: LeaderProposals) -> None:
 
 
 def _append_own(state: RaftState, batch: tuple[Proposed, ...]) -> None:
-    first = Index(state.log.last_index + 1)
-    taken, code = _append(state, batch)
+    placed, refused = _append(state, batch)
     term = state.term
-    placed = state.output.placed
-    for position in range(taken):
-        placed.append(Placed(batch[position].id, Index(first + position), term))
-    _refuse(state, batch[taken:], code)
+    state.output.placed.extend(Placed(id_, index, term) for id_, index in placed)
+    state.output.refused.extend(Refused(*fate) for fate in refused)
 
 
-def _append(state: RaftState, batch: tuple[Proposed, ...]) -> tuple[int, str]:
-    """How many stand in the log now, and why the others do not."""
-    if state.leadership is None or state.leadership.transfer_to != NOBODY:
-        return 0, _NO_LEADER
-    return replication.append_proposals(state, batch), _OVERLOADED
+_Placed = list[tuple[RequestId, Index]]
+_Refused = list[tuple[RequestId, str, str]]
+
+
+def _append(state: RaftState, batch: tuple[Proposed, ...]) -> tuple[_Placed, _Refused]:
+    """What stands in the log now, and why the others do not."""
+    leadership = state.leadership
+    if leadership is None or leadership.transfer_to != NOBODY:
+        return [], [(proposed.id, _NO_LEADER, "") for proposed in batch]
+    placed: _Placed = []
+    refused: _Refused = []
+    first = 0
+    for at, proposed in enumerate(batch):
+        if proposed.kind != _CONFIGURATION:
+            continue
+        _append_commands(state, batch[first:at], placed, refused)
+        first = at + 1
+        try:
+            placed.append((proposed.id, reconfiguration.append(state, leadership, proposed)))
+        except reconfiguration.Denied as denied:
+            refused.append((proposed.id, denied.code, denied.sentence))
+    _append_commands(state, batch[first:] if first else batch, placed, refused)
+    return placed, refused
+
+
+def _append_commands(state: RaftState, batch: tuple[Proposed, ...], placed: _Placed, refused: _Refused) -> None:
+    first = state.log.last_index + 1
+    taken = replication.append_proposals(state, batch)
+    placed.extend((proposed.id, Index(first + at)) for at, proposed in enumerate(batch[:taken]))
+    refused.extend((proposed.id, _OVERLOADED, "") for proposed in batch[taken:])
 
 
 def _refuse(state: RaftState, batch: tuple[Proposed, ...] | list[Proposed], code: str) -> None:
@@ -85,24 +108,21 @@ def _split(waiting: list[Proposed], bytes_max: int) -> list[tuple[Proposed, ...]
 
 def on_forward_proposals(state: RaftState, message: ForwardProposals) -> None:
     """A follower's clients' commands: append them if we lead, else refuse them."""
-    first = state.log.last_index + 1
-    batch = message.batch
-    taken, code = _append(state, batch)
-    placed: tuple[tuple[RequestId, Index], ...] = tuple(
-        (batch[position].id, Index(first + position)) for position in range(taken)
-    )
-    refused = tuple((proposed.id, code) for proposed in batch[taken:])
-    if taken and state.leadership is not None:
-        state.leadership.progress[message.sender].commit_wanted = state.log.last_index
-    state.send(message.sender, ForwardReply(state.term, state.node, placed, refused))
+    placed, refused = _append(state, message.batch)
+    progress = state.leadership.progress.get(message.sender) if state.leadership is not None else None
+    if placed and progress is not None:
+        progress.commit_wanted = state.log.last_index
+    state.send(message.sender, ForwardReply(state.term, state.node, tuple(placed), tuple(refused)))
 
 
 def on_overflowed(state: RaftState, cause: Overflowed) -> None:
     """Answer for the queue, as one who leads or not; the answer names our term and waits for it like any other."""
-    state.send(cause.peer, ForwardReply(state.term, state.node, refused=tuple((id_, _OVERLOADED) for id_ in cause.ids)))
+    state.send(
+        cause.peer, ForwardReply(state.term, state.node, refused=tuple((id_, _OVERLOADED, "") for id_ in cause.ids))
+    )
 
 
 def on_forward_reply(state: RaftState, message: ForwardReply) -> None:
     """Where our commands stand. True of the reply's term, whatever ours has become since."""
     state.output.placed.extend(Placed(id_, index, message.term) for id_, index in message.placed)
-    state.output.refused.extend(Refused(id_, code) for id_, code in message.refused)
+    state.output.refused.extend(Refused(*fate) for fate in message.refused)

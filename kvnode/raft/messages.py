@@ -182,7 +182,7 @@ class ForwardReply(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False
     term: Term
     sender: NodeId
     placed: tuple[tuple[RequestId, Index], ...] = ()
-    refused: tuple[tuple[RequestId, str], ...] = ()  # (id, error code of the TryAgain family)
+    refused: tuple[tuple[RequestId, str, str], ...] = ()  # (id, error code, why where that does not tell)
 
 
 class ReadIndexRequest(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):

@@ -69,10 +69,11 @@ class Forwarded(msgspec.Struct, frozen=True, gc=False):
 
 
 class Refused(msgspec.Struct, frozen=True, gc=False):
-    """A proposal is certainly in no log: error code of the TryAgain family (no_leader, overloaded)."""
+    """A proposal is certainly in no log: the code of an error that says so (no_leader, overloaded, conflict …)."""
 
     id: RequestId
     code: str
+    sentence: str = ""  # why, where the code alone does not tell
 
 
 class ReadReady(msgspec.Struct, frozen=True, gc=False):

@@ -84,8 +84,9 @@ def confirm(state: RaftState, leadership: Leadership) -> None:
 
 def _answer(state: RaftState, origin: NodeId, number: int, index: Index) -> None:
     if origin != state.node:
-        if state.leadership is not None and index != _REFUSED:
-            state.leadership.progress[origin].commit_wanted = index
+        progress = state.leadership.progress.get(origin) if state.leadership is not None else None
+        if progress is not None and index != _REFUSED:
+            progress.commit_wanted = index
         state.send(origin, ReadIndexReply(state.term, state.node, number, index))
     elif index == _REFUSED:
         state.output.reads_failed.append(ReadFailed(number))

@@ -16,7 +16,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvnode.ids import Index, NodeId, Term
-from kvnode.raft import clock_drift, generation, high_water_mark, leader_lease, quarantine, read_index
+from kvnode.raft import (
+    clock_drift,
+    generation,
+    high_water_mark,
+    leader_lease,
+    quarantine,
+    read_index,
+    reconfiguration,
+)
 from kvnode.raft.log import RaftLog
 from kvnode.raft.messages import (
     ENTRY_OVERHEAD_BYTES,
@@ -43,7 +51,7 @@ def append_no_op(state: RaftState) -> None:
 
 
 def append_proposals(state: RaftState, batch: Sequence[Proposed]) -> int:
-    """Append as many of `batch` as the uncommitted budget allows, stamped in order; how many that were."""
+    """Append as many commands as the uncommitted budget allows, stamped in order; how many that were."""
     settings, log, term = state.settings, state.log, state.term
     stamp, wall_ms = state.clock.next, state.wall_ms
     room = settings.uncommitted_bytes_max - state.uncommitted_bytes
@@ -56,10 +64,7 @@ def append_proposals(state: RaftState, batch: Sequence[Proposed]) -> int:
         room -= len(payload) + ENTRY_OVERHEAD_BYTES
         index = Index(index + 1)
         entries.append(Entry(term, index, stamp(wall_ms), proposed.kind, payload, proposed.session, proposed.sequence))
-    configuration = state.configuration
     log.extend(entries)
-    if state.configuration is not configuration and state.leadership is not None:
-        state.leadership.progress = track_members(state, state.leadership.progress)
     return len(entries)
 
 
@@ -323,6 +328,7 @@ def _accept(state: RaftState, message: AppendEntries) -> tuple[Index, int] | Non
     if fresh:
         log.extend(fresh)
         state.clock.observe(fresh[-1].time)
+        reconfiguration.on_changed(state)
     return Index(last - len(entries) + taken), ahead_ms
 
 

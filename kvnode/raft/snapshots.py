@@ -16,8 +16,9 @@ stands still until then: `Output.installed` tells when it goes on from there.
 
 from __future__ import annotations
 
+from kvnode.raft import reconfiguration
 from kvnode.raft.messages import AppendReply, LogTrimmed, SnapshotReceived, SnapshotSent
-from kvnode.raft.output import ConfigurationChanged, Install, SnapshotIgnored, SnapshotInstalled
+from kvnode.raft.output import Install, SnapshotIgnored, SnapshotInstalled
 from kvnode.raft.state import RaftState
 
 
@@ -77,15 +78,13 @@ def _why_not(state: RaftState, message: SnapshotReceived) -> str:
 def _install(state: RaftState, message: SnapshotReceived) -> None:
     log, position = state.log, message.position
     keeps_log = log.term_at(position.index) == position.term
-    before = log.membership.configuration
     if not keeps_log:
         log.restart(position, message.time, message.configuration, message.configuration_index)
         state.clock.rewind(log.last_time)
     state.commit_index = position.index
     state.writes.on_install(Install(position, message.time, keeps_log))
     state.installing = SnapshotInstalled(message.sender, position)
-    if log.membership.configuration != before:
-        state.output.facts.append(ConfigurationChanged(log.membership.index, log.membership.configuration))
+    reconfiguration.on_changed(state)
 
 
 def on_installed(state: RaftState) -> None:

@@ -158,6 +158,7 @@ class RaftState:
     contacts: dict[NodeId, int] = field(default_factory=dict)  # last message of each peer
     disconnected: dict[NodeId, bool] = field(default_factory=dict)  # peers reported down
     apply_to: Index = _NONE
+    configuration_told: Configuration | None = None  # the one in force, as it was told last
     installing: SnapshotInstalled | None = None  # accepted, and not durable yet
     output: Output = field(default_factory=Output)
 
@@ -212,6 +213,7 @@ def initial_state(
         vote=hard_state.vote,
         commit_index=restored.applied_index,
         apply_to=restored.applied_index,
+        configuration_told=log.membership.configuration,
         life=restored.life,
         is_quarantined=restored.is_quarantined,
     )

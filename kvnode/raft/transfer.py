@@ -24,7 +24,7 @@ def on_transfer_requested(state: RaftState, to: NodeId) -> None:
         if to != leadership.transfer_to:
             _refuse(state, to, "another transfer is under way")
         return
-    target = to if to != NOBODY else _best_target(state, leadership)
+    target = to if to != NOBODY else best_target(state, leadership)
     if target == state.node or not state.log.membership.is_voter(target):
         _refuse(state, to, "no such voter beside the leader")
         return
@@ -42,7 +42,7 @@ def _refuse(state: RaftState, to: NodeId, reason: str) -> None:
     state.output.facts.append(TransferAborted(to, reason))
 
 
-def _best_target(state: RaftState, leadership: Leadership) -> NodeId:
+def best_target(state: RaftState, leadership: Leadership) -> NodeId:
     """The voter with the highest match among those heard within T and out of quarantine; NOBODY if there is none."""
     since = state.now_ms - state.settings.election_timeout_ms
     best, best_match = NOBODY, -1

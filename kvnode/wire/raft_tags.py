@@ -82,14 +82,14 @@ def _check_vote_request(message: VoteRequest) -> None:
 def _check_forward(message: ForwardProposals) -> None:
     for proposed in message.batch:
         check_range(proposed.id, proposed.session, proposed.sequence)
-        if proposed.kind != EntryKind.COMMAND:
-            raise CodecError(f"a forwarded proposal of kind {proposed.kind}: only clients' commands are forwarded")
+        if proposed.kind not in (EntryKind.COMMAND, EntryKind.CONFIGURATION):
+            raise CodecError(f"a forwarded proposal of kind {proposed.kind}: only what clients ask for is forwarded")
 
 
 def _check_forward_reply(message: ForwardReply) -> None:
     for request, index in message.placed:
         check_range(request, index)
-    for request, _code in message.refused:
+    for request, _code, _sentence in message.refused:
         check_range(request)
 
 

@@ -29,6 +29,7 @@ from kvnode.raft.messages import (
     Fetched,
     HardState,
     Input,
+    Member,
     PeerMessage,
     Persisted,
     Proposals,
@@ -51,7 +52,7 @@ class Envelope:
 
 
 @dataclass
-class Member:
+class Machine:
     """One node: its core while it runs, its disk, and what its clients were told."""
 
     id: NodeId
@@ -92,7 +93,9 @@ class Cluster:
     ) -> None:
         """`logs`: entries' terms by node, e.g. {1: [1, 1, 2]}; a node's term is then its last entry's."""
         ids = range(1, voters + 1) if isinstance(voters, int) else voters
-        self.configuration = Configuration(tuple(map(NodeId, ids)), tuple(map(NodeId, learners)))
+        voting, listening = tuple(map(NodeId, ids)), tuple(map(NodeId, learners))
+        described = tuple(Member(id_, 1_000 + id_, f"node-{id_}:1") for id_ in sorted(voting + listening))
+        self.configuration = Configuration(voting, listening, described, max(voting + listening))
         self.settings = settings or RaftSection(commit_note_ms=0)  # notes at once: scripts stay free of timers
         self.seed = seed
         self.now_ms = 1_000
@@ -107,9 +110,9 @@ class Cluster:
         self.last_read = 0
         self.starts = 0
         self.observers: list[Callable[[Cluster, NodeId, Output], None]] = []
-        self.members: dict[NodeId, Member] = {}
+        self.members: dict[NodeId, Machine] = {}
         for id_ in sorted(self.configuration.voters + self.configuration.learners):
-            self.members[id_] = Member(id_)
+            self.members[id_] = Machine(id_)
             terms = (logs or {}).get(id_, [])
             self.members[id_].disk.entries = [made_entry(term, index) for index, term in enumerate(terms, 1)]
             self.members[id_].disk.hard_state = HardState(Term(terms[-1] if terms else 0))
@@ -122,7 +125,7 @@ class Cluster:
         assert raft is not None, f"node {id_} is down"
         return raft
 
-    def member(self, id_: int) -> Member:
+    def member(self, id_: int) -> Machine:
         return self.members[NodeId(id_)]
 
     def start(self, id_: int) -> None:
@@ -181,7 +184,7 @@ class Cluster:
     def wall_ms(self, id_: int) -> int:
         return WALL_START_MS + self.now_ms + self.wall_skew_ms.get(id_, 0)
 
-    def _check(self, member: Member) -> None:
+    def _check(self, member: Machine) -> None:
         assert member.raft is not None
         state = member.raft.state
         invariants.check(state)
@@ -195,7 +198,7 @@ class Cluster:
             for index, entry in self.committed.items():
                 assert state.log.term_at(index) == entry.term, ("I6", member.id, index, entry.term)
 
-    def _execute(self, member: Member, output: Output) -> None:
+    def _execute(self, member: Machine, output: Output) -> None:
         member.outputs.append(output)
         for observer in self.observers:
             observer(self, member.id, output)
@@ -220,7 +223,7 @@ class Cluster:
         if member.id not in self.slow_disks and not member.is_draining:
             self.complete_writes(member.id)
 
-    def _note_entries(self, member: Member, persist: Persist) -> None:
+    def _note_entries(self, member: Machine, persist: Persist) -> None:
         """Log matching, incrementally: (index, term) names one entry and one predecessor for ever."""
         assert member.raft is not None
         if not persist.entries:
@@ -247,7 +250,7 @@ class Cluster:
             self.complete_write(id_)
         member.is_draining = False
 
-    def _release(self, member: Member) -> None:
+    def _release(self, member: Machine) -> None:
         still_held: list[Send] = []
         for send in member.held:
             if send.after > member.disk.durable:
@@ -258,7 +261,7 @@ class Cluster:
                 self.wire.append(Envelope(member.id, send.to, send.message))
         member.held = still_held
 
-    def _check_durable(self, member: Member, send: Send) -> None:
+    def _check_durable(self, member: Machine, send: Send) -> None:
         """I9: what the message claims is on the disk."""
         hard_state, message = member.disk.hard_state, send.message
         if isinstance(message, VoteRequest | VoteReply) and message.pre:
@@ -276,14 +279,14 @@ class Cluster:
             case _:
                 pass
 
-    def _apply(self, member: Member, apply_to: Index) -> None:
+    def _apply(self, member: Machine, apply_to: Index) -> None:
         while len(member.applied) < apply_to:
             entry = member.disk.entries[len(member.applied)]  # I11: only what is durable is applied
             known = self.committed.setdefault(entry.index, entry)
             assert known == entry, ("I7", member.id, entry, known)
             member.applied.append(entry)
 
-    def on_fetch(self, member: Member, fetch: Fetch) -> None:
+    def on_fetch(self, member: Machine, fetch: Fetch) -> None:
         """Read entries back from the disk and hand them to the core."""
         entries = tuple(member.disk.entries[fetch.first - 1 : min(fetch.last, fetch.first + 15)])
         self.step(member.id, Fetched(fetch.peer, entries))

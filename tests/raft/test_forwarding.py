@@ -68,7 +68,7 @@ def test_a_proposal_is_never_passed_on() -> None:
     (send,) = cluster.step(2, ForwardProposals(Term(1), NodeId(3), batch(1, 2))).sends
     assert send.to == 3
     assert send.message == ForwardReply(
-        Term(1), NodeId(2), refused=((RequestId(1), "no_leader"), (RequestId(2), "no_leader"))
+        Term(1), NodeId(2), refused=((RequestId(1), "no_leader", ""), (RequestId(2), "no_leader", ""))
     )
 
 
@@ -117,7 +117,7 @@ def test_the_uncommitted_budget_refuses_and_recovers() -> None:
         for s in cluster.step(1, ForwardProposals(Term(1), NodeId(2), batch(50))).sends
         if isinstance(s.message, ForwardReply)
     ]
-    assert reply.refused == ((RequestId(50), "overloaded"),)
+    assert reply.refused == ((RequestId(50), "overloaded", ""),)
     cluster.heal()
     cluster.advance(200)
     assert cluster[1].uncommitted_bytes == 0
@@ -132,7 +132,7 @@ def test_what_found_no_room_in_the_queue_is_refused_once_the_term_is_durable() -
     cluster.elect(1)
     refused = Overflowed(NodeId(2), (RequestId(7), RequestId(8)))
     (send,) = cluster.step(1, refused).sends
-    assert send.message == ForwardReply(Term(1), NodeId(1), refused=((7, "overloaded"), (8, "overloaded")))
+    assert send.message == ForwardReply(Term(1), NodeId(1), refused=((7, "overloaded", ""), (8, "overloaded", "")))
     assert send.after == 0
     output = cluster.feed(1, AppendReply(Term(6), NodeId(3), accepted=False, index=Index(0)), refused)
     (send,) = [send for send in output.sends if isinstance(send.message, ForwardReply)]

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from kvnode.ids import Index, NodeId, RequestId, Term
+from kvnode.kv.members import RemoveMember
 from kvnode.raft.membership import Membership, encode_configuration
-from kvnode.raft.messages import AppendEntries, Configuration, Entry, EntryKind, Proposals, Proposed, VoteRequest
+from kvnode.raft.messages import (
+    AppendEntries,
+    Configuration,
+    Entry,
+    EntryKind,
+    Proposals,
+    Proposed,
+    VoteReply,
+    VoteRequest,
+)
+from kvnode.wire.codec import encode_change
 from tests.raft.cluster import Cluster
 
 ONE = Configuration((NodeId(1),))
@@ -39,8 +50,8 @@ def test_a_follower_uses_and_drops_a_configuration_entry() -> None:
 def test_a_leader_follows_the_configuration_it_appends() -> None:
     cluster = Cluster(3)
     cluster.elect(1)
-    smaller = Configuration((NodeId(1), NodeId(2)))
-    proposed = Proposed(RequestId(1), encode_configuration(smaller), kind=EntryKind.CONFIGURATION.value)
+    change = encode_change(RemoveMember(NodeId(3)))
+    proposed = Proposed(RequestId(1), change, kind=EntryKind.CONFIGURATION.value)
     cluster.step(1, Proposals((proposed,)))
     assert list(cluster[1].progress) == [2]
     cluster.settle()
@@ -68,12 +79,17 @@ def test_learners_get_entries_and_decide_nothing() -> None:
     assert not cluster.step(3, request).sends
 
 
-def test_strangers_are_ignored() -> None:
-    """I27: not in the configuration, not in the conversation."""
+def test_one_who_is_no_member_here_may_lead_and_never_counts() -> None:
+    """A log that is behind does not know its leader yet; who may speak at all the transport has proven (I27)."""
     cluster = Cluster(3)
-    cluster.elect(1)
+    entry = Entry(Term(5), Index(1), 1, EntryKind.NOOP.value, b"9")
+    cluster.step(3, AppendEntries(Term(5), NodeId(9), Index(0), Term(0), (entry,), Index(0)))
+    assert (cluster[3].leader, cluster[3].last_index) == (9, 1)
+    cluster.wire.clear()
+    cluster.cut(1)
+    cluster.advance(2_000)
+    assert cluster[1].role == "candidate"  # it asks, and nobody hears it
     term = cluster[1].term
-    for id_ in (1, 2):
-        output = cluster.step(id_, VoteRequest(Term(50), NodeId(9), Term(50), Index(50), transfer=True))
-        assert not output.sends
-        assert cluster[id_].term == term
+    for stranger in range(9, 12):
+        cluster.step(1, VoteReply(Term(term + 1), NodeId(stranger), granted=True, pre=True))
+    assert (cluster[1].role, cluster[1].term) == ("candidate", term)

@@ -411,7 +411,7 @@ def test_a_follower_below_the_base_waits_for_a_snapshot() -> None:
     cluster.advance(3_000)
     assert raft.term == 3
     assert cluster.facts_of(1, SnapshotNeeded) == [SnapshotNeeded(NodeId(2), Index(1))]
-    assert raft.progress[NodeId(2)].state == "probe"
+    assert raft.progress[NodeId(2)].state == "snapshot"
     assert cluster[2].last_index == 0
 
 

@@ -98,7 +98,7 @@ def test_proposals_are_refused_meanwhile_and_taken_again_after_the_timeout() -> 
     cluster.step(1, TransferLeadership(NodeId(3)))
     assert [r.code for r in cluster.step(1, Proposals(BATCH)).refused] == ["no_leader"]
     replies = [s.message for s in cluster.step(1, ForwardProposals(Term(1), NodeId(2), BATCH)).sends]
-    assert ForwardReply(Term(1), NodeId(1), refused=((RequestId(90), "no_leader"),)) in replies
+    assert ForwardReply(Term(1), NodeId(1), refused=((RequestId(90), "no_leader", ""),)) in replies
     cluster.advance(cluster.settings.election_timeout_ms)
     assert cluster.facts_of(1, TransferAborted) == [TransferAborted(NodeId(3), "timeout")]
     assert cluster.step(1, Proposals(BATCH)).placed

@@ -87,9 +87,9 @@ MESSAGES: list[tuple[PeerMessage, str, list[Any]]] = [
         [6, 4, 2, [[300, A_PUT, 1, 2, 2]]],
     ),
     (
-        ForwardReply(Term(4), ONE, ((RequestId(300), Index(8)),), ((RequestId(301), "overloaded"),)),
-        "95070401 9192cd012c08 9192cd012daa6f7665726c6f61646564",
-        [7, 4, 1, [[300, 8]], [[301, "overloaded"]]],
+        ForwardReply(Term(4), ONE, ((RequestId(300), Index(8)),), ((RequestId(301), "overloaded", "why"),)),
+        "95070401 9192cd012c08 9193cd012daa6f7665726c6f61646564a3776879",
+        [7, 4, 1, [[300, 8]], [[301, "overloaded", "why"]]],
     ),
     (ReadIndexRequest(Term(4), TWO, 70_000), "94080402ce00011170", [8, 4, 2, 70_000]),
     (ReadIndexReply(Term(4), ONE, 70_000, Index(8)), "95090401ce0001117008", [9, 4, 1, 70_000, 8]),
