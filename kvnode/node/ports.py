@@ -8,7 +8,7 @@ from typing import Protocol
 from kvnode.errors import LogCorrupted
 from kvnode.ids import Index, NodeId
 from kvnode.machine.backend import Backend
-from kvnode.raft.messages import Entry, PeerMessage
+from kvnode.raft.messages import Entry, LogPosition, PeerMessage
 from kvnode.raft.output import Persist
 from kvnode.wire.links import LinkInfo
 
@@ -57,6 +57,21 @@ class LogStore(Protocol):
 
     def lift_quarantine(self) -> None:
         """Make it durable that everything lost is there again. Called as `write` is. Raises: StorageFailed."""
+        ...
+
+    def trim(self, applied_index: Index, bytes_kept: int) -> LogPosition:
+        """Remove whole segments of entries up to `applied_index`, the store's last durable commit, oldest first.
+
+        Segments of `bytes_kept` at least stay, and the newest. Returns the position before the first entry left.
+        Called as `write` is. Raises: StorageFailed.
+        """
+        ...
+
+    def reset(self, position: LogPosition, time: int) -> None:
+        """Begin anew behind `position`, where the snapshot that is the store now ends; term and vote stay.
+
+        `time`: hybrid timestamp of that entry. Called as `write` is. Raises: StorageFailed.
+        """
         ...
 
     @property

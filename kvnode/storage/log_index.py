@@ -137,6 +137,16 @@ class LogIndex:
         firsts = [segment.first_index for segment in self.segments]
         return max(0, bisect_right(firsts, index + 1) - 1)
 
+    def droppable_beyond(self, bytes_kept: int, index: int) -> int:
+        """As `droppable`, but what is left of the segments takes at least `bytes_kept`. The newest counts as empty."""
+        count, left = 0, sum(segment.size for segment in self.segments[:-1])
+        for segment in self.segments[: self.droppable(index)]:
+            left -= segment.size
+            if left < bytes_kept:
+                break
+            count += 1
+        return count
+
     def drop(self, count: int) -> None:
         """Forget the `count` oldest segments."""
         if not count:

@@ -41,6 +41,18 @@ class LogState:
             last_time=header.last_time,
         )
 
+    def anew(self, position: LogPosition, time: int) -> LogState:
+        """The log as it goes on after a snapshot up to `position`: no entry, term and vote as they were.
+
+        The term is at least that of the snapshot's last entry. This node has not voted in it if it is news.
+        """
+        state = self.hard_state
+        if position.term > state.term:
+            state = HardState(position.term, NodeId(0))
+        state = HardState(state.term, state.vote, Index(max(state.commit, position.index)))
+        last_time = max(self.last_time, time)
+        return LogState(LogIndex(position), self.applied_index, self.seq, self.crc, state, position, last_time)
+
     @classmethod
     def empty(cls, applied_index: int) -> LogState:
         """No record yet."""

@@ -29,7 +29,8 @@ Header block, 4096 bytes
        136     8  unsynced max     no write to this segment is longer than this many bytes
        144     8  last time        greatest hybrid timestamp of the entries before this segment
        152     8  size             the file was durably made this long before it was used
-       160  3932  zero
+       160     8  begins anew      1: a snapshot took the place of every segment before this one; else 0
+       168  3924  zero
       4092     4  crc              of the 4092 bytes before it
 
 Record, every head at a multiple of 8
@@ -60,7 +61,8 @@ sector and one lost sector never takes both the last records and every proof tha
 A segment comes to be in this order: written under a temporary name, durable; renamed, directory durable; only
 then is the segment before it sealed with segment-end; only then is it written to. So a named segment always has
 an intact header, everything before the seal was durable when it got its name, and a sealed segment always has a
-successor.
+successor. One that begins anew does not continue the entries of the one before it, only its records' numbers: the base
+and the entry before the first are the snapshot's last. Segments before it are void, also where they come back.
 
 Recovery (``wal_recovery.py``): a record is valid if its checksum, its seq and its link to the record before
 are right. The first invalid place is the end of the log, a torn tail or damage; what decides is whether anything
@@ -97,7 +99,7 @@ TYPES: Final = frozenset((ENTRY, HARD_STATE, TRUNCATE, SNAPSHOT_MARKER, MARK, SE
 TEMPORARY: Final = "next.tmp"
 """Name under which the next segment is made ready; whatever stands under it at a start was never in use."""
 
-_HEADER = Struct("<8sIIQQQQQQQQIIQQQQQQQQQ")
+_HEADER = Struct("<8sIIQQQQQQQQIIQQQQQQQQQQ")
 HEAD = Struct("<IIBBHIQQQQ")
 HEAD_TAIL = Struct("<IBBHIQQQQ")  # the head behind its checksum
 CRC = Struct("<I")
@@ -131,6 +133,7 @@ class SegmentHeader(msgspec.Struct, frozen=True, kw_only=True):
     unsynced_max: int
     last_time: int
     size: int
+    begins_anew: bool = False  # a snapshot stands for everything before it
 
     @property
     def crc_start(self) -> int:
@@ -213,6 +216,7 @@ def pack_header(header: SegmentHeader) -> bytes:
         header.unsynced_max,
         header.last_time,
         header.size,
+        header.begins_anew,
     )
     CRC.pack_into(block, HEADER_BYTES - 4, crc32(block[:-4]))
     return bytes(block)
@@ -226,13 +230,15 @@ def unpack_header(block: bytes) -> SegmentHeader:
         _HEADER.unpack_from(block)
     )
     previous_seq, previous_crc, features, previous_end, base_index, base_term, term, vote, commit, *tail = rest
-    unsynced, time, size = tail
+    unsynced, time, size, anew = tail
     if magic != MAGIC:
         raise FormatError("the header does not begin with kvnode's magic bytes")
     if CRC.unpack_from(block, HEADER_BYTES - 4)[0] != crc32(block[: HEADER_BYTES - 4]):
         raise FormatError("the header's checksum is wrong")
-    if version != FORMAT or checksum != CHECKSUM_CRC32 or features != 0:
-        raise UnknownVersion(f"format {version}, checksum {checksum}, features {features}: made by another version")
+    if version != FORMAT or checksum != CHECKSUM_CRC32 or features != 0 or anew > 1:
+        raise UnknownVersion(
+            f"format {version}, checksum {checksum}, features {features}, beginning {anew}: made by another version"
+        )
     return SegmentHeader(
         stamp=Stamp(cluster, member, incarnation),
         sequence=sequence,
@@ -247,6 +253,7 @@ def unpack_header(block: bytes) -> SegmentHeader:
         unsynced_max=unsynced,
         last_time=time,
         size=size,
+        begins_anew=bool(anew),
     )
 
 

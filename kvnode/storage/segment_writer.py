@@ -2,7 +2,8 @@
 
 Next segment, in this order: zeros under a temporary name, durable (done ahead, at half of the segment before, so that
 a full segment costs little when it comes); header, durable; renamed, directory durable; then the old segment
-is sealed. A sealed segment without a successor therefore always means that a file was lost.
+is sealed. A sealed segment without a successor therefore always means that a file was lost. A segment that begins anew,
+after a snapshot, leaves the one before it as it is.
 """
 
 from __future__ import annotations
@@ -56,10 +57,13 @@ class SegmentWriter:
         self._size, self.crc_start, self.offset = file.size(), header.crc_start, offset
         return self._size >= header.size
 
-    def begin(self, state: LogState, need: int = 0, previous_end: int = 0) -> SegmentIndex:
+    def begin(
+        self, state: LogState, need: int = 0, previous_end: int = 0, *, begins_anew: bool = False
+    ) -> SegmentIndex:
         """Name and enter a new segment that continues the log as it stands; durable when this returns.
 
         `need`: room for one write of that many bytes. `previous_end`: where the segment before is sealed, 0 if not.
+        `begins_anew`: nothing before it counts.
         """
         place = self._place
         file = self._prepare(max(place.segment_bytes, HEADER_BYTES + need + _SEAL_RESERVE_BYTES))
@@ -77,6 +81,7 @@ class SegmentWriter:
             unsynced_max=max(2 * place.batch_bytes_max, need),  # the caller counts payloads, records are a bit longer
             last_time=state.last_time,
             size=file.size(),
+            begins_anew=begins_anew,
         )
         path = f"{place.directory}/{segment_name(header.sequence, header.first_index)}"
         file.pwrite(0, pack_header(header))

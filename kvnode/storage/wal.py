@@ -3,8 +3,8 @@
 A log is a directory of segments (format: ``segment.py``). One thread writes: all records of a batch with one pwrite
 and one fdatasync, the next batch not before that returned, so at most one write is in doubt at any time and
 recovery (``wal_recovery.py``) can tell a torn write from damage. A suffix is cut by a record, never in place.
-When a segment is full the next one, made ready ahead, is begun and the old one sealed. Another thread may read
-durable entries meanwhile.
+When a segment is full the next one, made ready ahead, is begun and the old one sealed. After a snapshot the log begins
+anew, with a segment that makes all before it void. Another thread may read durable entries meanwhile.
 
 After any error the object is dead: after a failed fsync nobody knows what the disk holds, and a second fsync
 would report success over lost pages. Only a fresh start, which reads and verifies everything, may go on.
@@ -37,7 +37,7 @@ from kvnode.storage.segment_writer import SegmentWriter
 from kvnode.storage.vote_copy import VoteCopy
 from kvnode.storage.wal_batch import encode_batch
 from kvnode.storage.wal_read import read_entries
-from kvnode.storage.wal_recovery import Found, RecoveryReport, TornTail, corrupted, find_log
+from kvnode.storage.wal_recovery import Found, RecoveryReport, TornTail, corrupted, find_log, is_superseded
 from kvnode.storage.wal_repair import clear_unused, make_durable, save_copy, sweep
 from kvnode.storage.wal_scrub import Scrubber, is_dropped
 
@@ -63,7 +63,9 @@ class Recovered(msgspec.Struct, frozen=True):
         return self.quarantine is not None
 
 
-def _examine(place: LogPlace, applied_index: Index) -> tuple[Found, Quarantine | None, Index]:
+def _examine(
+    place: LogPlace, applied_index: Index, installed: LogPosition | None
+) -> tuple[Found, Quarantine | None, Index]:
     """The log that must be there, the note of what it has lost, and the last entry known to be committed.
 
     Raises: LogCorrupted (also for damage that was noted and not set aside yet), IdentityRefused, OSError.
@@ -74,7 +76,9 @@ def _examine(place: LogPlace, applied_index: Index) -> tuple[Found, Quarantine |
         raise LogCorrupted(note.what, repairable=True, file=note.file, offset=note.offset)
     # Of a log that lost entries only what was committed before the damage is known to stand as it was applied.
     committed = Index(min(applied_index, note.commit)) if note else applied_index
-    found = find_log(place.disk, directory, place.stamp, committed, is_quarantined=note is not None)
+    found = find_log(
+        place.disk, directory, place.stamp, committed, is_quarantined=note is not None, installed=installed
+    )
     if found is None:
         raise LogCorrupted(
             f"{directory} holds no log, but this node has been part of a cluster. Remove this member and add "
@@ -124,21 +128,34 @@ class Wal:
         self._final = _Final(self)
 
     @classmethod
-    def open(cls, place: LogPlace, *, applied_index: Index, create: bool) -> tuple[Wal, Recovered]:
+    def open(
+        cls,
+        place: LogPlace,
+        *,
+        applied_index: Index,
+        create: bool,
+        installed: LogPosition | None = None,
+        installed_time: int = 0,
+    ) -> tuple[Wal, Recovered]:
         """Open the log, or make it if `create`; everything returned is durable.
 
         `create` says that this node has never answered anybody: a log without terms and entries, as a crash
         during an earlier creation leaves it, is made anew then. Without it a missing log is an error, never an
         empty voter.
 
+        `installed`: the store is a snapshot that ends there, at hybrid `installed_time`, and has applied nothing since.
+        Where the log does not hold that entry, the install is finished: the log begins anew.
+
         Raises: LogCorrupted, IdentityRefused, StorageFailed.
         """
         try:
             place.disk.fsync_dir(place.directory)  # the names seen below must not go away again
-            found, note, committed = (None, None, applied_index) if create else _examine(place, applied_index)
+            found, note, committed = None, None, applied_index
+            if not create:
+                found, note, committed = _examine(place, applied_index, installed)
             votes = VoteCopy(place.disk, place.directory, place.stamp)
             if found is None:
-                clear_unused(place.disk, place.directory, place.stamp)
+                clear_unused(place.disk, place.directory, place.stamp, installed)
             elif votes.is_ahead_of(found.state.hard_state):
                 raise corrupted(
                     found.last_path,
@@ -148,8 +165,12 @@ class Wal:
                 )
             state = found.state if found else LogState.empty(applied_index)
             wal = cls(place, state, SegmentWriter(place), votes)
-            report = wal._go_on(found, note is not None) if found else wal._begin_log()
+            report = wal._go_on(found, note is not None, installed) if found else wal._begin_log()
             votes.renew(state.hard_state)
+            if installed is not None and is_superseded(state.index, installed):
+                wal.reset(installed, installed_time)
+                state = wal._state
+                report = msgspec.structs.replace(report, began_anew=installed)
         except OSError as error:
             raise StorageFailed(f"opening the log in {place.directory} failed: {error}") from error
         recovered = Recovered(
@@ -238,6 +259,41 @@ class Wal:
                 self._disk.unlink(segment.path)
             self._disk.fsync_dir(self._directory)
 
+    def trim(self, applied_index: Index, bytes_kept: int) -> LogPosition:
+        """Remove the oldest segments that nobody needs; returns the position before the first entry left.
+
+        Whole segments, never the newest, of entries that the store has durably applied and the log knows to be
+        committed. What is left takes `bytes_kept` at least, for followers that are slow. Called by the writing thread.
+
+        Raises: StorageFailed; the log is dead then.
+        """
+        log = self._state.index
+        known = Index(min(applied_index, self._state.hard_state.commit, log.last_index))
+        count = log.droppable_beyond(bytes_kept, known)
+        if count:
+            self.drop_prefix(Index(log.segments[count].first_index - 1))
+        return self._state.index.base
+
+    def reset(self, position: LogPosition, time: int) -> None:
+        """A snapshot that ends with `position`, at hybrid `time`, stands for the log so far: it begins anew behind it.
+
+        Every entry goes; term and vote stay. The new segment is durable before the first file goes. The caller has
+        made the snapshot durable as this node's store. Called by the writing thread.
+
+        Raises: StorageFailed; the log is dead then.
+        """
+        with self._final:
+            writer, before = self._usable(), self._state
+            assert position.index >= before.hard_state.commit, (position, before.hard_state)
+            state = before.anew(position, time)
+            state.index.begin(writer.begin(state, begins_anew=True))
+            self._votes.keep(state.hard_state)
+            with self._lock:
+                self._state = state
+            for segment in before.index.segments:
+                self._disk.unlink(segment.path)
+            self._disk.fsync_dir(self._directory)
+
     def note_damage(self, damage: LogCorrupted) -> None:
         """Make it durable that this log is damaged: the next start goes through all of it, and into quarantine.
 
@@ -283,8 +339,9 @@ class Wal:
             return read_entries(self._disk, stretches, bytes_max)
         except OSError as error:
             with self._lock:
-                if first <= self._state.index.base.index:  # dropped meanwhile
-                    return []
+                is_gone = log is not self._state.index or first <= log.base.index
+            if is_gone:  # meanwhile
+                return []
             raise StorageFailed(f"reading the log in {self._directory} failed: {error}") from error
 
     def scrub(self, bytes_max: int) -> bool:
@@ -327,7 +384,7 @@ class Wal:
         self._state.index.begin(self._writer.begin(self._state))
         return RecoveryReport(segments=1, segments_scanned=0)
 
-    def _go_on(self, found: Found, is_quarantined: bool) -> RecoveryReport:
+    def _go_on(self, found: Found, is_quarantined: bool, installed: LogPosition | None) -> RecoveryReport:
         """Make what was found durable, cut a torn tail, and stand ready to append."""
         disk, state = self._disk, self._state
         make_durable(disk, found)
@@ -340,7 +397,14 @@ class Wal:
         if torn is not None:
             torn = save_copy(disk, self._directory, file, found.last.sequence, torn)
         state.index.begin(self._writer.begin(state))
-        again = find_log(disk, self._directory, self._stamp, Index(state.applied_index), is_quarantined=is_quarantined)
+        again = find_log(
+            disk,
+            self._directory,
+            self._stamp,
+            Index(state.applied_index),
+            is_quarantined=is_quarantined,
+            installed=installed,
+        )
         assert again is not None
         same = (again.state.seq, again.state.crc, again.state.index.last_index, again.torn)
         if same != (state.seq, state.crc, state.index.last_index, None):

@@ -32,9 +32,10 @@ import msgspec
 
 from kvnode.errors import IdentityRefused, LogCorrupted
 from kvnode.ids import Index
+from kvnode.raft.messages import LogPosition
 from kvnode.storage import quarantine, vote_copy
 from kvnode.storage.disk import Disk, DiskFile
-from kvnode.storage.log_index import SegmentIndex
+from kvnode.storage.log_index import LogIndex, SegmentIndex
 from kvnode.storage.log_state import LogState
 from kvnode.storage.segment import (
     HEAD_BYTES,
@@ -72,6 +73,7 @@ class RecoveryReport(msgspec.Struct, frozen=True):
     torn: TornTail | None = None
     stale: tuple[str, ...] = ()  # segments below the low-water mark that had come back; removed
     unknown: tuple[str, ...] = ()  # files that are not the log's; left alone
+    began_anew: LogPosition | None = None  # an install that was cut short is finished: the log goes on after it
 
 
 class Stretch(NamedTuple):
@@ -126,12 +128,21 @@ def contradiction(path: str, offset: int, error: FormatError) -> LogCorrupted:
 
 
 def find_log(
-    disk: Disk, directory: str, stamp: Stamp, applied_index: Index, *, is_quarantined: bool = False
+    disk: Disk,
+    directory: str,
+    stamp: Stamp,
+    applied_index: Index,
+    *,
+    is_quarantined: bool = False,
+    installed: LogPosition | None = None,
 ) -> Found | None:
     """Read the log. Changes nothing on disk. None: there is no segment at all.
 
     `is_quarantined`: it is known that the log ends before what the store has applied; `applied_index` is then what is
     known to be committed of it, and may lie below where the log begins.
+
+    `installed`: the store is a snapshot that ends there and has applied nothing since. A log that does not hold that
+    entry is the one before the install, which was cut short; `is_superseded` tells.
 
     Raises: LogCorrupted, IdentityRefused, OSError.
     """
@@ -148,7 +159,11 @@ def find_log(
     state, scanned, before = older
     last = segments[-1]
     end, doubtful, torn = _scan_last(disk, last, state)
-    _check_whole(last.path, end, state, bool(stale), is_quarantined=is_quarantined)
+    is_cut_short = installed is not None and is_superseded(state.index, installed)
+    if is_cut_short:
+        assert installed is not None
+        _check_superseded(last.path, end, state, installed)
+    _check_whole(last.path, end, state, bool(stale), store_may_be_ahead=is_quarantined or is_cut_short)
     return Found(
         state=state,
         last=last.header,
@@ -236,9 +251,11 @@ def _header(disk: Disk, path: str, place: tuple[int, int], stamp: Stamp) -> Segm
 
 
 def _newest_run(segments: list[_Segment]) -> tuple[list[_Segment], list[str]]:
-    """The segments without a gap in their numbers up to the newest, and those before such a gap."""
+    """The segments up to the newest, from one that begins anew or follows a gap in the numbers on; and those before."""
     at = len(segments) - 1
-    while at > 0 and segments[at - 1].header.sequence == segments[at].header.sequence - 1:
+    while at > 0 and not segments[at].header.begins_anew:
+        if segments[at - 1].header.sequence != segments[at].header.sequence - 1:
+            break
         at -= 1
     return segments[at:], [segment.path for segment in segments[:at]]
 
@@ -369,10 +386,30 @@ def _scan_last(disk: Disk, segment: _Segment, state: LogState) -> tuple[int, int
         file.close()
 
 
-def _check_whole(path: str, end: int, state: LogState, below_lost: bool, *, is_quarantined: bool) -> None:
+def is_superseded(log: LogIndex, installed: LogPosition) -> bool:
+    """The log does not hold the entry `installed`: it is to begin anew after it."""
+    if log.base.index > installed.index:
+        return False  # entries after the snapshot are missing: damage
+    return log.last_index < installed.index or log.term_at(installed.index) != installed.term
+
+
+def _check_superseded(path: str, end: int, state: LogState, installed: LogPosition) -> None:
+    """Nothing that the log knows to be committed stands against the snapshot."""
+    known = max(state.hard_state.commit, state.low_water.index)
+    if state.index.last_index >= installed.index and known >= installed.index:
+        raise corrupted(
+            path,
+            end,
+            f"the store is a snapshot that ends with entry {installed.index} of term {installed.term}, but the log has "
+            f"committed another entry there: the two are not of one cluster",
+            repairable=False,
+        )
+
+
+def _check_whole(path: str, end: int, state: LogState, below_lost: bool, *, store_may_be_ahead: bool) -> None:
     """What else has to be there: nothing committed or applied is missing, at the end or at the beginning."""
     log = state.index
-    applied = 0 if is_quarantined else state.applied_index
+    applied = 0 if store_may_be_ahead else state.applied_index
     for index, who in ((applied, "the store has applied"), (state.hard_state.commit, "the log committed")):
         if index > log.last_index:
             raise corrupted(path, end, f"the log ends at index {log.last_index}, but {who} index {index}")
@@ -385,7 +422,7 @@ def _check_whole(path: str, end: int, state: LogState, below_lost: bool, *, is_q
             0,
             f"the log begins behind index {base.index}, only entries up to {state.low_water.index} may be gone{gap}",
         )
-    if base.index > state.applied_index and not is_quarantined:
+    if base.index > state.applied_index and not store_may_be_ahead:
         raise corrupted(
             oldest, 0, f"the log begins behind index {base.index}, the store stands at {state.applied_index}"
         )

@@ -6,7 +6,7 @@ import msgspec
 
 from kvnode.errors import IdentityRefused
 from kvnode.ids import Index, Term
-from kvnode.raft.messages import HardState
+from kvnode.raft.messages import HardState, LogPosition
 from kvnode.storage.disk import Disk, DiskFile
 from kvnode.storage.segment import HEADER_BYTES, Stamp, parse_name
 from kvnode.storage.segment_reader import read_or_none
@@ -69,8 +69,8 @@ def save_copy(disk: Disk, directory: str, file: DiskFile, sequence: int, torn: T
     return msgspec.structs.replace(torn, saved=path)
 
 
-def clear_unused(disk: Disk, directory: str, stamp: Stamp) -> None:
-    """Remove a log that was begun but never used: no term, no vote, no entry.
+def clear_unused(disk: Disk, directory: str, stamp: Stamp, installed: LogPosition | None) -> None:
+    """Remove a log that was begun but never used: no vote and no entry, no term but that of the snapshot `installed`.
 
     Raises: IdentityRefused if it was used, or by somebody else; LogCorrupted, OSError.
     """
@@ -78,9 +78,12 @@ def clear_unused(disk: Disk, directory: str, stamp: Stamp) -> None:
     if not paths:
         return
     written_by = header_of(disk, paths[0]).stamp
-    found = find_log(disk, directory, written_by, Index(0))
+    applied = installed.index if installed is not None else Index(0)
+    found = find_log(disk, directory, written_by, applied, installed=installed)
     assert found is not None
-    unused = found.state.index.last_index == 0 and found.state.hard_state == HardState(Term(0))
+    log, nothing = found.state.index, LogPosition(Term(0), Index(0))
+    begun = log.base if log.base in {nothing, installed} else nothing
+    unused = log.last_index == begun.index and found.state.hard_state == HardState(begun.term, commit=begun.index)
     if (written_by.member, written_by.incarnation) != (stamp.member, stamp.incarnation) or not unused:
         raise IdentityRefused(
             f"{directory} holds the log of member {written_by.member} of cluster {written_by.cluster_id:016x}, but the "

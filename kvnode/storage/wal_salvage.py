@@ -21,12 +21,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
 from kvnode.errors import LogCorrupted, StorageFailed
 from kvnode.ids import Index, WriteNumber
-from kvnode.raft.messages import HardState
+from kvnode.raft.messages import HardState, LogPosition
 from kvnode.raft.output import Persist
 from kvnode.storage.disk import Disk
 from kvnode.storage.log_index import SegmentIndex
@@ -76,14 +77,33 @@ class _Kept:
 
 
 def open_log(
-    place: LogPlace, *, applied_index: Index, create: bool, may_salvage: bool
+    place: LogPlace,
+    *,
+    applied_index: Index,
+    create: bool,
+    may_salvage: bool,
+    installed: LogPosition | None = None,
+    installed_time: int = 0,
 ) -> tuple[Wal, Recovered, Salvaged | None]:
     """As `Wal.open`; a damaged log is salvaged first, if `may_salvage` (there are peers to restore it).
 
+    `installed`: the entry that the store's snapshot ended with, if it began as one. What the store has applied since is
+    proof that the log began anew behind it.
+
     Raises: LogCorrupted, IdentityRefused, StorageFailed.
     """
+    if installed is not None and installed.index != applied_index:
+        installed = None
+    open_wal = partial(
+        Wal.open,
+        place,
+        applied_index=applied_index,
+        create=create,
+        installed=installed,
+        installed_time=installed_time,
+    )
     try:
-        return *Wal.open(place, applied_index=applied_index, create=create), None
+        return *open_wal(), None
     except LogCorrupted as damage:
         if not (may_salvage and damage.repairable):
             raise
@@ -92,7 +112,7 @@ def open_log(
         salvaged = _salvage(place, found, applied_index)
     except OSError as error:
         raise StorageFailed(f"salvaging the log in {place.directory} failed: {error}") from error
-    return *Wal.open(place, applied_index=applied_index, create=create), salvaged
+    return *open_wal(), salvaged
 
 
 def _salvage(place: LogPlace, damage: LogCorrupted, applied_index: Index) -> Salvaged:
@@ -128,11 +148,13 @@ def _keep(place: LogPlace, applied_index: Index) -> _Kept:
     paths = [f"{place.directory}/{name}" for name in names]
     headers = [_header(disk, path, place.stamp) for path in paths]
     kept = _Kept(LogState.empty(applied_index), behind=tuple(paths))
-    first = headers[0] if headers else None
+    anew = [at for at, header in enumerate(headers) if header is not None and header.begins_anew]
+    oldest = anew[-1] if anew else 0  # what stands before is void
+    first = headers[oldest] if headers else None
     if first is None or first.first_index - 1 > applied_index:
         return kept  # entries before it are missing: no beginning to keep
     nothing, state = kept, LogState.before(first, applied_index)
-    for at, path in enumerate(paths):
+    for at, path in enumerate(paths[oldest:], oldest):
         header = headers[at]
         if header is None or not _continues(header, state):
             break

@@ -28,7 +28,7 @@ from zlib import crc32
 import msgpack
 
 _NAME = re.compile(r"(\d{10})-(\d{20})\.wal")
-_HEADER = struct.Struct("<8s2I8QII9Q")
+_HEADER = struct.Struct("<8s2I8QII10Q")
 _HEAD = struct.Struct("<2I2BHI4Q")
 _BLOCK = 4096
 _NOOP = 1
@@ -99,6 +99,7 @@ class _Header(NamedTuple):
     unsynced_max: int
     last_time: int
     size: int
+    anew: int
 
 
 class _Record(NamedTuple):
@@ -205,7 +206,12 @@ def _headers(directory: str, log: VerifiedLog) -> list[_Header]:
         header = _Header(name, *fields[: len(_Header._fields) - 1])
         parts = _NAME.fullmatch(name)
         assert parts is not None
-        if (header.magic, header.version, header.checksum, header.features) != (b"KVNODEWL", 1, 1, 0):
+        if (header.magic, header.version, header.checksum, header.features) != (
+            b"KVNODEWL",
+            1,
+            1,
+            0,
+        ) or header.anew > 1:
             log.problems.append(_at(where, 0, "another format"))
         elif (header.sequence, header.first_index) != (int(parts[1]), int(parts[2])):
             log.problems.append(_at(where, 0, "the name and the header differ"))
@@ -214,8 +220,8 @@ def _headers(directory: str, log: VerifiedLog) -> list[_Header]:
         elif found and header[4:7] != found[0][4:7]:
             log.problems.append(_at(where, 0, "written by another node than the first segment"))
         else:
-            if found and header.sequence != found[-1].sequence + 1:
-                found.clear()  # older ones that came back after they were dropped; the low-water mark judges the gap
+            if header.anew or (found and header.sequence != found[-1].sequence + 1):
+                found.clear()  # older ones that came back after they were dropped; the low-water mark judges a gap
             found.append(header)
             continue
         return found

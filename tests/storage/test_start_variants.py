@@ -340,13 +340,14 @@ HEADER_FIELDS = {
     "unsynced max": (136, 8),
     "last time": (144, 8),
     "size": (152, 8),
+    "begins anew": (160, 8),
     "crc": (HEADER_BYTES - 4, 4),
 }
 
 
 def test_f22_no_field_of_a_segment_header_is_ever_made_up() -> None:
     """Zeroed, all ones or one more: refused with the file named, never term 0 and no vote."""
-    assert len(SegmentHeader.__struct_fields__) == 13
+    assert len(SegmentHeader.__struct_fields__) == 14
     image = log_of(LAST)
     paths = segments(image)
     assert len(paths) >= 3

@@ -14,7 +14,7 @@ from itertools import islice
 
 from kvnode.errors import Fatal
 from kvnode.ids import Index, NodeId, Term, WriteNumber
-from kvnode.raft.messages import Entry, EntryKind, HardState
+from kvnode.raft.messages import Entry, EntryKind, HardState, LogPosition
 from kvnode.raft.output import Persist
 from kvnode.sim.choices import Choices, RandomChoices, every_choice
 from kvnode.sim.disk import FakeDisk
@@ -62,9 +62,17 @@ def open_wal(
     home: str = HOME,
     salts: int = 7,
     stamp: Stamp = STAMP,
+    installed: LogPosition | None = None,
+    installed_time: int = 0,
 ) -> tuple[Wal, Recovered]:
     place = LogPlace(disk, home, stamp, segment_bytes, batch_bytes_max, partial(random.Random(salts).getrandbits, 64))
-    return Wal.open(place, applied_index=Index(applied), create=create)
+    return Wal.open(
+        place,
+        applied_index=Index(applied),
+        create=create,
+        installed=installed,
+        installed_time=installed_time,
+    )
 
 
 def view(recovered: Recovered) -> LogView:
