@@ -43,6 +43,7 @@ from kvnode.storage.realdisk import RealDisk
 from kvnode.storage.wal import Recovered, Stamp, Wal
 from kvnode.storage.wal_salvage import Salvaged, open_log
 from kvnode.transport.peers import PeerTransport
+from kvnode.wire.frames import FEATURE_LEVEL
 
 APPLIED_LIMITS = (
     "answers_bytes_max",
@@ -208,6 +209,7 @@ class RunningNode:
                 client_url=self._client_url,
                 free_bytes=lambda: disk.free_bytes(config.node.data_dir),
                 alarms=lambda: tuple(self._roster.alarms),
+                feature_level=FEATURE_LEVEL,
                 boot=data.boot.counter,
             ),
             on_failed=self._on_failed,

@@ -10,7 +10,7 @@ import msgspec
 
 from kvnode.api import shapes
 from kvnode.api.errors import STATUS, ErrorBody
-from kvnode.api.http import operations, txn
+from kvnode.api.http import members, operations, txn
 from kvnode.api.routes import COMMON_ERRORS, TABLE, Parameter, Route
 from kvnode.version import __version__
 
@@ -30,7 +30,7 @@ _SCHEMA_OF_KIND: dict[str, Json] = {
 _VARIABLES: dict[str, tuple[str, Json]] = {
     "key": ("The rest of the path, percent-decoded: any bytes, slashes included, at least one.", {"type": "string"}),
     "name": ("Any bytes, percent-encoded; slashes may stand as they are.", {"type": "string"}),
-    "id": ("A lease.", {"type": "integer", "minimum": 1}),
+    "id": ("Of a lease, session or member: as the call that made it answered.", {"type": "integer", "minimum": 1}),
 }
 _ANSWER_HEADERS = {
     "Kv-Node": "Member id of the node that answers.",
@@ -96,6 +96,8 @@ def _operation(route: Route) -> Json:
             "bytes": ("application/octet-stream", {"type": "string", "format": "binary"}),
             "txn": ("application/json", {"$ref": _REFERENCE + "Txn"}),
             "batch": ("application/json", {"type": "array", "items": {"$ref": _REFERENCE + "BatchOperation"}}),
+            "new member": ("application/json", {"$ref": _REFERENCE + "NewMember"}),
+            "member address": ("application/json", {"$ref": _REFERENCE + "MemberAddress"}),
         }[route.body]
         operation["requestBody"] = {"required": True, "content": {kind: {"schema": schema}}}
     return operation
@@ -172,6 +174,11 @@ _FIELD_SCHEMAS: dict[str, Json] = {
     "order": {"enum": ["asc", "desc"], "default": "asc"},
     "if_rev": _REVISION,
     "lease": {"type": "integer", "minimum": 1},
+    "peer": {"type": "string", "description": "host:port of its peer listener."},
+    "name": {"type": "string", "maxLength": members.NAME_LENGTH_MAX},
+    "incarnation": {"type": "string", "pattern": "^[0-9a-fA-F]{16}$"},
+    "promote": {"type": "boolean", "description": "Give it a vote once it has caught up. Default: if it replaces one."},
+    "replaces": {"type": "integer", "minimum": 1, "description": "Remove this member once the new one votes."},
 }
 
 
@@ -190,6 +197,8 @@ def _request_schemas() -> Json:
         "Operation": operation,
         "BatchOperation": in_batch,
         "Compare": compare,
+        "NewMember": _object(members.ADD_FIELDS, required=("peer",)),
+        "MemberAddress": _object(members.UPDATE_FIELDS, required=("peer",)),
         "Txn": {
             "type": "object",
             "additionalProperties": False,

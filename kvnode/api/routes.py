@@ -15,9 +15,9 @@ import msgspec
 from kvnode.api import shapes
 from kvnode.api.answer import Answer
 from kvnode.api.call import Call
-from kvnode.api.http import batch, history, kv, leases, listing, locks, node, sessions, txn, watches
+from kvnode.api.http import batch, history, kv, leases, listing, locks, members, node, sessions, txn, watches
 from kvnode.errors import MethodNotAllowed, NotFound
-from kvnode.kv.interface import Status
+from kvnode.kv.interface import Members, MembersChanged, Status
 
 Handler = Callable[[Call], Awaitable[Answer]]
 
@@ -41,7 +41,7 @@ class Route(msgspec.Struct, frozen=True):
     sentence: str
     parameters: tuple[Parameter, ...] = ()
     headers: tuple[Parameter, ...] = ()
-    body: Literal["", "bytes", "txn", "batch"] = ""
+    body: Literal["", "bytes", "txn", "batch", "new member", "member address"] = ""
     reply: Any = None  # a Struct type, bytes, str (plain text), or None for no body
     errors: tuple[str, ...] = ()  # codes beside those every call may answer
     redirects: bool = False  # 307 to the leader even when not asked for
@@ -102,6 +102,7 @@ SEQUENCE = Parameter("Kv-Sequence", "integer", "With Kv-Session: the write's num
 ACKNOWLEDGED = Parameter("Kv-Acknowledged", "integer", "With Kv-Session: no answer up to this sequence is needed more.")
 IDEMPOTENCY_KEY = Parameter("Idempotency-Key", "text", "Any text of up to 255 bytes: takes effect once under it.")
 FENCE = Parameter("fence", "text", "NAME:TOKEN: only while that lock or election is held under that token.")
+FORCE = Parameter("force", "flag", "Do it although the cluster may lose its majority by it.")
 NAMES = (SESSION, SEQUENCE, ACKNOWLEDGED, IDEMPOTENCY_KEY)
 
 _READ = ("compacted", "clock_drift", "no_leader", "not_ready", "stale_bound_unmet", "overloaded", "timeout")
@@ -115,6 +116,7 @@ _WRITE = (
     "leadership_lost",
     "connection_lost",
 )
+_CHANGE = ("conflict", "member_not_found", *(code for code in _WRITE if code != "no_space"))
 _ONCE = ("conflict", "sequence_too_old", "session_expired")
 
 
@@ -289,9 +291,29 @@ TABLE: tuple[Route, ...] = (
     ),
     Route("GET", "/v1/status", node.show_status, "This node as it sees itself.", (TIMEOUT,), reply=Status),
     Route(
+        "GET", "/v1/members", members.list_members, "The members as this node sees them. Asks nobody.",
+        (TIMEOUT,), reply=Members,
+    ),
+    Route(
+        "POST", "/v1/members", members.add, "Add a learner: it gets the log, and no vote until it is promoted.",
+        (TIMEOUT,), (NO_FORWARD,), "new member", MembersChanged, _CHANGE, name="add_member",
+    ),
+    Route(
+        "PUT", "/v1/members/{id}", members.update, "Let the others reach a member at another peer address.",
+        (TIMEOUT,), (NO_FORWARD,), "member address", MembersChanged, _CHANGE, name="update_member",
+    ),
+    Route(
+        "POST", "/v1/members/{id}/promote", members.promote, "Give a learner a vote, once it has caught up.",
+        (FORCE, TIMEOUT), (NO_FORWARD,), "", MembersChanged, _CHANGE, name="promote_member",
+    ),
+    Route(
+        "DELETE", "/v1/members/{id}", members.remove, "Remove a member, for ever: its id is never given again.",
+        (FORCE, TIMEOUT), (NO_FORWARD,), "", MembersChanged, _CHANGE, name="remove_member",
+    ),
+    Route(
         "POST", "/v1/admin/transfer", node.transfer_leadership, "Hand leadership to a member.",
-        (Parameter("to", "integer", "Member id of the new leader.", required=True), TIMEOUT), (), "", node.Transferred,
-        ("member_not_found", "no_leader", "timeout"), redirects=True,
+        (Parameter("to", "integer", "Member id of the new leader; default: the voter with most of the log."), TIMEOUT),
+        (), "", node.Transferred, ("member_not_found", "conflict", "no_leader", "timeout"), redirects=True,
     ),
     Route(
         "POST", "/v1/admin/compact", node.compact, "Give up the history below a revision, on all nodes.",

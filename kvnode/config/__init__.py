@@ -8,7 +8,7 @@ asserted in `__post_init__`, next to the declaration. No other package holds a t
 Precedence: command-line flag > environment > file > default.
 """
 
-from kvnode.config.addresses import is_loopback, parse_address
+from kvnode.config.addresses import check_told_address, is_loopback, parse_address
 from kvnode.config.config import Config, Setting, settings
 from kvnode.config.load import load
 from kvnode.config.sections import (
@@ -41,6 +41,7 @@ __all__ = [
     "RaftSection",
     "Setting",
     "StorageSection",
+    "check_told_address",
     "is_loopback",
     "load",
     "parse_address",

@@ -12,9 +12,10 @@ from typing import Any, Literal, overload
 
 import msgspec
 
-from kvnode.ids import NodeId, Revision, Term
+from kvnode.ids import NOBODY, NodeId, Revision, Term
 from kvnode.kv import keys
 from kvnode.kv.events import WatchPart
+from kvnode.kv.members import MemberChange
 from kvnode.kv.requests import (
     ANY_REVISION,
     NEWEST,
@@ -256,11 +257,41 @@ class PeerProgress(msgspec.Struct, frozen=True):
     reconnects: int
 
 
-class MemberInfo(msgspec.Struct, frozen=True):
+class MemberInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One member as the configuration knows it and as this node sees it."""
+
     id: NodeId
+    name: str = ""
+    role: Literal["voter", "learner"]
     peer_address: str
     client_url: str  # "" until it has been met
-    voter: bool
+    incarnation: str = ""  # of its data directory, 16 hex digits; "" until it is known
+    version: str = ""  # of its software; "" until it has been met
+    feature_level: int = 0  # what that software knows; 0 until it has been met
+    connected: bool = False  # to this node; true for this node itself
+    wants_vote: bool = False  # a learner that is given a vote once it has caught up
+    replaces: NodeId | None = None  # … and this member is removed then
+    match_index: int | None = None  # its log equals the leader's up to here; on the leader only, like the next two
+    lag: int | None = None  # entries of the leader's log that it lacks
+    progress: Literal["probe", "replicate", "snapshot"] | None = None
+
+
+class Members(msgspec.Struct, frozen=True, kw_only=True):
+    """The configuration of the cluster that is in force on a node."""
+
+    cluster_id: str  # 16 hex digits
+    cluster_name: str
+    leader: NodeId | None
+    configuration_index: int  # of the log entry it came with; 0: the initial one
+    last_id: NodeId  # the highest id ever given: one up to it that no member has was removed, for ever
+    feature_level: int  # what all members know
+    members: tuple[MemberInfo, ...]
+
+
+class MembersChanged(Members, frozen=True, kw_only=True):
+    """The configuration that a change led to. `id`: the member it was about."""
+
+    id: NodeId
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -284,6 +315,7 @@ class Status(msgspec.Struct, frozen=True):
     hybrid_time: str  # of the newest entry applied
     state_hash: str  # rolling hash of everything applied, hex; equal on all nodes at equal applied_index
     members: tuple[MemberInfo, ...]
+    configuration_index: int  # of the log entry that they came with; 0: the initial ones
     peers: tuple[PeerProgress, ...]
     quorum: dict[str, int]  # voters, needed, reachable
     wal_bytes: int
@@ -335,8 +367,22 @@ class Admin(ABC):
         """Client address of the current leader, "" if unknown. For redirects and hints."""
 
     @abstractmethod
-    async def transfer_leadership(self, to: NodeId) -> None:
-        """Hand leadership over. Raises NoLeader, MemberNotFound, Timeout."""
+    async def transfer_leadership(self, to: NodeId = NOBODY) -> NodeId:
+        """Hand leadership to `to`, or to the voter that has most of the log; returns who leads then.
+
+        Raises: NoLeader, MemberNotFound, Conflict if there is nobody to hand it to, Timeout.
+        """
+
+    @abstractmethod
+    def members(self) -> Members:
+        """The configuration in force here; never waits."""
+
+    @abstractmethod
+    async def change_members(self, change: MemberChange, options: Options = DEFAULT_OPTIONS) -> MembersChanged:
+        """Carry out one change; answered once it is committed and applied here.
+
+        Raises: Conflict, MemberNotFound, BadRequest (refused, with what to do about it), and what a write raises.
+        """
 
     @abstractmethod
     def counters(self) -> dict[str, Any]:

@@ -13,13 +13,15 @@ from typing import Any
 from kvnode.clocks.clock import Clock
 from kvnode.config import Config
 from kvnode.errors import (
+    Conflict,
     ConnectionLost,
     MemberNotFound,
     NoLeader,
     Timeout,
 )
 from kvnode.ids import NOBODY, NodeId, Revision, Term
-from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Admin, Options, Status
+from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Admin, Members, MembersChanged, Options, Status
+from kvnode.kv.members import MemberChange
 from kvnode.kv.requests import Request, Watch
 from kvnode.machine.backend import Backend
 from kvnode.machine.machine import StateMachine
@@ -33,6 +35,8 @@ from kvnode.node.lease_calls import LeaseCalls
 from kvnode.node.leases import Lessor
 from kvnode.node.log_health import LogHealth
 from kvnode.node.log_writer import LogWriter
+from kvnode.node.member_alarms import MemberAlarms
+from kvnode.node.member_view import MemberView
 from kvnode.node.ports import LogStore, Transport
 from kvnode.node.range_reads import RangeReads
 from kvnode.node.request_path import RequestPath
@@ -173,6 +177,23 @@ class Node(KV, Admin):
             clock=clock,
             leader_client_url=self.leader_client_url,
         )
+        self._view = MemberView(
+            raft=raft,
+            transport=transport,
+            cluster_id=f"{identity.cluster_id:016x}",
+            cluster_name=config.cluster.name,
+            client_url=identity.client_url,
+            feature_level=identity.feature_level,
+            addresses=identity.peer_addresses,
+        )
+        self._member_alarms = MemberAlarms(
+            raft=raft,
+            transport=transport,
+            addresses=identity.peer_addresses,
+            loop=loop,
+            clock=clock,
+            on_failed=self._fail,
+        )
         self._log_store = log_store
         self._log_health = LogHealth(
             log_store,
@@ -234,6 +255,7 @@ class Node(KV, Admin):
         self._driver.start()
         self._duties.start()
         self._log_health.start()
+        self._member_alarms.start()
         self._catch_up = self._loop.create_task(self._path.catch_up(), name="catch-up")
         self._catch_up.add_done_callback(self._on_catch_up_done)
 
@@ -248,6 +270,7 @@ class Node(KV, Admin):
         self._stopping = True
         log.info("node.stopping", node=self._raft.node, waiting=len(self._waiting))
         self._log_health.stop()
+        self._member_alarms.stop()
         self._duties.stop()
         if self._catch_up is not None:
             self._catch_up.cancel()
@@ -280,6 +303,7 @@ class Node(KV, Admin):
         """Stop at once and answer everybody "unknown": what a killed process does, for tests and the simulator."""
         self._stopping = True
         self._log_health.stop()
+        self._member_alarms.stop()
         self._duties.stop()
         if self._catch_up is not None:
             self._catch_up.cancel()
@@ -299,6 +323,7 @@ class Node(KV, Admin):
             return
         self._failure = error
         self._log_health.stop()
+        self._member_alarms.stop()
         self._duties.stop()
         self._driver.stop()
         self._applier.halt()
@@ -364,22 +389,35 @@ class Node(KV, Admin):
         link = self._transport.links().get(leader)
         return link.client_url if link is not None else ""
 
-    async def transfer_leadership(self, to: NodeId) -> None:
-        if self._raft.role != "leader":
+    async def transfer_leadership(self, to: NodeId = NOBODY) -> NodeId:
+        raft = self._raft
+        if raft.role != "leader":
             raise NoLeader("only the leader can hand over", leader_url=self.leader_client_url())
-        if to not in self._raft.configuration.voters:
+        if to not in (NOBODY, *raft.configuration.voters):
             raise MemberNotFound(f"node {to} is not a voter of this cluster")
-        if to == self._raft.node:
-            return
+        if to == raft.node:
+            return to
+        if raft.configuration.voters == (raft.node,):
+            raise Conflict("there is no other voter that leadership could be handed to")
         self._driver.queue.put_control(TransferLeadership(to))
-        await self._until(lambda: self._raft.role != "leader", 2 * self._config.raft.election_timeout_ms)
-        if self._raft.role == "leader":
-            raise Timeout(f"node {to} did not take over in time")
+        within_ms = 2 * self._config.raft.election_timeout_ms
+        await self._until(lambda: raft.role != "leader" and raft.leader != NOBODY, within_ms)
+        if raft.leader in (raft.node, NOBODY):
+            who = f"node {to}" if to != NOBODY else "another voter"
+            raise Timeout(f"{who} did not take over in time")
+        return raft.leader
+
+    def members(self) -> Members:
+        return self._view.members()
+
+    async def change_members(self, change: MemberChange, options: Options = DEFAULT_OPTIONS) -> MembersChanged:
+        return self._view.changed(change, await self._path.change_members(change, options))
 
     def status(self) -> Status:
         return status.build(
             config=self._config,
             identity=self._identity,
+            view=self._view,
             raft=self._raft,
             machine=self._machine,
             backend=self._backend,
@@ -389,7 +427,11 @@ class Node(KV, Admin):
             ready=self.is_ready(),
             now_ms=self._clock.monotonic_ms(),
             started_ms=self._started_ms,
-            alarms=[*filter(None, (self._space.alarm, self._raft.clock_alarm)), *self._log_health.alarms()],
+            alarms=[
+                *filter(None, (self._space.alarm, self._raft.clock_alarm)),
+                *self._log_health.alarms(),
+                *self._member_alarms.alarms,
+            ],
         )
 
     def counters(self) -> dict[str, Any]:

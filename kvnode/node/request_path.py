@@ -20,10 +20,12 @@ from kvnode.config import LimitsSection, RaftSection
 from kvnode.errors import KvnodeError, NoLeader, NotReady, Overloaded, Timeout
 from kvnode.kv.interface import DEFAULT_OPTIONS, Options
 from kvnode.kv.keys import ONE_KEY
+from kvnode.kv.members import MemberChange
 from kvnode.kv.requests import (
     ApplyResult,
     Await,
     Command,
+    ConfigurationReply,
     LeaseKeepAlive,
     LeaseListReply,
     QueueReply,
@@ -53,7 +55,10 @@ from kvnode.node.waiting_list import WaitingList
 from kvnode.node.watch_stream import NodeStream
 from kvnode.node.watches import Watches
 from kvnode.raft.core import Raft
-from kvnode.raft.messages import Proposed
+from kvnode.raft.messages import EntryKind, Proposed
+from kvnode.wire.codec import encode_change
+
+COMMAND = EntryKind.COMMAND.value
 
 TIME_MARK = Txn((), ())
 TIME_MARK_RETRY_MS = 10
@@ -166,6 +171,22 @@ class RequestPath:
         payload = admission.payload_of(request, self._limits)
         # In the entry's head for those who read the log; what is carried out is the payload's word alone.
         session, sequence = (request.session, request.sequence) if isinstance(request, Command) else (0, 0)
+        result = await self._propose(payload, options, session=session, sequence=sequence)
+        if type(result) is Refusal:
+            raise _refused(result)
+        return result
+
+    async def change_members(self, change: MemberChange, options: Options) -> ConfigurationReply:
+        """Carry out one change of the members; see `Admin.change_members`. The leader judges it."""
+        payload = encode_change(change)
+        result = await self._propose(payload, options, kind=EntryKind.CONFIGURATION.value)
+        assert isinstance(result, ConfigurationReply), result
+        return result
+
+    async def _propose(
+        self, payload: bytes, options: Options, *, session: int = 0, sequence: int = 0, kind: int = COMMAND
+    ) -> ApplyResult:
+        """What became of it where it was applied; tried again while certainly no log has it and patience lasts."""
         deadline_ms = self._deadline(options.timeout_ms)
         self.proposals += 1
         patience_ms = self._leader.patience_ms(deadline_ms)
@@ -174,20 +195,21 @@ class RequestPath:
             await self._leader.known(patience_ms, options)
             request_id, answer = self._waiting.add(deadline_ms, self._clock.elapsed_ns())
             try:
-                self._driver.queue.put_proposal(Proposed(request_id, payload, session=session, sequence=sequence))
-                result = await answer
+                self._driver.queue.put_proposal(Proposed(request_id, payload, session, sequence, kind))
+                return await answer
             except NoLeader:
-                # Refused before any log had it: safe to propose again, as long as our patience lasts.
                 await self._leader.pause(patience_ms, refusals)
                 refusals += 1
-                continue
+            except NotReady:  # the leader has not committed an entry of its term yet, or another change of members
+                if self._clock.monotonic_ms() >= patience_ms or self._leader.is_closed:
+                    self.proposals_failed += 1
+                    raise
+                await self._leader.pause(patience_ms, refusals)
+                refusals += 1
             except BaseException:
                 self._waiting.discard(request_id)
                 self.proposals_failed += 1
                 raise
-            if type(result) is Refusal:
-                raise _refused(result)
-            return result
 
     async def _read(self, request: ReadRequest, options: Options) -> RangeReply:
         admission.check_read(request, self._limits)

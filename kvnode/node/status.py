@@ -10,13 +10,14 @@ import msgspec
 from kvnode.clocks import hybrid
 from kvnode.config import Config
 from kvnode.ids import NOBODY, NodeId
-from kvnode.kv.interface import MemberInfo, PeerProgress, Status
+from kvnode.kv.interface import PeerProgress, Status
 from kvnode.machine.backend import Backend
 from kvnode.machine.machine import StateMachine
 from kvnode.node.applier import Applier
 from kvnode.node.driver import Driver
 from kvnode.node.facts import FactLog
 from kvnode.node.log_writer import LogWriter
+from kvnode.node.member_view import MemberView
 from kvnode.node.ports import LinkInfo, Transport
 from kvnode.node.waiting_list import WaitingList
 from kvnode.node.watches import Watches
@@ -33,6 +34,7 @@ class NodeIdentity(msgspec.Struct, frozen=True):
     client_url: str
     free_bytes: Callable[[], int]  # on the data directory's file system
     alarms: Callable[[], tuple[str, ...]]
+    feature_level: int  # what this node claims to know
     boot: int  # counts the starts of this directory: ids that peers hold are never used again by a later life
 
 
@@ -40,6 +42,7 @@ def build(
     *,
     config: Config,
     identity: NodeIdentity,
+    view: MemberView,
     raft: Raft,
     machine: StateMachine,
     backend: Backend,
@@ -75,7 +78,8 @@ def build(
         logical_bytes=machine.logical_bytes,
         history_bytes=machine.history_bytes,
         state_hash=machine.digest.hex(),
-        members=_members(identity, raft, links),
+        members=view.infos(raft.configuration),
+        configuration_index=raft.configuration_index,
         peers=_progress(raft, links, now_ms),
         quorum={"voters": len(voters), "needed": majority(len(voters)), "reachable": reachable},
         wal_bytes=log_bytes,
@@ -86,26 +90,6 @@ def build(
         quarantined=raft.is_quarantined,
         version=__version__,
         uptime_ms=now_ms - started_ms,
-    )
-
-
-def _members(identity: NodeIdentity, raft: Raft, links: Any) -> tuple[MemberInfo, ...]:
-    configuration = raft.configuration
-
-    def client_url(member: NodeId) -> str:
-        if member == raft.node:
-            return identity.client_url
-        link: LinkInfo | None = links.get(member)
-        return link.client_url if link is not None else ""
-
-    return tuple(
-        MemberInfo(
-            id=member,
-            peer_address=identity.peer_addresses.get(member, ""),
-            client_url=client_url(member),
-            voter=member in configuration.voters,
-        )
-        for member in sorted((*configuration.voters, *configuration.learners))
     )
 
 

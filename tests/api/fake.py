@@ -6,10 +6,23 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from kvnode.errors import CompareFailed, FutureRevision, KvnodeError, MemberNotFound
-from kvnode.ids import NodeId, Revision, Term
+from kvnode.ids import NOBODY, NodeId, Revision, Term
 from kvnode.kv import keys
-from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Admin, MemberInfo, Options, Status, WatchStream
+from kvnode.kv.interface import (
+    DEFAULT_OPTIONS,
+    KV,
+    Admin,
+    MemberInfo,
+    Members,
+    MembersChanged,
+    Options,
+    Status,
+    WatchStream,
+)
+from kvnode.kv.members import MemberChange
 from kvnode.kv.requests import (
     ANY_REVISION,
     MUST_EXIST,
@@ -193,6 +206,9 @@ class FakeAdmin(Admin):
         self.quarantined = False
         self.staleness = -1
         self.transferred: list[int] = []
+        self.configuration_index = 0
+        self.changes: list[tuple[MemberChange, Options]] = []
+        self.fail_change: KvnodeError | None = None
 
     @property
     def id(self) -> NodeId:
@@ -233,7 +249,8 @@ class FakeAdmin(Admin):
             logical_bytes=0,
             history_bytes=0,
             state_hash="ab",
-            members=(MemberInfo(NodeId(1), "127.0.0.1:7501", "127.0.0.1:7401", True),),
+            members=self.members().members,
+            configuration_index=self.configuration_index,
             peers=(),
             quorum={"voters": 1, "needed": 1, "reachable": 1},
             wal_bytes=4096,
@@ -252,10 +269,55 @@ class FakeAdmin(Admin):
     def leader_client_url(self) -> str:
         return "http://127.0.0.1:7402"
 
-    async def transfer_leadership(self, to: NodeId) -> None:
+    async def transfer_leadership(self, to: NodeId = NOBODY) -> NodeId:
         if to > 3:
             raise MemberNotFound(f"there is no member {to}")
         self.transferred.append(to)
+        return to or NodeId(2)
+
+    def members(self) -> Members:
+        return Members(
+            cluster_id="00112233445566ff",
+            cluster_name="local",
+            leader=NodeId(1),
+            configuration_index=self.configuration_index,
+            last_id=NodeId(3),
+            feature_level=1,
+            members=(
+                MemberInfo(
+                    id=NodeId(1),
+                    name="one",
+                    role="voter",
+                    peer_address="127.0.0.1:7501",
+                    client_url="127.0.0.1:7401",
+                    incarnation="00000000000000a1",
+                    version="0",
+                    feature_level=1,
+                    connected=True,
+                    match_index=9,
+                    lag=0,
+                ),
+                MemberInfo(
+                    id=NodeId(3),
+                    role="learner",
+                    peer_address="127.0.0.1:7503",
+                    client_url="",
+                    wants_vote=True,
+                    replaces=NodeId(2),
+                    match_index=4,
+                    lag=5,
+                    progress="replicate",
+                ),
+            ),
+        )
+
+    async def change_members(self, change: MemberChange, options: Options = DEFAULT_OPTIONS) -> MembersChanged:
+        self.changes.append((change, options))
+        if self.fail_change is not None:
+            raise self.fail_change
+        self.configuration_index += 1
+        id_ = getattr(change, "id", NodeId(3))
+        return MembersChanged(id=id_, **msgspec.structs.asdict(self.members()))
 
     def counters(self) -> dict[str, Any]:
         return {"kvnode_term": 3, "kvnode_proposals_total": 7, "kvnode_commit_seconds": Histogram()}

@@ -58,7 +58,9 @@ async def test_transfer_leadership(door: Door, admin: FakeAdmin) -> None:
     assert (await door.ask("POST", "/v1/admin/transfer?to=2")).json == {"leader": 2}
     assert admin.transferred == [2]
     assert (await door.ask("POST", "/v1/admin/transfer?to=9")).code == "member_not_found"
-    for bad in ("", "?to=", "?to=0", "?to=two"):
+    assert (await door.ask("POST", "/v1/admin/transfer")).json == {"leader": 2}
+    assert admin.transferred == [2, 0], "the node chooses"
+    for bad in ("?to=", "?to=0", "?to=two"):
         assert (await door.ask("POST", f"/v1/admin/transfer{bad}")).code == "bad_request"
 
 

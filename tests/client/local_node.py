@@ -18,8 +18,9 @@ from kvnode.api.app import ClientServer, build_app
 from kvnode.clocks.hybrid import HybridClock
 from kvnode.clocks.system import SystemClock
 from kvnode.config import ClientSection, Config
-from kvnode.ids import Index, NodeId, Revision, Term
-from kvnode.kv.interface import KV, Admin, Options, Status, WatchStream
+from kvnode.ids import NOBODY, Index, NodeId, Revision, Term
+from kvnode.kv.interface import KV, Admin, MemberInfo, Members, MembersChanged, Options, Status, WatchStream
+from kvnode.kv.members import AddMember, MemberChange, PromoteMember, RemoveMember, UpdateMember
 from kvnode.kv.requests import (
     Await,
     History,
@@ -57,6 +58,29 @@ class LocalNode(KV, Admin):
         self.executed: list[Any] = []
         self.options: list[Options] = []
         self.ready = True
+        self.changes: list[MemberChange] = []
+        self.configuration = Members(
+            cluster_id="00000000000000aa",
+            cluster_name="local",
+            leader=NodeId(1),
+            configuration_index=0,
+            last_id=NodeId(1),
+            feature_level=1,
+            members=(
+                MemberInfo(
+                    id=NodeId(1),
+                    name="one",
+                    role="voter",
+                    peer_address="127.0.0.1:7501",
+                    client_url="",
+                    incarnation="00000000000000a1",
+                    version="0",
+                    connected=True,
+                    match_index=100,
+                    lag=0,
+                ),
+            ),
+        )
         self._watches: Watches | None = None
 
     @property
@@ -157,7 +181,8 @@ class LocalNode(KV, Admin):
             logical_bytes=0,
             history_bytes=0,
             state_hash="",
-            members=(),
+            members=self.members().members,
+            configuration_index=self.members().configuration_index,
             peers=(),
             quorum={"voters": 1, "needed": 1, "reachable": 1},
             wal_bytes=0,
@@ -176,8 +201,56 @@ class LocalNode(KV, Admin):
     def leader_client_url(self) -> str:
         return ""
 
-    async def transfer_leadership(self, to: NodeId) -> None:
-        raise errors.MemberNotFound(f"no member {to}")
+    async def transfer_leadership(self, to: NodeId = NOBODY) -> NodeId:
+        if to not in (NOBODY, *(member.id for member in self.configuration.members)):
+            raise errors.MemberNotFound(f"no member {to}")
+        if to == NOBODY:
+            raise errors.Conflict("there is no other voter that leadership could be handed to")
+        return to
+
+    def members(self) -> Members:
+        return self.configuration
+
+    async def change_members(self, change: MemberChange, options: Options = Options()) -> MembersChanged:  # noqa: B008
+        """As a cluster does of which every change is committed at once."""
+        if self.refusals:
+            raise self.refusals.popleft()
+        self.changes.append(change)
+        before = {member.id: member for member in self.configuration.members}
+        last_id = self.configuration.last_id
+        match change:
+            case AddMember():
+                last_id = id_ = NodeId(last_id + 1)
+                before[id_] = MemberInfo(
+                    id=id_,
+                    name=change.name,
+                    role="learner",
+                    peer_address=change.address,
+                    client_url="",
+                    incarnation=f"{change.incarnation:016x}" if change.incarnation else "",
+                    wants_vote=change.promote,
+                    replaces=change.replaces or None,
+                    match_index=0,
+                    lag=100,
+                )
+            case PromoteMember() | RemoveMember() | UpdateMember():
+                id_ = change.id
+                if id_ not in before:
+                    raise errors.MemberNotFound(f"there is no member {id_}")
+                old = before.pop(id_)
+                if isinstance(change, PromoteMember):
+                    before[id_] = msgspec.structs.replace(old, role="voter", wants_vote=False, lag=0)
+                elif isinstance(change, UpdateMember):
+                    before[id_] = msgspec.structs.replace(old, peer_address=change.address)
+            case _:
+                raise AssertionError(change)
+        self.configuration = msgspec.structs.replace(
+            self.configuration,
+            configuration_index=self.configuration.configuration_index + 1,
+            last_id=last_id,
+            members=tuple(before[id_] for id_ in sorted(before)),
+        )
+        return MembersChanged(id=id_, **msgspec.structs.asdict(self.configuration))
 
     def counters(self) -> dict[str, Any]:
         return {}

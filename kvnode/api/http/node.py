@@ -10,7 +10,7 @@ from kvnode.api import query
 from kvnode.api.answer import KIND_TEXT, Answer
 from kvnode.api.call import Call
 from kvnode.errors import BadRequest, NotReady, Timeout
-from kvnode.ids import NodeId
+from kvnode.ids import NOBODY, NodeId
 from kvnode.kv.requests import Compact
 from kvnode.observe import metrics
 from kvnode.version import __version__
@@ -87,12 +87,12 @@ async def transfer_leadership(call: Call) -> Answer:
     options = call.options()
     call.needs_leader = True
     call.refuse_body()
-    if "to" not in call.parameters:
-        raise BadRequest("to= names the member that shall lead", parameter="to")
-    to = NodeId(query.parse_integer(call.parameters["to"], "to", least=1))
+    to = NOBODY
+    if "to" in call.parameters:
+        to = NodeId(query.parse_integer(call.parameters["to"], "to", least=1))
     try:
         async with asyncio.timeout(options.timeout_ms / 1_000):
-            await call.app.admin.transfer_leadership(to)
+            leader = await call.app.admin.transfer_leadership(to)
     except TimeoutError as error:  # ours or the node's own
-        raise Timeout(f"leadership did not reach member {to} in time") from error
-    return call.json(200, Transferred(leader=to))
+        raise Timeout("leadership did not change hands in time") from error
+    return call.json(200, Transferred(leader=leader))
