@@ -1,4 +1,5 @@
-"""Duties: what the leader's node does beside replication, by its own clock: compaction, ending what has expired.
+"""Duties: what the leader's node does beside replication: compaction, ending what has expired, finishing what was
+asked of the members.
 
 A duty begins once this node has applied an entry of the term it leads, so that it has seen everything earlier leaders
 did, and ends with the term. What it decides is proposed as the leader of that very term: in any other the proposal is
@@ -17,14 +18,15 @@ from typing import Protocol
 from kvnode.clocks.clock import Clock
 from kvnode.errors import KvnodeError
 from kvnode.ids import Term
+from kvnode.kv.members import MemberChange
 from kvnode.kv.requests import ApplyResult, WriteRequest
 from kvnode.machine.machine import StateMachine
 from kvnode.node.driver import Driver
 from kvnode.node.waiting_list import WaitingList
 from kvnode.observe.log import get_logger
 from kvnode.raft.core import Raft
-from kvnode.raft.messages import LeaderProposals, Proposed
-from kvnode.wire.codec import encode_request
+from kvnode.raft.messages import EntryKind, LeaderProposals, Proposed
+from kvnode.wire.codec import encode_change, encode_request
 
 TURN_MS = 100
 RESTS = 3
@@ -49,7 +51,7 @@ class Duty(Protocol):
         """It does not lead any more."""
         ...
 
-    def decide(self, now_ms: int) -> WriteRequest | None:
+    def decide(self, now_ms: int) -> WriteRequest | MemberChange | None:
         """What is to be proposed now, if anything. Not called again before the fate of that is known."""
         ...
 
@@ -140,11 +142,14 @@ class Duties:
         except BaseException as error:  # noqa: BLE001 - as above
             self._on_failed(error)
 
-    def propose(self, request: WriteRequest) -> asyncio.Future[ApplyResult]:
+    def propose(self, request: WriteRequest | MemberChange) -> asyncio.Future[ApplyResult]:
         """Propose as the leader of the present term; the future fails as a request's does."""
         deadline_ms = self._clock.monotonic_ms() + PROPOSAL_MS
         request_id, fate = self._waiting.add(deadline_ms, self._clock.elapsed_ns())
-        proposed = Proposed(request_id, encode_request(request))
+        if isinstance(request, MemberChange):
+            proposed = Proposed(request_id, encode_change(request), kind=EntryKind.CONFIGURATION.value)
+        else:
+            proposed = Proposed(request_id, encode_request(request))
         self._driver.queue.put_control(LeaderProposals(self.term, (proposed,)))
         return fate
 
@@ -160,7 +165,7 @@ class Duties:
             if not isinstance(error, KvnodeError):
                 self._on_failed(error)
                 return
-            log.info("duty.not_done", node=self._raft.node, error=error.code)
+            log.info("duty.not_done", node=self._raft.node, error=error.code, reason=error.message)
 
     def _end(self) -> None:
         if self.term != NOT_LEADING:

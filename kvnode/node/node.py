@@ -37,6 +37,7 @@ from kvnode.node.log_health import LogHealth
 from kvnode.node.log_writer import LogWriter
 from kvnode.node.member_alarms import MemberAlarms
 from kvnode.node.member_view import MemberView
+from kvnode.node.members import MemberDuty
 from kvnode.node.ports import LogStore, Transport
 from kvnode.node.range_reads import RangeReads
 from kvnode.node.request_path import RequestPath
@@ -236,6 +237,14 @@ class Node(KV, Admin):
         self._duties.add(lessor)
         self._duties.add(SessionDuty(self._machine, self._config.limits))
         self._duties.add(Retention(self._machine, self._config.history))
+        self._duties.add(
+            MemberDuty(
+                raft=self._raft,
+                links=self._transport.links,
+                contact_ms_max=self._config.raft.election_timeout_ms,
+                feature_level=self._identity.feature_level,
+            )
+        )
         return lessor
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────

@@ -68,7 +68,7 @@ EVENTS: dict[str, str] = {
     "transfer.began": "Leadership is being handed to `peer`.",
     "transfer.aborted": "The hand-over did not finish in time; this node goes on leading.",
     "heartbeat.late": "A heartbeat left later than twice its interval; `late_ms`.",
-    "duty.not_done": "The fate of a command of the leader's own (an expiry, a compaction) is not known: `error`.",
+    "duty.not_done": "A command of the leader's own (an expiry, say) was refused, or its fate is not known: `error`.",
     "loop.lagged": "The event loop was busy for `lag_ms`.",
     "request.answered": "(debug) A client request: `request_id`, `method`, `status`, `took_ms`; never keys or values.",
     "request.failed": "A request met an unexpected error; `request_id` finds it again. A bug: please report it.",
