@@ -43,7 +43,6 @@ from kvnode.storage.realdisk import RealDisk
 from kvnode.storage.wal import Recovered, Stamp, Wal
 from kvnode.storage.wal_salvage import Salvaged, open_log
 from kvnode.transport.peers import PeerTransport
-from kvnode.wire.frames import FEATURE_LEVEL
 
 APPLIED_LIMITS = (
     "answers_bytes_max",
@@ -209,7 +208,7 @@ class RunningNode:
                 client_url=self._client_url,
                 free_bytes=lambda: disk.free_bytes(config.node.data_dir),
                 alarms=lambda: tuple(self._roster.alarms),
-                feature_level=FEATURE_LEVEL,
+                feature_level=self._roster.feature_level,
                 boot=data.boot.counter,
             ),
             on_failed=self._on_failed,

@@ -187,6 +187,7 @@ class PeerTransport:
                 client_url=link.hello.client_url if link.hello is not None else "",
                 refused=link.refused,
                 feature_level=link.hello.feature_level if link.hello is not None else 0,
+                software=link.hello.software if link.hello is not None else "",
             )
             for peer, link in self._links.items()
         }

@@ -33,7 +33,6 @@ from kvnode.sim.runtime.transport import VirtualTransport
 from kvnode.storage.datadir import DataDir
 from kvnode.storage.memory_backend import MemoryBackend
 from kvnode.storage.wal import Wal
-from kvnode.wire.frames import FEATURE_LEVEL
 
 if TYPE_CHECKING:
     from kvnode.sim.runtime.cluster import Cluster
@@ -195,7 +194,7 @@ class Member:
                 client_url=f"http://node-{self.id}",
                 free_bytes=lambda: self.disk.free_bytes(DATA_DIR),
                 alarms=lambda: tuple(self._roster.alarms),
-                feature_level=FEATURE_LEVEL,
+                feature_level=self._roster.feature_level,
                 boot=data.boot.counter,
             ),
             on_failed=self.failed,
