@@ -292,7 +292,7 @@ TABLE: tuple[Route, ...] = (
     Route("GET", "/v1/status", node.show_status, "This node as it sees itself.", (TIMEOUT,), reply=Status),
     Route(
         "GET", "/v1/members", members.list_members, "The members as this node sees them. Asks nobody.",
-        (TIMEOUT,), reply=Members,
+        (Parameter("settings", "flag", "With the settings that all members must agree on."), TIMEOUT), reply=Members,
     ),
     Route(
         "POST", "/v1/members", members.add, "Add a learner: it gets the log, and no vote until it is promoted.",

@@ -30,11 +30,12 @@ from typing import Any, Self
 import aiohttp
 import msgspec
 
-from kvnode.client import bodies, leases, locks, named, reads
+from kvnode.client import bodies, leases, locks, members, named, reads
 from kvnode.client.endpoints import Endpoints, RetryPolicy
 from kvnode.client.exchange import Exchange
 from kvnode.client.http import error_from, parse_endpoints, settles
 from kvnode.client.locks import Acquire
+from kvnode.client.members import MemberRequest, MembersRead, Transfer
 from kvnode.client.session import TTL_MS_DEFAULT, Session
 from kvnode.client.watch import ClientStream, Connection
 from kvnode.errors import (
@@ -48,7 +49,9 @@ from kvnode.errors import (
     TryAgain,
     Unknown,
 )
-from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options, as_bytes
+from kvnode.ids import NOBODY, NodeId
+from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Members, MembersChanged, Options, as_bytes
+from kvnode.kv.members import MemberChange
 from kvnode.kv.requests import (
     MUST_EXIST,
     Await,
@@ -162,7 +165,7 @@ class Client(KV):
 
         return hold.holding(self, acquire, request.ttl_ms)
 
-    async def _carry_out(self, request: Request | Acquire, options: Options) -> Any:
+    async def _carry_out(self, request: Request | Acquire | MemberRequest, options: Options) -> Any:
         """At the nodes in turn, until one answers or the deadline passes."""
         if self._closed:
             raise NotReady("this client is closed")
@@ -254,12 +257,14 @@ class Client(KV):
         return max(self._retry.delay_ms(attempt, self._rng), wanted if isinstance(wanted, int) else 0)
 
     async def _attempt(
-        self, address: str, request: Request | Acquire, options: Options, deadline_ms: int
-    ) -> Reply | Place:
+        self, address: str, request: Request | Acquire | MemberRequest, options: Options, deadline_ms: int
+    ) -> Any:
         left_ms = deadline_ms - _now_ms()
         if left_ms <= 0:
             raise NotReady("the deadline passed before the request could be sent")
         sender = Exchange(self._open_session(), address, options, left_ms)
+        if isinstance(request, MemberRequest):
+            return await members.execute(sender.call, request)
         match request:
             case Range() | History() | Await():
                 return await reads.execute(sender, request, options)
@@ -294,6 +299,21 @@ class Client(KV):
             case _:
                 raise BadRequest(f"{type(request).__name__} has no form over HTTP; see Client.lock and Client.elect")
 
+    async def members(self, options: Options = DEFAULT_OPTIONS, *, settings: bool = False) -> Members:
+        """The members as one of the nodes sees them; `settings`: with those that all of them must agree on."""
+        found: Members = await self._carry_out(MembersRead(settings), options)
+        return found
+
+    async def change_members(self, change: MemberChange, options: Options = DEFAULT_OPTIONS) -> MembersChanged:
+        """Add, promote, move or remove a member; see `Admin.change_members`."""
+        changed: MembersChanged = await self._carry_out(change, options)
+        return changed
+
+    async def transfer_leadership(self, to: int = NOBODY, options: Options = DEFAULT_OPTIONS) -> NodeId:
+        """Hand leadership to member `to`, or to the best one; returns who leads then."""
+        leader: NodeId = await self._carry_out(Transfer(NodeId(to)), options)
+        return leader
+
     def session(self, *, ttl_ms: int = TTL_MS_DEFAULT) -> Session:
         """Writes that take effect once, also where an answer is lost: ``async with client.session() as kv``."""
         return Session(self, ttl_ms)
@@ -315,8 +335,10 @@ def connect(endpoints: str | Sequence[str], *, retry: RetryPolicy | None = RETRY
     return Client(endpoints, retry=retry)
 
 
-def _is_repeatable(request: Request | Acquire) -> bool:
+def _is_repeatable(request: Request | Acquire | MemberRequest) -> bool:
     """Sending it twice does what sending it once does. (A session that nobody heard of ends by itself.)"""
+    if isinstance(request, MemberRequest):
+        return members.is_repeatable(request)
     if isinstance(request, Txn):
         return all(isinstance(operation, Range) for operation in (*request.success, *request.failure))
     if isinstance(request, Command):

@@ -276,7 +276,7 @@ class MemberInfo(msgspec.Struct, frozen=True, kw_only=True):
     progress: Literal["probe", "replicate", "snapshot"] | None = None
 
 
-class Members(msgspec.Struct, frozen=True, kw_only=True):
+class Members(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The configuration of the cluster that is in force on a node."""
 
     cluster_id: str  # 16 hex digits
@@ -286,9 +286,10 @@ class Members(msgspec.Struct, frozen=True, kw_only=True):
     last_id: NodeId  # the highest id ever given: one up to it that no member has was removed, for ever
     feature_level: int  # what all members know
     members: tuple[MemberInfo, ...]
+    settings: dict[str, bool | int | float | str] = {}  # that all must agree on, by dotted name; when asked for
 
 
-class MembersChanged(Members, frozen=True, kw_only=True):
+class MembersChanged(Members, frozen=True, kw_only=True, omit_defaults=True):
     """The configuration that a change led to. `id`: the member it was about."""
 
     id: NodeId

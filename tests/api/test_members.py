@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kvnode.config import Config
 from kvnode.errors import Conflict, KvnodeError, MemberNotFound, NotReady, Timeout
 from kvnode.ids import NodeId
 from kvnode.kv.members import AddMember, MemberChange, PromoteMember, RemoveMember, UpdateMember
@@ -29,6 +30,10 @@ async def test_the_members_as_this_node_sees_them(door: Door) -> None:
     assert (voter["peer_address"], voter["client_url"], voter["version"]) == ("127.0.0.1:7501", "127.0.0.1:7401", "0")
     assert (learner["role"], learner["wants_vote"], learner["replaces"]) == ("learner", True, 2)
     assert (learner["match_index"], learner["lag"], learner["connected"]) == (4, 5, False)
+    assert "settings" not in answer
+    with_settings = (await door.ask("GET", "/v1/members?settings=1")).json
+    assert with_settings.pop("settings") == Config().cluster_scope()
+    assert with_settings == answer
     status = (await door.ask("GET", "/v1/status")).json
     assert status["members"] == answer["members"]
 

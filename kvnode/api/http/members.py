@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import msgspec
+
 from kvnode.api import query
 from kvnode.api.answer import Answer
 from kvnode.api.call import Call
@@ -24,7 +26,10 @@ MEMBER_ID_MAX = 1_000_000
 
 async def list_members(call: Call) -> Answer:
     call.options()  # checked like everywhere; the answer waits for nothing
-    return call.json(200, call.app.admin.members())
+    found = call.app.admin.members()
+    if call.flag("settings"):
+        found = msgspec.structs.replace(found, settings=call.app.config.cluster_scope())
+    return call.json(200, found)
 
 
 async def add(call: Call) -> Answer:
