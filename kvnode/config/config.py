@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import force_setattr
 
-from kvnode.config.addresses import is_loopback, parse_address
+from kvnode.config.addresses import check_told_address, is_loopback, parse_address
 from kvnode.config.sections import (
     KIB,
     ClientSection,
@@ -38,10 +39,17 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     log: LogSection = LogSection()
 
     def __post_init__(self) -> None:
+        if self.cluster.join:
+            self._check_join()
+        elif self.cluster.replace:
+            raise ValueError("cluster.replace goes with cluster.join: it is the new node that takes another's place")
         members = self.initial_members()
-        if self.node.id not in members:
-            raise ValueError(f"node.id {self.node.id} does not stand in cluster.members {sorted(members)}")
-        if len(members) > 1 and not self.cluster.secret_file:
+        if self.node.id and self.node.id not in members:
+            raise ValueError(
+                f"node.id {self.node.id} does not stand in cluster.members {sorted(members)}; a member that has joined "
+                "later has node.id 0: its data directory knows"
+            )
+        if (len(members) > 1 or self.cluster.join) and not self.cluster.secret_file:
             raise ValueError("cluster.secret_file must be set: peers prove membership with it")
         for name, section in (("client", self.client), ("peer", self.peer)):
             host, _ = parse_address(section.listen, f"{name}.listen")
@@ -54,9 +62,27 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         if self.raft.append_bytes_max + 64 * KIB > self.peer.message_bytes_max:
             raise ValueError("peer.message_bytes_max must exceed raft.append_bytes_max by 64 KiB")
 
+    def _check_join(self) -> None:
+        """The id comes from the cluster or the data directory, and the others must be able to reach this node."""
+        force_setattr(self, "node", msgspec.structs.replace(self.node, id=0))
+        self.join_endpoints()
+        check_told_address(self.peer_address, "peer.advertise" if self.peer.advertise else "peer.listen")
+
     @property
     def name(self) -> str:
         return self.node.name or f"node-{self.node.id}"
+
+    @property
+    def peer_address(self) -> str:
+        """Where peers are told to reach this node, unless the members in its data directory say otherwise."""
+        return self.peer.advertise or self.peer.listen
+
+    def join_endpoints(self) -> tuple[str, ...]:
+        """`cluster.join` as host:port; a URL as clients write it will do."""
+        found = tuple(text.strip().removeprefix("http://").rstrip("/") for text in self.cluster.join)
+        for address in found:
+            parse_address(address, "cluster.join")
+        return found
 
     def initial_members(self) -> dict[int, str]:
         """Member id → peer address, from `cluster.members`."""

@@ -23,7 +23,15 @@ def _cluster(sentence: str, *, unit: str = "", **bounds: Any) -> Meta:
 class NodeSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Who this node is and where it keeps its data."""
 
-    id: Annotated[int, _node("Member id of this node; stands in `cluster.members`.", ge=1, le=1_000_000)] = 1
+    id: Annotated[
+        int,
+        _node(
+            "Member id of this node; stands in `cluster.members`. 0 = the one that the data directory has; so it is "
+            "with `cluster.join`.",
+            ge=0,
+            le=1_000_000,
+        ),
+    ] = 1
     data_dir: Annotated[
         str, _node("Directory of log, store and identity; relative to the working directory.", min_length=1)
     ] = "data/n1"
@@ -42,6 +50,19 @@ class ClusterSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         str,
         _node("File with the 32-byte secret that peers prove to each other; empty only for a one-node cluster."),
     ] = ""
+    join: Annotated[
+        tuple[str, ...],
+        _node(
+            "Client addresses of a cluster to join, as host:port: a new data directory is made a member there, instead "
+            "of one of `cluster.members`. Later starts ignore it."
+        ),
+    ] = ()
+    replace: Annotated[
+        int, _node("With `cluster.join`: the member that goes once this node has its vote; 0 = none.", ge=0)
+    ] = 0
+    join_timeout_ms: Annotated[
+        int, _node("A new node that the cluster has not taken in within this gives up.", unit="ms", ge=1_000)
+    ] = 60_000
     feature_level_max: Annotated[
         int, _node("The feature level this node claims at most: holds a cluster back; 0 = all it knows.", ge=0)
     ] = 0

@@ -59,7 +59,8 @@ class MemberView:
         configuration = decode_configuration(applied.configuration)
         match change:
             case AddMember(address=address):
-                id_ = next(member.id for member in configuration.members if member.address == address)
+                # The newest: it may have the address of the member that it replaces.
+                id_ = max(member.id for member in configuration.members if member.address == address)
             case RaiseFeatureLevel():
                 id_ = NOBODY
             case _:
