@@ -1,8 +1,9 @@
 """Composition root: builds every part of a node, starts them in order, stops them in order.
 
 The only production file that knows all of row 2. Start order: data directory (lock, identity, boot counter) →
-peer transport → bootstrap, at the very first start → log and store → core → requests. Clients are let in last.
-Stop order is the reverse, after leadership has been handed over and requests in flight have been answered.
+joining, if it is new and was told where → peer transport → bootstrap, at the very first start → log and store → core →
+requests. Clients are let in last. Stop order is the reverse, after leadership has been handed over and requests in
+flight have been answered.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from kvnode.clocks.system import SystemClock
 from kvnode.config import Config, parse_address
 from kvnode.errors import ConfigInvalid, KvnodeError
 from kvnode.ids import Index, NodeId
+from kvnode.join import join, tell_progress
 from kvnode.machine.backend import Backend
 from kvnode.machine.machine import StateMachine
 from kvnode.node.node import Node, Workers
@@ -111,6 +113,7 @@ class RunningNode:
         self._client_url = ""
         self._server: ClientServer | None = None
         self._started_node = False
+        self._progress: asyncio.Task[None] | None = None  # of a node that has just joined
 
     @classmethod
     async def start(cls, config: Config, *, serve_clients: bool = True, clock: Clock | None = None) -> RunningNode:
@@ -140,6 +143,8 @@ class RunningNode:
             random_u64=lambda: secrets.randbits(64),
             allow_unsafe_filesystem=config.storage.allow_unsafe_filesystem,
         )
+        is_new = bool(config.cluster.join) and not data.identity.member
+        self.config = config = await join(config, data, self._clock)
         switchboard = Switchboard()
         self._roster = make_roster(config, data, self._client_url)
         self._transport = make_transport(config, self._roster, self._clock, self._on_failed)
@@ -155,6 +160,10 @@ class RunningNode:
         self._started_node = True
         self.node.start()
         switchboard.attach(self.node.receiver)
+        if is_new:
+            progress = tell_progress(self.node.leader_client_url, self.node.id)
+            self._progress = asyncio.create_task(progress, name="join-progress")
+            self._progress.add_done_callback(self._on_progress_told)
         if self._client_socket is not None:
             self._server = ClientServer(build_app(self.node, self.node, config), config)
             await self._server.start(self._client_socket)
@@ -228,6 +237,10 @@ class RunningNode:
         if waited:
             log.info("bootstrap.finished", node=self.config.node.id)
 
+    def _on_progress_told(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_failed(error)
+
     def _on_failed(self, error: BaseException) -> None:
         if not self.failed.done():
             code = error.code if isinstance(error, KvnodeError) else type(error).__name__
@@ -245,6 +258,8 @@ class RunningNode:
                 steps.push_async_callback(self._server.close)
             elif self._client_socket is not None:
                 steps.callback(self._client_socket.close)
+            if self._progress is not None:
+                steps.callback(self._progress.cancel)
             if self._started_node:
                 steps.push_async_callback(self.node.stop)
             if self._server is not None:
