@@ -16,3 +16,4 @@ class LinkInfo(msgspec.Struct, frozen=True):
     client_url: str  # the peer's advertised client listener, "" until met
     refused: str = ""  # why the handshake was refused, "" if it was not
     feature_level: int = 0  # what the peer claims to know; 0 until met
+    software: str = ""  # its version, "" until met
