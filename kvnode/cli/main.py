@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lock": ("kvnode.cli.lock", "Run a command while holding a lock."),
     "elect": ("kvnode.cli.lock", "Run a command while leading."),
     "history": ("kvnode.cli.kv", "Show the versions of a key that are kept, newest first."),
+    "export": ("kvnode.cli.export", "Write the keys of a prefix, as they were at one revision, to a file."),
     "compact": ("kvnode.cli.compaction", "Give up the history below a revision, on all nodes."),
     "watch": ("kvnode.cli.watch", "Print changes as they happen, each once, until interrupted."),
     "status": ("kvnode.cli.status", "Show what each node of the cluster believes."),
@@ -51,6 +52,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sim": ("kvnode.cli.sim", "Simulate clusters under faults, one for each seed, and check every invariant."),
     "completion": ("kvnode.cli.completion", "Print the completion script of a shell."),
 }
+
+_FUNCTIONS = {"del": "delete", "config": "show"}  # where it cannot have the command's name
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code}  {meaning}" for code, meaning in EXIT_CODES.items())
 
@@ -80,7 +83,7 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(COMMANDS[cmd_name][0])
-        command: click.Command = getattr(module, {"del": "delete", "config": "show"}.get(cmd_name, cmd_name))
+        command: click.Command = getattr(module, _FUNCTIONS.get(cmd_name, cmd_name))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

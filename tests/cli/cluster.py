@@ -19,16 +19,16 @@ class ServedNode:
 
 
 @contextmanager
-def serving() -> Iterator[ServedNode]:
+def serving(node: LocalNode | None = None) -> Iterator[ServedNode]:
     started = threading.Event()
     found: list[ServedNode] = []
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()
 
     async def run() -> None:
-        node = LocalNode()
-        async with served(node) as endpoint:
-            found.append(ServedNode(node, endpoint))
+        own = node or LocalNode()
+        async with served(own) as endpoint:
+            found.append(ServedNode(own, endpoint))
             started.set()
             await stop.wait()
 
