@@ -27,6 +27,7 @@ from queue import SimpleQueue
 from time import monotonic
 
 import canaries_clocks
+import canaries_export
 import canaries_hold
 import canaries_leases
 import canaries_node
@@ -53,6 +54,7 @@ CANARIES: tuple[Canary, ...] = (
     *canaries_clocks.CANARIES,
     *canaries_watches.CANARIES,
     *canaries_snapshots.CANARIES,
+    *canaries_export.CANARIES,
 )
 
 SEARCH = """

@@ -247,7 +247,7 @@ def history(**given: Any) -> None:
             what = "delete" if item.get("deleted") else "put"
             row = [str(item["mod_revision"]), item["time"], what]
             if output == "table":
-                rows.append([*row, str(item["version"]), _shown(item_bytes(item, "value"))])
+                rows.append([*row, str(item["version"]), shown(item_bytes(item, "value"))])
             else:
                 click.echo(" ".join(row))
     except KvnodeError as error:
@@ -318,17 +318,18 @@ def item_bytes(item: dict[str, Any], name: str) -> bytes:
 def _print_items(items: list[dict[str, Any]]) -> None:
     rows = [
         [
-            _shown(item_bytes(item, "key")),
+            shown(item_bytes(item, "key")),
             str(item["mod_revision"]),
             str(item["version"]),
-            _shown(item_bytes(item, "value")),
+            shown(item_bytes(item, "value")),
         ]
         for item in items
     ]
     print_table(["key", "revision", "version", "value"], rows)
 
 
-def _shown(data: bytes) -> str:
+def shown(data: bytes) -> str:
+    """On one line of a terminal, shortened."""
     text = data.decode("utf-8", "backslashreplace")
     text = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
     return text if len(text) <= _PREVIEW_CHARACTERS else f"{text[: _PREVIEW_CHARACTERS - 1]}…"

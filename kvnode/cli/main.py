@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "elect": ("kvnode.cli.lock", "Run a command while leading."),
     "history": ("kvnode.cli.kv", "Show the versions of a key that are kept, newest first."),
     "export": ("kvnode.cli.export", "Write the keys of a prefix, as they were at one revision, to a file."),
+    "import": ("kvnode.cli.import_", "Bring the keys of an export into a cluster."),
     "compact": ("kvnode.cli.compaction", "Give up the history below a revision, on all nodes."),
     "watch": ("kvnode.cli.watch", "Print changes as they happen, each once, until interrupted."),
     "status": ("kvnode.cli.status", "Show what each node of the cluster believes."),
@@ -53,7 +54,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "completion": ("kvnode.cli.completion", "Print the completion script of a shell."),
 }
 
-_FUNCTIONS = {"del": "delete", "config": "show"}  # where it cannot have the command's name
+_FUNCTIONS = {"del": "delete", "config": "show", "import": "import_"}  # where it cannot have the command's name
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code}  {meaning}" for code, meaning in EXIT_CODES.items())
 
