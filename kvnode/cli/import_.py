@@ -128,15 +128,16 @@ class _Run:
         if self._dry_run or self._given["on_conflict"] == "fail":
             file.seek(0)
             self._pass(file, size, compare=True)
-        if not self._dry_run and not self._went_wrong():
-            file.seek(0)
-            self._pass(file, size, compare=False)
+            if self._dry_run or self._went_wrong() or not self._importer.total.written:
+                return
+        file.seek(0)
+        self._pass(file, size, compare=False)
 
     def end(self, code: int, why: str) -> NoReturn:
         """Say what has come of it, and exit: with `code`, or with one that says more."""
         total = self._importer.total
-        if not self._dry_run and not self._has_written:  # what a look has found is not what was done
-            total = Tally(faults=total.faults, error=total.error)
+        if not self._dry_run and not self._has_written:  # what would have been written was not
+            total.created = total.overwritten = 0
         for fault in total.faults[:_FAULTS_SHOWN]:
             click.echo(f"kvnode: line {fault.line}: {shown(fault.key)}: {fault.why}", err=True)
         if len(total.faults) > _FAULTS_SHOWN:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ from kvnode.client.http import Caller
 from kvnode.client.importer import Importer
 from kvnode.kv.requests import Put
 from tests.cli.cluster import ServedNode, serving
+from tests.cli.test_progress import on_a_terminal
 from tests.client.test_importer import LOST, Once, ScriptedNode
 
 Run = Callable[..., Result]
@@ -70,7 +75,9 @@ def test_what_was_exported_comes_back(run: Run, node: ScriptedNode) -> None:
     result = run("import", "app.jsonl")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "4 created\n", "")
     assert listed(run, "app/") == before
+    looks = len(node.executed)
     again = run("import", "app.jsonl", "-o", "json")
+    assert len(node.executed) == looks + 4, "looked at once: there was nothing to write"
     assert json.loads(again.stdout) == {
         "revision": 5,
         "cluster_id": "00000000000000aa",
@@ -252,6 +259,29 @@ def test_interrupted_before_anything_was_written(run: Run, file: Path, monkeypat
     result = run("import", "app.jsonl")
     assert (result.exit_code, result.stdout) == (3, "0 created\n")
     assert result.stderr == "kvnode: interrupted; nothing was written\n"
+
+
+@pytest.mark.slow
+def test_a_bar_on_a_terminal(run: Run, served: ServedNode, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = file.absolute()
+    monkeypatch.chdir(Path(__file__).parent.parent.parent)
+    code, out, shown = on_a_terminal(
+        sys.executable, "-m", "kvnode", "import", str(path), "--endpoint", served.endpoint, "--on-conflict", "skip"
+    )
+    assert (code, out) == (0, "4 created\n")
+    assert re.search(r"checking .*100%.*importing .*100%.*4 keys", shown, re.DOTALL)
+
+
+@pytest.mark.slow
+def test_a_pipe_by_name_is_a_stream(run: Run, file: Path) -> None:
+    whole = file.read_bytes()
+    os.mkfifo("pipe")
+    thread = threading.Thread(target=lambda: Path("pipe").write_bytes(whole))
+    thread.start()
+    result = run("import", "pipe")
+    thread.join(10)
+    assert (result.exit_code, result.stdout) == (0, "4 created\n")
+    assert "pipe is checked as it is read" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "."])
