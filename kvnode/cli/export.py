@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -183,7 +183,8 @@ def _written_aside(path: Path, *, force: bool) -> Iterator[BinaryIO]:
             raise FileExistsError(path)
         os.replace(aside, path)
     except BaseException:
-        os.unlink(aside)
+        with suppress(FileNotFoundError):  # interrupted right after it got its name
+            os.unlink(aside)
         raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:
