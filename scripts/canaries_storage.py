@@ -254,8 +254,8 @@ CANARIES = (
         "vote-copy-unchecked",
         "a log that ends with an older vote than its copy shows is taken",
         "kvnode/storage/wal.py",
-        "            elif votes.is_ahead_of(found.state.hard_state):",
-        "            elif False and votes.is_ahead_of(found.state.hard_state):",
+        "    if votes.is_ahead_of(found.state.hard_state):",
+        "    if False and votes.is_ahead_of(found.state.hard_state):",
         ("tests/storage/test_vote_copy.py", "tests/storage/test_wal_salvage.py"),
     ),
     Canary(

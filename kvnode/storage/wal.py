@@ -63,12 +63,13 @@ class Recovered(msgspec.Struct, frozen=True):
         return self.quarantine is not None
 
 
-def _examine(
-    place: LogPlace, applied_index: Index, installed: LogPosition | None
+def examine(
+    place: LogPlace, applied_index: Index, installed: LogPosition | None, votes: VoteCopy
 ) -> tuple[Found, Quarantine | None, Index]:
     """The log that must be there, the note of what it has lost, and the last entry known to be committed.
 
-    Raises: LogCorrupted (also for damage that was noted and not set aside yet), IdentityRefused, OSError.
+    Changes nothing on disk. Raises: LogCorrupted (also for damage that was noted and not set aside yet),
+    IdentityRefused, OSError.
     """
     directory = place.directory
     note = read_note(place.disk, directory)
@@ -87,6 +88,13 @@ def _examine(
             repairable=True,
             file=directory,
             offset=0,
+        )
+    if votes.is_ahead_of(found.state.hard_state):
+        raise corrupted(
+            found.last_path,
+            found.end,
+            f"the log ends with term {found.state.hard_state.term} and vote {found.state.hard_state.vote}, but the "
+            f"copy of them shows that it once held term {votes.term} and vote {votes.vote}",
         )
     return found, note, committed
 
@@ -150,19 +158,12 @@ class Wal:
         """
         try:
             place.disk.fsync_dir(place.directory)  # the names seen below must not go away again
+            votes = VoteCopy(place.disk, place.directory, place.stamp)
             found, note, committed = None, None, applied_index
             if not create:
-                found, note, committed = _examine(place, applied_index, installed)
-            votes = VoteCopy(place.disk, place.directory, place.stamp)
+                found, note, committed = examine(place, applied_index, installed, votes)
             if found is None:
                 clear_unused(place.disk, place.directory, place.stamp, installed)
-            elif votes.is_ahead_of(found.state.hard_state):
-                raise corrupted(
-                    found.last_path,
-                    found.end,
-                    f"the log ends with term {found.state.hard_state.term} and vote {found.state.hard_state.vote}, but "
-                    f"the copy of them shows that it once held term {votes.term} and vote {votes.vote}",
-                )
             state = found.state if found else LogState.empty(applied_index)
             wal = cls(place, state, SegmentWriter(place), votes)
             report = wal._go_on(found, note is not None, installed) if found else wal._begin_log()

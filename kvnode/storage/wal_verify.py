@@ -18,7 +18,7 @@ import os
 import re
 import struct
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import combinations
@@ -33,6 +33,7 @@ _HEAD = struct.Struct("<2I2BHI4Q")
 _BLOCK = 4096
 _NOOP = 1
 _ENTRY, _HARD_STATE, _TRUNCATE, _SNAPSHOT, _MARK, _END = range(1, 7)
+_RECORDS_BETWEEN_SIGNS = 4_096
 
 
 class Problem(NamedTuple):
@@ -69,6 +70,7 @@ class VerifiedLog:
     kind: int = 0  # its type
     low_water: int = 0  # entries up to here may be gone
     problems: list[Problem] = field(default_factory=list)
+    on_progress: Callable[[str, int], None] | None = None  # told now and then: path and offset reached
 
     @property
     def last_index(self) -> int:
@@ -115,10 +117,10 @@ class _Record(NamedTuple):
     body: bytes
 
 
-def verify(path: str) -> VerifiedLog:
+def verify(path: str, on_progress: Callable[[str, int], None] | None = None) -> VerifiedLog:
     """Read and check the log in `path`, a data directory or its ``wal``. Raises: FileNotFoundError, OSError."""
     directory = _directory(path)
-    log = VerifiedLog(path)
+    log = VerifiedLog(path, on_progress=on_progress)
     headers = _headers(directory, log)
     if not headers:
         return log
@@ -267,6 +269,8 @@ def _follow(  # noqa: PLR0917
             log.problems.append(_at(where, offset, problem))
             return None
         log.records += 1
+        if log.on_progress is not None and log.records % _RECORDS_BETWEEN_SIGNS == 1:
+            log.on_progress(where, offset)
         log.seq, log.crc, log.kind, offset = record.seq, record.crc, record.kind, record.end
     return offset
 
