@@ -274,4 +274,20 @@ CANARIES = (
         "    committed = applied_index",
         ("tests/storage/test_wal_salvage.py",),
     ),
+    Canary(
+        "doctor-reads-with-lmdbs-lock",
+        "`kvnode doctor` writes into the directory that it looks into: a reader's slot of the store",
+        "kvnode/doctor/reader.py",
+        "readonly=True, lock=False",
+        "readonly=True, lock=True",
+        ("tests/doctor/test_reader.py", "tests/doctor/test_directory.py"),
+    ),
+    Canary(
+        "doctor-keeps-the-lock",
+        "`kvnode doctor` holds the lock that it tries, and its node cannot start",
+        "kvnode/doctor/directory.py",
+        "            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)\n",
+        "            fcntl.flock(os.dup(descriptor), fcntl.LOCK_SH | fcntl.LOCK_NB)\n",
+        ("tests/doctor/test_directory.py",),
+    ),
 )

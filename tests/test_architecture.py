@@ -24,7 +24,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"node", "storage", "transport", "api", "client"}),
     frozenset({"server", "join"}),
     frozenset({"embedded", "process"}),
-    frozenset({"sim", "bench"}),
+    frozenset({"sim", "bench", "doctor"}),
     frozenset({"cli"}),
     frozenset({"__init__", "__main__"}),
 )
