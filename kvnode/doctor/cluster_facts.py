@@ -6,12 +6,18 @@ import msgspec
 
 
 class MemberTold(msgspec.Struct, frozen=True):
-    """A member as another one's status names it."""
+    """A member as another one's status, or the list of members, names it."""
 
     id: int
     peer_address: str = ""
     client_url: str = ""
+    role: str = ""  # "voter" or "learner"; before there was one, `voter` said it
     voter: bool = True
+    feature_level: int = 0  # 0: not known
+
+    @property
+    def is_voter(self) -> bool:
+        return self.voter and self.role != "learner"
 
 
 class PeerTold(msgspec.Struct, frozen=True):
@@ -20,7 +26,6 @@ class PeerTold(msgspec.Struct, frozen=True):
     id: int
     match_index: int = 0
     state: str = ""
-    last_contact_ms: int = 0
     connected: bool = True
 
 
@@ -34,7 +39,6 @@ class Told(msgspec.Struct, frozen=True):
     leader: int | None = None
     commit_index: int = 0
     applied_index: int = 0
-    revision: int = 0
     state_hash: str = ""
     hybrid_time: str = ""
     members: tuple[MemberTold, ...] = ()
@@ -46,7 +50,6 @@ class Told(msgspec.Struct, frozen=True):
     ready: bool = True
     quarantined: bool = False
     version: str = ""
-    feature_level: int | None = None
 
 
 class ClockOffset(msgspec.Struct, frozen=True):

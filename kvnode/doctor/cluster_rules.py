@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from statistics import median
 
+import msgspec
+
 from kvnode.clocks import hybrid
 from kvnode.config import Config
 from kvnode.doctor.cluster_facts import ClockOffset, ClusterFacts, MemberFacts, MemberTold, Told
@@ -77,7 +79,7 @@ def judge_members(facts: ClusterFacts, up: Sequence[Up]) -> Iterator[Finding]:
     members = _members(facts, up)
     answering = {told.id for _, told in up}
     linked = {peer.id for _, told in up if told.role == "leader" for peer in told.peers if peer.connected}
-    voters = [member for member in members.values() if member.voter]
+    voters = [member for member in members.values() if member.is_voter]
     if facts.is_partial:
         unasked = [str(member.id) for member in members.values() if member.id not in answering]
         if unasked:
@@ -142,7 +144,7 @@ def _members(facts: ClusterFacts, up: Sequence[Up]) -> dict[int, MemberTold]:
                 found[member.id] = member
     urls = {member.id: member.client_url for _, told in up for member in told.members if member.client_url}
     return {
-        id_: member if member.client_url else MemberTold(id_, member.peer_address, urls.get(id_, ""), member.voter)
+        id_: msgspec.structs.replace(member, client_url=member.client_url or urls.get(id_, ""))
         for id_, member in sorted(found.items())
     }
 
@@ -236,7 +238,7 @@ def judge_learners(up: Sequence[Up]) -> Iterator[Finding]:
     for _, told in up:
         if told.role != "leader":
             continue
-        learners = {member.id for member in told.members if not member.voter}
+        learners = {member.id for member in told.members if not member.is_voter}
         for peer in told.peers:
             lag = told.commit_index - peer.match_index
             if peer.id in learners and (lag > LAG_ENTRIES or not peer.connected):
@@ -337,7 +339,7 @@ def _span(ms: float) -> str:
 
 def judge_versions(facts: ClusterFacts, up: Sequence[Up]) -> Iterator[Finding]:
     versions = {told.version for _, told in up}
-    levels = {told.feature_level for _, told in up if told.feature_level is not None}
+    levels = {told.id: one.feature_level for _, told in up for one in told.members if one.id == told.id}
     each = "; ".join(f"{member.name}: {told.version}" for member, told in up)
     if len(versions) > 1:
         yield warning("version", f"an upgrade is under way: {each}", "kvnode --version")
@@ -345,8 +347,8 @@ def judge_versions(facts: ClusterFacts, up: Sequence[Up]) -> Iterator[Finding]:
         yield ok("version", f"all run {versions.pop()}")
         if facts.version not in {told.version for _, told in up}:
             yield note("version", f"this program is {facts.version}")
-    if len(levels) > 1:
-        each = "; ".join(f"{member.name}: {told.feature_level}" for member, told in up)
+    if len({level for level in levels.values() if level}) > 1:
+        each = "; ".join(f"node {member}: {level}" for member, level in sorted(levels.items()))
         yield note("version", f"feature levels differ: {each}. New kinds of entries wait until all know them")
 
 

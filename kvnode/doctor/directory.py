@@ -91,6 +91,7 @@ def gather(
             f"{path}/wal",
             stamp=stamp if meets else None,
             applied_index=store.applied_index if isinstance(store, StoreFacts) else 0,
+            installed=store.installed if isinstance(store, StoreFacts) else None,
             has_peers=isinstance(identity, Identity) and len(identity.members) > 1,
         )
         facts = msgspec.structs.replace(facts, log=aside("log", job, LogFacts))

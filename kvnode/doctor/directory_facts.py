@@ -29,7 +29,7 @@ class TornEnd(msgspec.Struct, frozen=True):
 class NextStart(msgspec.Struct, frozen=True):
     """What the next start would make of the log, by the start's own code; nothing was changed to find out."""
 
-    outcome: Literal["whole", "torn", "salvaged", "refused"]
+    outcome: Literal["whole", "torn", "installing", "salvaged", "refused"]
     what: str = ""  # the damage or the refusal
     torn: TornEnd | None = None
     last_index: int = 0
@@ -58,6 +58,7 @@ class StoreFacts(msgspec.Struct, frozen=True):
     is_there: bool
     engine: str = ""  # what its engine row says
     applied_index: int = 0
+    installed: tuple[int, int] | None = None  # (index, term) that it began at, if it came as a snapshot
     revision: int = 0
     rows: int = 0
     problems: tuple[str, ...] = ()

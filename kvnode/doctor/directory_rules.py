@@ -269,7 +269,7 @@ def judge_log(facts: DirectoryFacts) -> Iterator[Finding]:
         return
     yield from judge_owner(facts, log)
     start = log.start
-    if not log.problems and (start is None or start.outcome in {"whole", "torn"}):
+    if not log.problems and (start is None or start.outcome in {"whole", "torn", "installing"}):
         yield ok(
             "log",
             f"entries {log.first_index}-{log.last_index}, {_counted(log.segments, 'segment')}, "
@@ -281,6 +281,12 @@ def judge_log(facts: DirectoryFacts) -> Iterator[Finding]:
                 "log",
                 f"torn tail: {torn.file}, offset {torn.offset}: {torn.bytes_cut} bytes of a write that a crash "
                 "interrupted. Nobody was told of it, and the next start cuts it; nothing to do",
+            )
+        if start is not None and start.outcome == "installing":
+            yield note(
+                "log",
+                f"the store is a snapshot's, up to entry {start.last_index}, and the log has not followed: a crash "
+                "came between. The next start goes on from there; nothing to do",
             )
         return
     yield from (_damage(facts, f"{where}: {what}", start) for where, what in log.problems)

@@ -29,7 +29,7 @@ from kvnode.storage.readonly_disk import ReadOnlyDisk
 from kvnode.storage.segment import Stamp
 from kvnode.storage.vote_copy import VoteCopy
 from kvnode.storage.wal import examine
-from kvnode.storage.wal_verify import verify
+from kvnode.storage.wal_verify import VerifiedLog, verify
 
 ROWS_BETWEEN_SIGNS = 50_000
 
@@ -47,6 +47,7 @@ class ReadLog(msgspec.Struct, frozen=True, tag=True):
     directory: str
     stamp: Stamp | None
     applied_index: int
+    installed: tuple[int, int] | None  # where the store began, if it came as a snapshot
     has_peers: bool  # so that a damaged log can be salvaged
 
 
@@ -100,12 +101,14 @@ def read_log(job: ReadLog, sign: Sign) -> LogFacts:
         commit=log.commit,
         unfinished_bytes=log.unfinished_bytes,
         problems=tuple((problem.where, problem.what) for problem in log.problems),
-        start=_next_start(job, job.stamp) if job.stamp is not None else None,
+        start=_next_start(job, job.stamp, log) if job.stamp is not None else None,
     )
 
 
-def _next_start(job: ReadLog, stamp: Stamp) -> NextStart:
+def _next_start(job: ReadLog, stamp: Stamp, log: VerifiedLog) -> NextStart:
     """Ask the start's own code, on a disk that cannot be written to."""
+    if job.installed is not None and _is_installing(job.applied_index, *job.installed, log):
+        return NextStart("installing", last_index=job.applied_index)
     disk = ReadOnlyDisk()
     place = LogPlace(disk, job.directory, stamp, segment_bytes=0, batch_bytes_max=0)
     votes = VoteCopy(disk, job.directory, stamp)
@@ -121,6 +124,13 @@ def _next_start(job: ReadLog, stamp: Stamp) -> NextStart:
         torn = TornEnd(found.torn.file, found.torn.offset, found.torn.bytes_cut)
         return NextStart("torn", torn=torn, last_index=last)
     return NextStart("whole", last_index=last)
+
+
+def _is_installing(applied_index: int, index: int, term: int, log: VerifiedLog) -> bool:
+    """The store is a snapshot's, and the log has not followed: a start goes on from there."""
+    if log.problems or applied_index != index or index < log.first_index:
+        return False
+    return index > log.last_index or log.terms[index - log.first_index] != term
 
 
 # ── the store ───────────────────────────────────────────────────────────────────────────────────────
@@ -180,6 +190,7 @@ def _walk(view: Any, promised: int, sign: Sign) -> StoreFacts:
         is_there=True,
         engine=engine.decode() if engine is not None else "",
         applied_index=meta.applied_index,
+        installed=meta.installed,
         revision=meta.revision,
         rows=count,
         problems=tuple(problems),

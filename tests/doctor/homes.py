@@ -14,7 +14,7 @@ from kvnode.config import LimitsSection
 from kvnode.doctor.directory_facts import Unread
 from kvnode.doctor.reader import Job, carry_out
 from kvnode.errors import KvnodeError
-from kvnode.ids import Index
+from kvnode.ids import Index, Term
 from kvnode.kv.requests import Put
 from kvnode.machine.machine import StateMachine
 from kvnode.storage.datadir import DataDir, MemberIdentity
@@ -70,7 +70,7 @@ def fill_store(directory: Path, applied: int) -> None:
     machine = StateMachine(backend, LimitsSection())
     for index in range(machine.applied_index + 1, applied + 1):
         machine.apply(Index(index), index, Put(b"key %d" % (index % 7), b"value" * 100))
-    cut = machine.cut()
+    cut = machine.cut(Term(1))
     assert cut is not None
     backend.commit(cut)
     backend.close()

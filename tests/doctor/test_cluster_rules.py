@@ -200,7 +200,7 @@ def test_lag_and_learners():
     )
     assert (found.level, found.check) == ("warning", "lag")
     assert "4900 committed entries to apply" in found.what
-    learner = MemberTold(4, "127.0.0.1:7504", "http://127.0.0.1:7404", voter=False)
+    learner = MemberTold(4, "127.0.0.1:7504", "http://127.0.0.1:7404", role="learner")
     leader = told(1, commit_index=5_000, applied_index=5_000, members=(*MEMBERS[:3], learner))
     leader = msgspec.structs.replace(leader, peers=(*leader.peers, PeerTold(4, 3_000, "snapshot")))
     others = [up(told(id_, commit_index=5_000, applied_index=5_000)) for id_ in (2, 3, 4)]
@@ -260,8 +260,9 @@ def test_versions_and_feature_levels():
     assert (found.level, found.check) == ("warning", "version")
     assert "node 2 (127.0.0.1:7402): 1.1" in found.what
     assert only(up(told(1)), up(told(2)), up(told(3)), version="2.0").what == "this program is 2.0"
-    levels = [up(told(id_, feature_level=level)) for id_, level in ((1, 2), (2, 2), (3, 1))]
-    assert "feature levels differ" in only(*levels).what
+    named = [msgspec.structs.replace(member, feature_level=min(2, member.id)) for member in MEMBERS[:3]]
+    found = only(*[up(told(id_, members=tuple(named))) for id_ in (1, 2, 3)])
+    assert found.what.startswith("feature levels differ: node 1: 1; node 2: 2; node 3: 2")
 
 
 def test_space_logs_and_disks():

@@ -14,11 +14,22 @@ from kvnode.doctor.directory import fits_configuration, gather
 from kvnode.doctor.directory_facts import DirectoryFacts, LogFacts
 from kvnode.doctor.directory_rules import judge
 from kvnode.doctor.findings import Finding
+from kvnode.doctor.reader import ReadLog
 from kvnode.storage.quarantine import Quarantine, write_note
 from kvnode.storage.realdisk import RealDisk
-from kvnode.storage.segment import HEADER_BYTES
+from kvnode.storage.segment import HEADER_BYTES, Stamp
 from kvnode.storage.small_file import write_small
-from tests.doctor.homes import APPLIED, ENTRIES, carry_out_here, content, fill_store, flip, make_home, segments
+from tests.doctor.homes import (
+    APPLIED,
+    CLUSTER_ID,
+    ENTRIES,
+    carry_out_here,
+    content,
+    fill_store,
+    flip,
+    make_home,
+    segments,
+)
 
 CONFIG = Config()
 
@@ -149,6 +160,26 @@ def test_a_log_that_ends_before_the_store_is_damage(tmp_path: Path) -> None:
     fill_store(home / "store", ENTRIES + 5)
     found = only(home)
     assert f"the log ends at index {ENTRIES}, but the store has applied index {ENTRIES + 5}" in found.what
+
+
+@pytest.mark.parametrize(
+    ("installed", "outcome"),
+    [
+        ((ENTRIES + 5, 3), "installing"),  # the log ends before it
+        ((ENTRIES - 5, 3), "installing"),  # the log has an entry of another term there
+        ((ENTRIES - 5, 2), "whole"),  # the log has followed
+        (None, "salvaged"),  # no snapshot: the log has lost its end
+    ],
+)
+def test_a_snapshot_that_the_log_has_not_followed(
+    tmp_path: Path, installed: tuple[int, int] | None, outcome: str
+) -> None:
+    home = make_home(tmp_path / "n1")
+    applied = installed[0] if installed else ENTRIES + 5
+    stamp = Stamp(CLUSTER_ID, 1, look(home).identity.incarnation)  # type: ignore[union-attr]
+    job = ReadLog(f"{home}/wal", stamp, applied, installed, has_peers=True)
+    log = carry_out_here(job, LogFacts, on_sign=lambda _: None)
+    assert log.start.outcome == outcome
 
 
 def test_a_wiped_log_must_not_vote_again(tmp_path: Path) -> None:

@@ -106,6 +106,13 @@ def test_damage_beside_a_running_node_is_looked_at_again():
     assert "A node is writing here: look again" in found[0].what
 
 
+def test_an_install_that_a_crash_interrupted_is_no_damage():
+    log = msgspec.structs.replace(LOG, start=NextStart("installing", last_index=90))
+    found = only(log=log)
+    assert (found.level, found.check) == ("note", "log")
+    assert "a snapshot's, up to entry 90" in found.what
+
+
 def test_before_all_initial_members_have_met():
     identity = Identity(1, "local", 1, 0x1234)
     assert only(identity=identity, log=None, store=None).what.endswith("it has not met all initial members yet")
