@@ -19,7 +19,7 @@ from kvnode.doctor.reader import Job, Line
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-SILENCE_S = 30.0
+SILENCE_S = 60.0
 """A reader that has said nothing for so long waits for a disk that does not answer."""
 
 
@@ -27,12 +27,15 @@ def carry_out_aside(
     job: Job, kind: type[T], *, seconds: float, on_sign: Callable[[str], None], silence_s: float = SILENCE_S
 ) -> T | Unread:
     """The result of `job`, or why there is none. Returns within `seconds` and a moment."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kvnode.doctor.reader"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kvnode.doctor.reader"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+    except OSError as error:
+        return Unread(f"its reader cannot be started: {error}")
     assert process.stdin is not None
     assert process.stdout is not None
     try:

@@ -57,6 +57,11 @@ def gather(
     names = os.listdir(path)
     holder = _holder(f"{path}/LOCK")
     files = _files(path)
+    denied = tuple(file.name for file in files if not _may_read(path, file))
+    if denied:
+        return DirectoryFacts(
+            path=path, is_held=holder is not None, holder=holder or 0, files=files, user=os.geteuid(), denied=denied
+        )
     identity = _small(disk, f"{path}/identity", Identity)
     facts = DirectoryFacts(
         path=path,
@@ -71,6 +76,7 @@ def gather(
         boot=_small(disk, f"{path}/boot", OwnBoot),
         peers=_peers(disk, path),
         quarantine=_note(disk, f"{path}/wal"),
+        homes=tuple(sorted(os.path.dirname(file.name) for file in files if file.name.endswith("/identity"))),
     )
     if "identity" not in names and "wal" not in names:
         return facts  # not a data directory, or a new one: nothing below can be there
@@ -173,6 +179,11 @@ def _files(path: str) -> tuple[FileFacts, ...]:
             if entry.is_dir(follow_symlinks=False):
                 waiting.append(entry.path)
     return tuple(found)
+
+
+def _may_read(path: str, file: FileFacts) -> bool:
+    needed = os.R_OK | os.X_OK if file.is_directory else os.R_OK
+    return os.access(os.path.join(path, file.name), needed, effective_ids=True)
 
 
 def _file(path: str, name: str, seen: os.stat_result) -> FileFacts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import Literal
 
 import msgspec
@@ -87,6 +88,8 @@ class DirectoryFacts(msgspec.Struct, frozen=True, kw_only=True):
     was_started: bool = False  # it was not, and then a process began to use it while the facts were gathered
     files: tuple[FileFacts, ...] = ()  # at most FILES_MAX
     user: int = 0  # who asks
+    denied: tuple[str, ...] = ()  # names that this user may not read; nothing further was read then
+    homes: tuple[str, ...] = ()  # directories inside it that are data directories
     filesystem: str = ""
     free_bytes: int = 0
     free_names: int = 1  # inodes; 1 where the file system does not count them
@@ -98,3 +101,18 @@ class DirectoryFacts(msgspec.Struct, frozen=True, kw_only=True):
     log: LogFacts | Unread | None = None  # None: there is no segment
     store: StoreFacts | Unread | None = None  # None: not read, a running node writes to it
     disk: DiskSpeed | Unread | None = None  # None: not measured
+
+    @property
+    def typed(self) -> str:
+        """The path as it is typed into a shell."""
+        return quote(self.path)
+
+    @property
+    def member(self) -> int:
+        """Whose it is; 0: nobody knows."""
+        return self.identity.member if isinstance(self.identity, Identity) else 0
+
+    @property
+    def members(self) -> int:
+        """How many the cluster has; 0: nobody knows."""
+        return len(self.identity.members) if isinstance(self.identity, Identity) else 0

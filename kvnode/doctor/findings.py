@@ -72,3 +72,8 @@ def bytes_text(count: int) -> str:
             break
         size, unit = size / 1024, larger
     return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def counted(count: int, noun: str, nouns: str = "") -> str:
+    """``1 file``, ``2 files``"""
+    return f"{count} {noun}" if count == 1 else f"{count} {nouns or noun + 's'}"

@@ -15,6 +15,7 @@ from kvnode.doctor.directory_facts import DirectoryFacts, LogFacts
 from kvnode.doctor.directory_rules import judge
 from kvnode.doctor.findings import Finding
 from kvnode.doctor.reader import ReadLog
+from kvnode.storage.datadir import OwnBoot
 from kvnode.storage.quarantine import Quarantine, write_note
 from kvnode.storage.realdisk import RealDisk
 from kvnode.storage.segment import HEADER_BYTES, Stamp
@@ -209,9 +210,28 @@ def test_a_wiped_directory_is_a_new_member(tmp_path: Path) -> None:
     assert (found.level, found.check) == ("warning", "identity")
 
 
-def test_something_else_is_not_a_data_directory(tmp_path: Path) -> None:
+def test_something_else_is_not_a_data_directory_and_not_to_be_changed(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear sir")
-    assert any(one.is_unread and "is not a data directory" in one.what for one in findings(tmp_path))
+    (found,) = judge(look(tmp_path), CONFIG)
+    assert found.is_unread
+    assert "is not a data directory" in found.what
+    assert found.do == ()
+    make_home(tmp_path / "n1")
+    (found,) = judge(look(tmp_path), CONFIG)
+    assert found.do == (f"kvnode doctor {tmp_path}/n1",)
+
+
+def test_a_first_start_that_was_interrupted_begins_again(tmp_path: Path) -> None:
+    home = make_home(tmp_path / "n1")
+    for name in ("identity", "peers"):
+        (home / name).unlink()
+    for name in ("wal", "store", "snap"):
+        shutil.rmtree(home / name)
+        (home / name).mkdir(mode=0o700)
+    write_small(RealDisk(), f"{home}/boot", OwnBoot(0, 0))
+    assert [one.level for one in findings(home) if one.check == "identity"] == ["note"]
+    write_small(RealDisk(), f"{home}/boot", OwnBoot(3, 0))
+    assert [one.level for one in findings(home) if one.check == "identity"] == ["problem"]
 
 
 def test_the_log_of_another_member_is_told(tmp_path: Path) -> None:

@@ -118,5 +118,14 @@ def test_before_all_initial_members_have_met():
     assert only(identity=identity, log=None, store=None).what.endswith("it has not met all initial members yet")
 
 
+def test_who_may_not_read_is_not_told_that_anything_is_lost():
+    found = judge(
+        msgspec.structs.replace(SOUND, user=1_000, denied=("wal", "identity"), identity=None, log=None), Config()
+    )
+    assert [(one.check, one.is_unread) for one in found] == [("lock", False), ("permissions", True)]
+    assert "may not read data/n1/wal, data/n1/identity" in found[1].what
+    assert found[1].do == ("sudo -u '#7' kvnode doctor data/n1",)
+
+
 def test_the_other_small_files_must_be_there():
     assert [one.check for one in grave(boot=None, peers=Unread("peers is damaged"))] == ["identity", "identity"]
