@@ -10,7 +10,7 @@ from kvnode.doctor.advice import DISK_CHECK, replacement
 from kvnode.doctor.contents_rules import judge_log, judge_quarantine, judge_store
 from kvnode.doctor.directory_facts import DirectoryFacts, DiskSpeed, FileFacts, Unread
 from kvnode.doctor.findings import Finding, bytes_text, counted, note, ok, problem, unread, warning
-from kvnode.storage.datadir import FORMAT, UNSAFE_FILESYSTEMS, Identity, OwnBoot
+from kvnode.storage.datadir import FORMAT, UNSAFE_FILESYSTEMS, OwnBoot
 
 DIVERGED = "DIVERGED"
 """The file that a node leaves whose state differed from the majority's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -139,3 +141,42 @@ def test_a_second_cluster_on_the_same_ports_is_refused_by_name(dev: Dev):
     assert second.returncode == 5
     assert all(endpoint in second.stderr for endpoint in dev.endpoints)
     assert "in use" in second.stderr
+
+
+def test_the_doctor_is_content_with_a_sound_cluster_and_names_a_dead_node(dev: Dev):
+    """All over real processes: HTTP, a directory in use, and one whose node was killed."""
+
+    def doctor(*arguments: str) -> tuple[int, str, list[dict[str, Any]]]:
+        done = subprocess.run(
+            [sys.executable, "-m", "kvnode", "doctor", *arguments, "-o", "json"],
+            cwd=dev.directory,
+            env=dev.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        reports = json.loads(done.stdout)["reports"]
+        return done.returncode, done.stderr, [one for report in reports for one in report["findings"]]
+
+    dev.find(r"^dev: ready, 3 nodes")
+    assert Caller(dev.endpoints[:1], 5_000).call("PUT", "/v1/kv/greeting", {}, b"hello").status == 200
+    for endpoint in dev.endpoints:
+        read_when_ready(endpoint, "greeting")
+    status, told, findings = doctor(dev.endpoints[0])
+    assert (status, told) == (0, ""), findings
+    assert "all 3 states compared are equal" in next(one["what"] for one in findings if one["check"] == "divergence")
+
+    pid = int(dev.find(r"^dev: n3 is process (\d+)")[1])
+    grave = [one for one in doctor("data/n3")[2] if one["check"] in {"lock", "log", "store"}]
+    assert [(one["level"], one["check"]) for one in grave] == [("note", "lock"), ("ok", "log")]
+    assert f"in use by process {pid}" in grave[0]["what"]
+
+    os.kill(pid, signal.SIGKILL)
+    dev.find(r"^dev: n3 was ended by SIGKILL")
+    status, _, findings = doctor(dev.endpoints[0])
+    assert status == 1
+    assert [one["what"][:8] for one in findings if one["check"] == "reachable"] == ["node 3 ("]
+    assert any("0 more may fail before writes stop" in one["what"] for one in findings if one["check"] == "quorum")
+    left = [(one["level"], one["check"]) for one in doctor("data/n3")[2]]
+    assert {("ok", "lock"), ("ok", "log"), ("ok", "store")} <= set(left)
