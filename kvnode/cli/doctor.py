@@ -110,7 +110,9 @@ def _sorted_out(targets: tuple[str, ...]) -> tuple[list[str], list[str]]:
             if os.path.lexists(target):
                 raise BadRequest("a path")
             endpoints += parse_endpoints(target)
-        except BadRequest:
+        except BadRequest as error:
+            if "://" in target:
+                raise click.BadParameter(f"{error.message}; only http is spoken here", param_hint="URL") from None
             directories.append(target)
     return directories, endpoints
 

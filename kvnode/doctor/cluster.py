@@ -57,9 +57,9 @@ def gather(endpoints: Sequence[str], *, timeout_ms: int, only: bool = False) -> 
             : max(0, MEMBERS_MAX - len(found))
         ]
     up = [member for member in found.values() if member.told]
+    up = _at_once(lambda member: _look_closer(member, timeout_ms), up)  # an election may have ended when it is done
     for _ in range(ROUNDS - 1):
         up = _at_once(lambda member: _ask_again(member, timeout_ms), up)
-    up = _at_once(lambda member: _look_closer(member, timeout_ms), up)
     found |= {member.endpoint: member for member in up}
     return ClusterFacts(
         members=tuple(
@@ -76,7 +76,7 @@ def _at_once(work: Callable[..., T], items: Iterable[object]) -> list[T]:
     items = list(items)
     if not items:
         return []
-    with ThreadPoolExecutor(len(items)) as pool:
+    with ThreadPoolExecutor(min(len(items), MEMBERS_MAX)) as pool:
         return list(pool.map(work, items))
 
 
@@ -118,7 +118,7 @@ def _ask_again(member: MemberFacts, timeout_ms: int) -> MemberFacts:
     again = _ask(member.endpoint, timeout_ms)
     if again.told is None:
         return member
-    return msgspec.structs.replace(again, hashes=member.hashes | again.hashes)
+    return msgspec.structs.replace(member, told=again.told, hashes=member.hashes | again.hashes)
 
 
 def _look_closer(member: MemberFacts, timeout_ms: int) -> MemberFacts:
@@ -168,7 +168,7 @@ def _wall_ms() -> int:
 
 # ── metrics ─────────────────────────────────────────────────────────────────────────────────────────
 
-_BUCKET = re.compile(rb'^kvnode_wal_fsync_seconds_bucket\{le="([^"]+)"\} (\S+)$', re.MULTILINE)
+_BUCKET = re.compile(rb'^kvnode_wal_fsync_seconds_bucket\{le="(\d[\d.e-]*|\+Inf)"\} (\d[\d.e+]*)$', re.MULTILINE)
 
 
 def _sync_speed(endpoint: str, timeout_ms: int) -> SyncSpeed | None:
@@ -180,14 +180,22 @@ def _sync_speed(endpoint: str, timeout_ms: int) -> SyncSpeed | None:
 
 
 def sync_speed(answer: Answer) -> SyncSpeed | None:
-    """From the histogram in the text of `/metrics`; None: there is none, or it is empty."""
+    """From the histogram in the text of `/metrics`; None: there is none, or it is empty.
+
+    Within a bucket durations are taken to lie evenly, beyond the last bound to lie on it.
+    """
     buckets = [(float(bound), float(count)) for bound, count in _BUCKET.findall(answer.body)]
     total = buckets[-1][1] if buckets else 0
     if answer.status != 200 or not total or len(buckets) < 2:
         return None
-    finite = [bound for bound, _ in buckets if bound != inf]
 
     def quantile_ms(share: float) -> float:
-        return min(next(bound for bound, count in buckets if count >= share * total), finite[-1]) * 1e3
+        lower, below = 0.0, 0.0
+        for bound, count in buckets:
+            if count >= share * total:
+                upper = lower if bound == inf else bound
+                return (lower + (upper - lower) * (share * total - below) / (count - below)) * 1e3
+            lower, below = bound, count
+        raise AssertionError(buckets)  # the last bucket counts all
 
     return SyncSpeed(int(total), quantile_ms(0.5), quantile_ms(0.99))

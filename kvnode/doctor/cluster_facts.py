@@ -60,7 +60,7 @@ class ClockOffset(msgspec.Struct, frozen=True):
 
 
 class SyncSpeed(msgspec.Struct, frozen=True):
-    """Durations of the log's fdatasync since the node started; upper bounds, from a histogram."""
+    """Durations of the log's fdatasync since the node started, as near as a histogram tells."""
 
     count: int
     p50_ms: float

@@ -389,4 +389,6 @@ def judge_syncs(up: Sequence[Up], config: Config) -> Iterator[Finding]:
             "kvnode doctor DATA_DIR --disk-test",
         )
     if known and not slow:
-        yield ok("disk", f"99 of 100 syncs of the log took at most {max(sync.p99_ms for _, sync in known):.0f} ms")
+        yield ok(
+            "disk", f"99 of 100 syncs of the log took at most about {max(sync.p99_ms for _, sync in known):.0f} ms"
+        )

@@ -163,8 +163,9 @@ def _holder_listed(file: os.stat_result) -> int | None:
 
 
 def _files(path: str) -> tuple[FileFacts, ...]:
-    found = [_file(path, "", os.lstat(path))]
-    waiting = [path]
+    """Links are followed, for a log may lie on a disk of its own; one that leads nowhere is listed as it is."""
+    top = os.stat(path)
+    found, waiting, entered = [_file(path, "", top)], [path], {(top.st_dev, top.st_ino)}
     while waiting and len(found) < FILES_MAX:
         try:
             entries = sorted(os.scandir(waiting.pop()), key=lambda entry: entry.name)
@@ -172,18 +173,20 @@ def _files(path: str) -> tuple[FileFacts, ...]:
             continue
         for entry in entries[: FILES_MAX - len(found)]:
             try:
-                seen = entry.stat(follow_symlinks=False)
+                seen = os.stat(entry.path) if os.path.exists(entry.path) else os.lstat(entry.path)
             except FileNotFoundError:
                 continue
             found.append(_file(path, os.path.relpath(entry.path, path), seen))
-            if entry.is_dir(follow_symlinks=False):
+            if stat.S_ISDIR(seen.st_mode) and (seen.st_dev, seen.st_ino) not in entered:
+                entered.add((seen.st_dev, seen.st_ino))
                 waiting.append(entry.path)
     return tuple(found)
 
 
 def _may_read(path: str, file: FileFacts) -> bool:
-    needed = os.R_OK | os.X_OK if file.is_directory else os.R_OK
-    return os.access(os.path.join(path, file.name), needed, effective_ids=True)
+    """True also for what is not there, or not any more: that is no matter of permissions."""
+    at, needed = os.path.join(path, file.name), os.R_OK | os.X_OK if file.is_directory else os.R_OK
+    return os.access(at, needed, effective_ids=True) or not os.path.exists(at)
 
 
 def _file(path: str, name: str, seen: os.stat_result) -> FileFacts:

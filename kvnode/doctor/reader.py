@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal
 
 import lmdb
@@ -32,6 +33,7 @@ from kvnode.storage.wal import examine
 from kvnode.storage.wal_verify import VerifiedLog, verify
 
 ROWS_BETWEEN_SIGNS = 50_000
+VERIFY_TRIES = 3
 
 DISK_WRITES = 48
 DISK_WRITE_BYTES = 4_096
@@ -88,7 +90,7 @@ def carry_out(job: Job, sign: Sign) -> Result:
 
 
 def read_log(job: ReadLog, sign: Sign) -> LogFacts:
-    log = verify(job.directory, lambda path, offset: sign(f"{os.path.basename(path)}, offset {offset}"))
+    log = _verify(job.directory, sign)
     return LogFacts(
         member=log.member,
         cluster_id=log.cluster_id,
@@ -103,6 +105,14 @@ def read_log(job: ReadLog, sign: Sign) -> LogFacts:
         problems=tuple((problem.where, problem.what) for problem in log.problems),
         start=_next_start(job, job.stamp, log) if job.stamp is not None else None,
     )
+
+
+def _verify(directory: str, sign: Sign) -> VerifiedLog:
+    """A running node may drop its oldest segments while they are read: then from the top."""
+    for _ in range(VERIFY_TRIES - 1):
+        with suppress(FileNotFoundError):
+            return verify(directory, lambda path, offset: sign(f"{os.path.basename(path)}, offset {offset}"))
+    return verify(directory)
 
 
 def _next_start(job: ReadLog, stamp: Stamp, log: VerifiedLog) -> NextStart:
@@ -138,7 +148,9 @@ def _is_installing(applied_index: int, index: int, term: int, log: VerifiedLog) 
 
 def read_store(directory: str, sign: Sign) -> StoreFacts:
     """Every row in order: LMDB follows each page to it, and each is checked for what its table promises."""
-    if not os.path.exists(os.path.join(directory, "data.mdb")):
+    try:
+        os.stat(os.path.join(directory, "data.mdb"))
+    except FileNotFoundError:
         return StoreFacts(is_there=False)
     try:
         env = lmdb.open(directory, readonly=True, lock=False, create=False, readahead=True, lib_version=0)

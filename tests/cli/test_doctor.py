@@ -115,6 +115,12 @@ def test_a_directory_that_is_called_like_an_address_is_one(tmp_path: Path, monke
     )
 
 
+def test_an_address_that_cannot_be_asked_is_a_usage_error():
+    result = examine("https://n1.example:7401")
+    assert result.exit_code == 2
+    assert "'https://n1.example:7401' is not of the form host:port" in result.stderr
+
+
 def _config(tmp_path: Path, home: Path) -> Path:
     """For node 1, wherever the test's files lie."""
     file = tmp_path / "node.toml"

@@ -287,6 +287,18 @@ def test_a_configuration_of_another_node_does_not_fit(tmp_path: Path) -> None:
     assert any(one.check == "settings" for one in judge(facts, Config(), contradictions=told))
 
 
+def test_a_log_on_a_disk_of_its_own_is_followed(tmp_path: Path) -> None:
+    home = make_home(tmp_path / "n1")
+    shutil.move(home / "wal", tmp_path / "fast")
+    (home / "wal").symlink_to(tmp_path / "fast")
+    (tmp_path / "link").symlink_to(home)
+    assert grave(home) == grave(tmp_path / "link") == []
+    (home / "wal").unlink()
+    (home / "wal").symlink_to(tmp_path / "gone")
+    (home / "loop").symlink_to(home)
+    assert ("problem", "log") in [one[:2] for one in grave(home)]
+
+
 def test_a_missing_directory_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         look(tmp_path / "nothing")
