@@ -10,10 +10,10 @@ NODES ?= 3
 MINUTES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help cluster test check lint type fmt golden sim chaos bench clean
+.PHONY: help cluster test check lint type fmt golden sim chaos bench bench-large clean
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 cluster: $(BYTECODE) ## run a three-node cluster on this machine; Ctrl-C stops it
 	@exec $(BIN)/kvnode dev --nodes $(NODES)
@@ -44,6 +44,9 @@ chaos: $(BYTECODE) ## real processes under every fault this machine allows: MINU
 
 bench: $(BYTECODE) ## measure, beside etcd where it is installed
 	$(BIN)/python -m kvnode.bench $(ARGS)
+
+bench-large: $(BYTECODE) ## measure a million keys, beside etcd where it is installed, and puts among ten million
+	$(BIN)/python -m kvnode.bench.large $(ARGS)
 
 clean: ## remove the environment and caches; data/ stays
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -15,7 +13,8 @@ import uvloop
 
 from kvnode.bench import report
 from kvnode.bench.cluster import ClusterFailed
-from kvnode.bench.rounds import ROWS, Plan, Results, System, run, systems
+from kvnode.bench.ending import ended_by_sigterm
+from kvnode.bench.rounds import ROWS, Plan, run, systems
 from kvnode.version import __version__
 
 
@@ -61,20 +60,16 @@ def main(
     data.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=data, prefix="run-") as home:
         try:
-            results = uvloop.run(_run(plan, competitors, Path(home).resolve()))
+            results = uvloop.run(
+                ended_by_sigterm(
+                    lambda: run(plan, competitors, Path(home).resolve(), lambda line: click.echo(line, err=True))
+                )
+            )
         except (ClusterFailed, OSError) as error:
             raise click.ClickException(str(error)) from error
     click.echo(report.text(results, plan, competitors))
     if json_file is not None:
         json_file.write_text(json.dumps(report.as_json(results, plan, competitors), indent=1) + "\n", encoding="utf-8")
-
-
-async def _run(plan: Plan, competitors: list[System], home: Path) -> Results:
-    """SIGTERM ends a run as Ctrl-C does: processes stopped, data removed."""
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    return await run(plan, competitors, home, lambda line: click.echo(line, err=True))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,9 @@ class Cluster(ABC):
         self.processes: dict[int, Process] = {}
         home.mkdir(parents=True, exist_ok=True)
 
+    def data_dir(self, node: int) -> Path:
+        return self.home / f"n{node}"
+
     @abstractmethod
     def command(self, node: int) -> list[str]: ...
 
@@ -116,9 +119,6 @@ class KvnodeCluster(Cluster):
     def config_file(self, node: int) -> Path:
         return self.home / f"node{node}.toml"
 
-    def data_dir(self, node: int) -> Path:
-        return self.home / f"n{node}"
-
     def write_config(self, node: int, **overrides: Any) -> None:
         """`overrides`: dotted names with two underscores for the dot."""
         members = [f"{i}={host}:{port}" for i, (host, port) in self.peers.items()]
@@ -177,7 +177,7 @@ class EtcdCluster(Cluster):
         client, peer = (f"http://{host}:{port}" for host, port in (self.clients[node], self.peers[node]))
         members = ",".join(f"n{i}=http://{host}:{port}" for i, (host, port) in self.peers.items())
         return [
-            *("etcd", "--name", f"n{node}", "--data-dir", str(self.home / f"n{node}")),
+            *("etcd", "--name", f"n{node}", "--data-dir", str(self.data_dir(node))),
             *("--listen-client-urls", client, "--advertise-client-urls", client),
             *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
             *("--initial-cluster", members, "--initial-cluster-token", "bench"),

@@ -10,6 +10,7 @@ import base64
 import functools
 import json
 import re
+from collections.abc import Sequence
 
 from kvnode.bench import h2, http1
 from kvnode.bench.fronts import LEASE_S, Call, Front, Lines, Talk, Talks, Watching, after_prefix
@@ -118,6 +119,12 @@ def _grpc(*methods: str) -> Connect:
     return functools.partial(h2.connect, tuple(f"/etcdserverpb.{method}" for method in methods))
 
 
+def _grpc_txn(_: Address, items: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """A put of each (key, value), without a comparison."""
+    puts = (h2.encoded(b"", h2.encoded(key, content)) for key, content in items)
+    return h2.prefixed(b"".join(h2.encoded(b"", put) for put in puts))
+
+
 def _grpc_lease(_: Address, client: int) -> Talk:
     grant, revoke = h2.message(LEASE_S, client), h2.message(client, method=1)
     while True:
@@ -152,6 +159,7 @@ ETCD_GRPC = Front(
     multiplexed=True,
     calls={
         "put": Call(lambda _, key, content: h2.message(key, content), _grpc("KV/Put")),
+        "txn": Call(_grpc_txn, _grpc("KV/Txn")),
         "get": Call(lambda _, key: h2.message(key), _grpc("KV/Range")),
         "range": Call(
             lambda _, prefix, limit: h2.message(prefix, after_prefix(prefix), limit),

@@ -22,7 +22,8 @@ _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 
 _ACK = _END_STREAM = 0x1
 _INITIAL_WINDOW_SIZE = 4
 _WINDOW_MAX = (1 << 31) - 1
-_WINDOW_INITIAL = 65_535
+_WINDOW_INITIAL = 65_535  # of a connection, and of each stream: what one request may have
+_FRAME_MAX = 16_384
 
 _NEWEST = 62  # index of the dynamic table's newest entry
 
@@ -113,16 +114,11 @@ class GrpcConnection(asyncio.Protocol):
         if request[0]:
             request = b"\0" + request[1:]
         number = stream.to_bytes(4)
-        self._out += (
-            len(block).to_bytes(3),
-            b"\x01\x04",  # HEADERS, END_HEADERS
-            number,
-            block,
-            len(request).to_bytes(3),
-            b"\x00\x01",  # DATA, END_STREAM
-            number,
-            request,
-        )
+        self._out += (len(block).to_bytes(3), b"\x01\x04", number, block)  # HEADERS, END_HEADERS
+        while len(request) > _FRAME_MAX:
+            self._out += (_FRAME_MAX.to_bytes(3), b"\x00\x00", number, request[:_FRAME_MAX])
+            request = request[_FRAME_MAX:]
+        self._out += (len(request).to_bytes(3), b"\x00\x01", number, request)  # DATA, END_STREAM
         self._sent_ns[stream] = perf_counter_ns()
         if not self._reading:
             self._flush()
@@ -235,7 +231,11 @@ def message(*fields: bytes | int, method: int = 0) -> bytes:
     `method`: which of the connection's paths it calls. It stands where the prefix says that nothing is compressed, and
     goes out as that.
     """
-    content = encoded(*fields)
+    return prefixed(encoded(*fields), method=method)
+
+
+def prefixed(content: bytes, *, method: int = 0) -> bytes:
+    """As `message`, of a protobuf message that is encoded already."""
     return bytes([method]) + len(content).to_bytes(4) + content
 
 

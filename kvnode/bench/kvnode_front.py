@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+from collections.abc import Sequence
+
+import msgspec
 
 from kvnode.bench import http1
 from kvnode.bench.fronts import LEASE_S, Call, Front, Lines, Talk, Talks, Watching
@@ -12,6 +16,22 @@ from kvnode.bench.load import Address
 
 def _http_put(address: Address, key: bytes, content: bytes) -> bytes:
     return http1.request("PUT", f"/v1/kv/{key.decode()}", address, content)
+
+
+def _operations(items: Sequence[tuple[bytes, bytes]]) -> list[dict[str, dict[str, str]]]:
+    """A put of each (key, value); values are any bytes."""
+    return [
+        {"put": {"key": key.decode(), "value": base64.b64encode(content).decode(), "encoding": "base64"}}
+        for key, content in items
+    ]
+
+
+def _http_batch(address: Address, items: Sequence[tuple[bytes, bytes]]) -> bytes:
+    return http1.request("POST", "/v1/batch", address, msgspec.json.encode(_operations(items)))
+
+
+def _http_txn(address: Address, items: Sequence[tuple[bytes, bytes]]) -> bytes:
+    return http1.request("POST", "/v1/txn", address, msgspec.json.encode({"success": _operations(items)}))
 
 
 def _http_get(address: Address, key: bytes) -> bytes:
@@ -76,6 +96,8 @@ KVNODE_HTTP = Front(
     multiplexed=False,
     calls={
         "put": Call(_http_put, http1.connect),
+        "batch": Call(_http_batch, http1.connect),
+        "txn": Call(_http_txn, http1.connect),
         "get": Call(_http_get, http1.connect),
         "range": Call(_http_range, http1.connect),
         "get_past": Call(_http_get_past, http1.connect),

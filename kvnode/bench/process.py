@@ -9,9 +9,19 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 STOP_S = 10.0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes. `private`: heap and stacks, nobody else's; `mapped`: pages of files, its program's and its store's."""
+
+    private: int
+    mapped: int
+    resident: int
 
 
 class Process:
@@ -75,6 +85,18 @@ class Process:
         """Processor time used so far, user and system."""
         fields = stat_fields(self.pid)
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def memory(self) -> Memory:
+        """What it holds of memory now."""
+        kibibytes = {
+            name: int(rest.split()[0])
+            for name, _, rest in (
+                line.partition(":")
+                for line in Path(f"/proc/{self.pid}/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]
+            )
+        }
+        private, resident = kibibytes["Anonymous"] * 1024, kibibytes["Rss"] * 1024
+        return Memory(private=private, mapped=resident - private, resident=resident)
 
     def resident_bytes(self) -> int:
         for line in Path(f"/proc/{self.pid}/status").read_text(encoding="ascii", errors="replace").splitlines():

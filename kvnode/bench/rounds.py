@@ -117,7 +117,7 @@ async def run(plan: Plan, competitors: list[System], home: Path, progress: Calla
         progress(f"round {number} of {plan.rounds}")
         order = competitors if number % 2 else competitors[::-1]
         for system in order:
-            with _fresh(system, home / f"{system.name}-{number}") as cluster:
+            with fresh(system, home / f"{system.name}-{number}") as cluster:
                 cluster.start_all()
                 rng = random.Random(plan.seed * 1000 + number)
                 await _Round(plan, system, cluster, rng, results).run()
@@ -125,7 +125,8 @@ async def run(plan: Plan, competitors: list[System], home: Path, progress: Calla
 
 
 @contextlib.contextmanager
-def _fresh(system: System, home: Path) -> Iterator[Cluster]:
+def fresh(system: System, home: Path) -> Iterator[Cluster]:
+    """A cluster that is not started yet; stopped in the end, and its data removed."""
     shutil.rmtree(home, ignore_errors=True)
     cluster = system.make(home)
     try:

@@ -1,4 +1,4 @@
-"""The benchmark runs from start to end on a real cluster; what it measures here means nothing."""
+"""The benchmarks run from start to end on real clusters; what they measure here means nothing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 from kvnode.bench import report
 from kvnode.bench.cluster import KvnodeCluster
 from kvnode.bench.kvnode_front import KVNODE_HTTP
+from kvnode.bench.large import report as large_report
+from kvnode.bench.large import run as large
 from kvnode.bench.rounds import Plan, System, run
 
 pytestmark = pytest.mark.system
@@ -37,4 +39,30 @@ async def test_a_tiny_run(tmp_path: Path) -> None:
         assert series.failures == 0, series
         assert series.row == "idle" or min(series.values) > 0, series
     assert "put, 64 in flight" in report.text(results, plan, systems)
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+async def test_a_large_store_that_is_tiny(tmp_path: Path) -> None:
+    plan = large.Plan(
+        keys=500,
+        few_keys=20,
+        many_keys=300,
+        seconds=0.3,
+        growth_rounds=1,
+        restarts=1,
+        settle_s=0.1,
+        load_limit_s=30.0,
+    )
+    systems = [System("kvnode", "0", _make, (KVNODE_HTTP,))]
+    found = await large.run(plan, systems, tmp_path / "data", lambda _: None)
+    of_kvnode = {row for row, system in found.found if system == "kvnode"}
+    assert {"load_rate", "txns_rate", "private_memory", "disk", "restart_node", "restart_cluster_all"} <= of_kvnode
+    assert {("put1_p50", "few"), ("put64_p99", "many")} <= found.found.keys()
+    assert all(row in large_report.ROWS for row, _ in found.found)
+    may_be_none = ("repeated", "cpu_leader", "cpu_follower")  # in so short a time
+    assert all(min(figure.values) > 0 for figure in found.found.values() if not figure.row.endswith(may_be_none))
+    text = large_report.text(found, plan, systems)
+    assert "many is" in text
+    assert "aim ≤ 1,500: " in text
+    assert large_report.as_json(found, plan, systems)["plan"]["keys"] == 500
     assert list((tmp_path / "data").iterdir()) == []
