@@ -22,8 +22,9 @@ import msgspec
 
 from kvnode.doctor.directory_facts import DiskSpeed, LogFacts, NextStart, StoreFacts, TornEnd, Unread
 from kvnode.errors import KvnodeError, LogCorrupted
-from kvnode.ids import Index
+from kvnode.ids import Index, Term
 from kvnode.machine import keycode, rows
+from kvnode.raft.messages import LogPosition
 from kvnode.storage.lmdb_backend import ENGINE, ENGINE_KEY
 from kvnode.storage.log_place import LogPlace
 from kvnode.storage.readonly_disk import ReadOnlyDisk
@@ -122,8 +123,11 @@ def _next_start(job: ReadLog, stamp: Stamp, log: VerifiedLog) -> NextStart:
     disk = ReadOnlyDisk()
     place = LogPlace(disk, job.directory, stamp, segment_bytes=0, batch_bytes_max=0)
     votes = VoteCopy(disk, job.directory, stamp)
+    installed = None
+    if job.installed is not None and job.installed[0] == job.applied_index:
+        installed = LogPosition(Term(job.installed[1]), Index(job.installed[0]))
     try:
-        found, _, _ = examine(place, Index(job.applied_index), votes)
+        found, _, _ = examine(place, Index(job.applied_index), installed, votes)
     except LogCorrupted as damage:
         salvaged = job.has_peers and damage.repairable and votes.is_certain
         return NextStart("salvaged" if salvaged else "refused", damage.what)

@@ -7,11 +7,12 @@ are written against `KV` and therefore run over any of them. `Admin` is what a f
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
-from typing import Any, Literal, overload
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Literal, cast, overload
 
 import msgspec
 
+from kvnode.errors import KvnodeError
 from kvnode.ids import NOBODY, NodeId, Revision, Term
 from kvnode.kv import keys
 from kvnode.kv.events import WatchPart
@@ -138,6 +139,21 @@ class KV(ABC):
 
         Raises: a `KvnodeError`; its family says whether a write took effect (`kvnode.errors`).
         """
+
+    async def execute_all(
+        self, requests: Sequence[Request], options: Options = DEFAULT_OPTIONS
+    ) -> list[Reply | KvnodeError]:
+        """Carry out each on its own, in order; a node is handed all of them before it answers the first.
+
+        Returns the replies in that order; where a request failed, its error, which `execute` would have raised.
+        """
+        found: list[Reply | KvnodeError] = []
+        for request in requests:
+            try:
+                found.append(await self.execute(cast(Any, request), options))
+            except KvnodeError as error:
+                found.append(error)
+        return found
 
     @abstractmethod
     def watch(self, request: Watch, options: Options = DEFAULT_OPTIONS) -> WatchStream:

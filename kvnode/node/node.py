@@ -7,7 +7,7 @@ node's loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from kvnode.clocks.clock import Clock
@@ -15,6 +15,7 @@ from kvnode.config import Config
 from kvnode.errors import (
     Conflict,
     ConnectionLost,
+    KvnodeError,
     MemberNotFound,
     NoLeader,
     Timeout,
@@ -22,7 +23,7 @@ from kvnode.errors import (
 from kvnode.ids import NOBODY, NodeId, Revision, Term
 from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Admin, Members, MembersChanged, Options, Status
 from kvnode.kv.members import MemberChange
-from kvnode.kv.requests import Request, Watch
+from kvnode.kv.requests import Reply, Request, Watch, WriteRequest
 from kvnode.machine.backend import Backend
 from kvnode.machine.machine import StateMachine
 from kvnode.node import admission, status
@@ -348,6 +349,21 @@ class Node(KV, Admin):
     def execute(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Coroutine[Any, Any, Any]:
         """Carry out one request; see `KV.execute`."""
         return self._path.execute(request, options)
+
+    async def execute_all(
+        self, requests: Sequence[Request], options: Options = DEFAULT_OPTIONS
+    ) -> list[Reply | KvnodeError]:
+        """Carry out each on its own; see `KV.execute_all`. Writes need no task each."""
+        writes = [request for request in requests if isinstance(request, WriteRequest)]
+        if len(writes) == len(requests):
+            return await self._path.write_all(writes, options)
+        found: list[Any] = await asyncio.gather(
+            *(self.execute(request, options) for request in requests), return_exceptions=True
+        )
+        for one in found:
+            if isinstance(one, BaseException) and not isinstance(one, KvnodeError):
+                raise one
+        return found
 
     def watch(self, request: Watch, options: Options = DEFAULT_OPTIONS) -> NodeStream:
         """Stream changes; see `KV.watch`."""

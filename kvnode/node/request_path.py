@@ -9,7 +9,7 @@ proposed again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -18,6 +18,7 @@ from kvnode import errors
 from kvnode.clocks.clock import Clock
 from kvnode.config import LimitsSection, RaftSection
 from kvnode.errors import KvnodeError, NoLeader, NotReady, Overloaded, Timeout
+from kvnode.ids import RequestId
 from kvnode.kv.interface import DEFAULT_OPTIONS, Options
 from kvnode.kv.keys import ONE_KEY
 from kvnode.kv.members import MemberChange
@@ -33,6 +34,7 @@ from kvnode.kv.requests import (
     RangeReply,
     ReadRequest,
     Refusal,
+    Reply,
     Request,
     TableRequest,
     Txn,
@@ -164,13 +166,7 @@ class RequestPath:
         return NodeStream(self._watches, request, reach)
 
     async def _write(self, request: WriteRequest, options: Options) -> ApplyResult:
-        admission.check_write(request, self._limits)
-        self._space.check(request)
-        if self._applier.is_held_back:
-            raise Overloaded("the store is behind the log", retry_after_ms=RETRY_AFTER_MS)
-        payload = admission.payload_of(request, self._limits)
-        # In the entry's head for those who read the log; what is carried out is the payload's word alone.
-        session, sequence = (request.session, request.sequence) if isinstance(request, Command) else (0, 0)
+        payload, session, sequence = self._admit(request)
         result = await self._propose(payload, options, session=session, sequence=sequence)
         if type(result) is Refusal:
             raise _refused(result)
@@ -210,6 +206,83 @@ class RequestPath:
                 self._waiting.discard(request_id)
                 self.proposals_failed += 1
                 raise
+
+    def _admit(self, request: WriteRequest) -> tuple[bytes, int, int]:
+        """The payload of its entry, and what the entry's head says. Raises: what keeps it from being proposed."""
+        admission.check_write(request, self._limits)
+        self._space.check(request)
+        if self._applier.is_held_back:
+            raise Overloaded("the store is behind the log", retry_after_ms=RETRY_AFTER_MS)
+        payload = admission.payload_of(request, self._limits)
+        # In the head for those who read the log; what is carried out is the payload's word alone.
+        session, sequence = (request.session, request.sequence) if isinstance(request, Command) else (0, 0)
+        return payload, session, sequence
+
+    async def write_all(self, requests: Sequence[WriteRequest], options: Options) -> list[Reply | KvnodeError]:
+        """As `_write` of each, in their order, but in the caller's task and with one wake-up for all that come at once.
+
+        What no log has had is proposed again together, behind those of its neighbours that were taken.
+        """
+        outcomes: dict[int, Reply | KvnodeError] = {}
+        waiting: dict[int, tuple[bytes, int, int]] = {}
+        for place, request in enumerate(requests):
+            try:
+                waiting[place] = self._admit(request)
+            except KvnodeError as error:
+                outcomes[place] = error
+        deadline_ms = self._deadline(options.timeout_ms)
+        self.proposals += len(waiting)
+        patience_ms = self._leader.patience_ms(deadline_ms)
+        refusals = 0
+        while waiting:
+            try:
+                if refusals:
+                    await self._leader.pause(patience_ms, refusals - 1)
+                await self._leader.known(patience_ms, options)
+            except KvnodeError as error:
+                self.proposals_failed += len(waiting)
+                outcomes |= dict.fromkeys(waiting, error)
+                break
+            found = await self._propose_all(waiting, deadline_ms)
+            for place, one in found.items():
+                self.proposals_failed += isinstance(one, KvnodeError)
+                outcomes[place] = _refused(one) if isinstance(one, Refusal) else one
+            waiting = {place: admitted for place, admitted in waiting.items() if place not in found}
+            refusals += 1
+        return [outcomes[place] for place in range(len(requests))]
+
+    async def _propose_all(
+        self, admitted: Mapping[int, tuple[bytes, int, int]], deadline_ms: int
+    ) -> dict[int, ApplyResult | KvnodeError]:
+        """What became of each, by its place; those that no log has had are left out."""
+        found: dict[int, ApplyResult | KvnodeError] = {}
+        answers: dict[int, tuple[RequestId, asyncio.Future[ApplyResult]]] = {}
+        add, put_proposal, now_ns = self._waiting.add, self._driver.queue.put_proposal, self._clock.elapsed_ns()
+        for place, (payload, session, sequence) in admitted.items():
+            request_id, answer = add(deadline_ms, now_ns)
+            try:
+                put_proposal(Proposed(request_id, payload, session=session, sequence=sequence))
+            except KvnodeError as error:
+                self._waiting.discard(request_id)
+                found[place] = error
+            else:
+                answers[place] = request_id, answer
+        try:
+            for place, (_, answer) in answers.items():
+                try:
+                    found[place] = await answer
+                except NoLeader:
+                    continue
+                except KvnodeError as error:
+                    found[place] = error
+        except BaseException:  # the caller went away
+            for request_id, answer in answers.values():
+                self._waiting.discard(request_id)
+                if not answer.cancel() and not answer.cancelled():
+                    answer.exception()  # looked at: nobody else will
+            self.proposals_failed += len(admitted)
+            raise
+        return found
 
     async def _read(self, request: ReadRequest, options: Options) -> RangeReply:
         admission.check_read(request, self._limits)

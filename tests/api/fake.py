@@ -70,6 +70,9 @@ class FakeKV(KV):
     def time(self) -> int:
         return (START_MS + self.revision) << 16
 
+    async def execute_all(self, requests: Any, options: Options = DEFAULT_OPTIONS) -> list[Any]:
+        return await asyncio.gather(*(self.execute(one, options) for one in requests), return_exceptions=True)
+
     async def execute(self, request: Any, options: Options = DEFAULT_OPTIONS) -> Any:
         self.seen.append((request, options))
         error = self.fail or self.fail_if(request)

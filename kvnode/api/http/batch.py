@@ -7,7 +7,6 @@ earlier: a get sees the puts before it and none of those after it. Nothing is at
 
 from __future__ import annotations
 
-import asyncio
 from itertools import groupby
 
 from kvnode.api import errors, shapes, strict_json
@@ -16,8 +15,7 @@ from kvnode.api.call import Call
 from kvnode.api.http.operations import OperationParser, Result, items_max, result_of
 from kvnode.api.http.sessions import fence_of
 from kvnode.errors import KvnodeError
-from kvnode.kv.interface import KV, Options
-from kvnode.kv.requests import Command, Fence, Operation, Range
+from kvnode.kv.requests import Command, DeleteReply, Fence, Operation, PutReply, Range, RangeReply, Reply
 
 
 async def execute_batch(call: Call) -> Answer:
@@ -31,7 +29,10 @@ async def execute_batch(call: Call) -> Answer:
     fence = fence_of(call)
     results: list[Result | shapes.FailedResult] = []
     for _, neighbours in groupby(parsed, key=_is_read):
-        results += await asyncio.gather(*(_execute(call.app.kv, operation, fence, options) for operation in neighbours))
+        together = list(neighbours)
+        requests = together if fence is None else [_fenced(operation, fence) for operation in together]
+        found = await call.app.kv.execute_all(requests, options)
+        results += map(_result, together, found)
     return call.json(200, shapes.BatchAnswer(results=results))
 
 
@@ -39,10 +40,13 @@ def _is_read(operation: Operation) -> bool:
     return isinstance(operation, Range)
 
 
-async def _execute(kv: KV, operation: Operation, fence: Fence | None, options: Options) -> Result | shapes.FailedResult:
-    fenced = operation if fence is None or isinstance(operation, Range) else Command(operation, fence=fence)
-    try:
-        return result_of(operation, await kv.execute(fenced, options), status=200)
-    except KvnodeError as error:
-        body = errors.body_of(error, errors.outcome_of(error, has_effect=not _is_read(operation)))
-        return shapes.FailedResult(status=errors.status_of(error), error=body.error, outcome=body.outcome)
+def _fenced(operation: Operation, fence: Fence) -> Operation | Command:
+    return operation if isinstance(operation, Range) else Command(operation, fence=fence)
+
+
+def _result(operation: Operation, found: Reply | KvnodeError) -> Result | shapes.FailedResult:
+    if isinstance(found, KvnodeError):
+        body = errors.body_of(found, errors.outcome_of(found, has_effect=not _is_read(operation)))
+        return shapes.FailedResult(status=errors.status_of(found), error=body.error, outcome=body.outcome)
+    assert isinstance(found, PutReply | DeleteReply | RangeReply), found
+    return result_of(operation, found, status=200)
