@@ -68,12 +68,19 @@ class OperationParser(msgspec.Struct, frozen=True):
         if "key" not in fields:
             raise BadRequest(f"{place} needs a key")
         key = expect_bytes(fields["key"], fields.get("key_encoding"), f"{place}.key")
+        return self.checked_key(key)
+
+    def checked_key(self, key: bytes) -> bytes:
+        """Raises: BadKey, TooLarge."""
         return check_key(key, self.limits.key_bytes_max)
 
     def value(self, fields: JsonObject, place: str) -> bytes:
         if "value" not in fields:
             raise BadRequest(f"{place} needs a value")
-        value = expect_bytes(fields["value"], fields.get("encoding"), f"{place}.value")
+        return self.checked_value(expect_bytes(fields["value"], fields.get("encoding"), f"{place}.value"), place)
+
+    def checked_value(self, value: bytes, place: str) -> bytes:
+        """Raises: TooLarge."""
         size_max = self.limits.value_bytes_max
         if len(value) > size_max:
             raise TooLarge(f"{place}.value is over the limit of {size_max} bytes", limit=size_max)

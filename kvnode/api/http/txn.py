@@ -8,6 +8,7 @@ from kvnode.api import shapes, strict_json
 from kvnode.api.answer import Answer
 from kvnode.api.call import Call
 from kvnode.api.http.operations import OperationParser, items_max, result_of
+from kvnode.api.http.plain_puts import puts_of_transaction
 from kvnode.api.http.sessions import once
 from kvnode.api.strict_json import expect_choice, expect_flag, expect_integer, expect_list, expect_object
 from kvnode.config import LimitsSection
@@ -24,7 +25,7 @@ async def transact(call: Call) -> Answer:
     limits = call.app.config.limits
     options = call.options()
     body = await call.body(limits.request_bytes_max)
-    txn = parse_txn(strict_json.loads(body, depth_max=limits.json_depth_max, items_max=items_max(limits)), limits)
+    txn = _parse(body, limits)
     call.has_effect = any(not isinstance(operation, Range) for operation in (*txn.success, *txn.failure))
     reply = await call.app.kv.execute(once(call, txn), options)
     branch = txn.success if reply.succeeded else txn.failure
@@ -34,6 +35,13 @@ async def transact(call: Call) -> Answer:
         results=[result_of(operation, result) for operation, result in zip(branch, reply.results, strict=True)],
     )
     return call.json(200, answer, revision=reply.revision)
+
+
+def _parse(body: bytes, limits: LimitsSection) -> Txn:
+    puts = puts_of_transaction(body, OperationParser(limits, conditions=False))
+    if puts:
+        return Txn((), tuple(puts))
+    return parse_txn(strict_json.loads(body, depth_max=limits.json_depth_max, items_max=items_max(limits)), limits)
 
 
 def parse_txn(value: Any, limits: LimitsSection) -> Txn:
