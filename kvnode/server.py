@@ -35,13 +35,14 @@ from kvnode.node.status import NodeIdentity
 from kvnode.node.worker import ThreadWorker
 from kvnode.observe.log import get_logger
 from kvnode.raft.core import Raft
-from kvnode.raft.messages import Configuration, PeerMessage
+from kvnode.raft.messages import Configuration, LogPosition, PeerMessage
 from kvnode.storage.datadir import DataDir, MemberIdentity, PeerBoot
 from kvnode.storage.disk import Disk
-from kvnode.storage.lmdb_backend import LmdbBackend
+from kvnode.storage.environments import LmdbEnvironments
 from kvnode.storage.log_place import LogPlace, system_random
 from kvnode.storage.memory_backend import MemoryBackend
 from kvnode.storage.realdisk import RealDisk
+from kvnode.storage.store_pointer import StorePointer
 from kvnode.storage.wal import Recovered, Stamp, Wal
 from kvnode.storage.wal_salvage import Salvaged, open_log
 from kvnode.transport.peers import PeerTransport
@@ -371,6 +372,8 @@ def open_log_of(
         applied_index=Index(machine.applied_index),
         create=not identity.has_log,
         may_salvage=len(identity.members) > 1,
+        installed=LogPosition(machine.installed[1], machine.installed[0]) if machine.installed else None,
+        installed_time=machine.applied_time,
     )
     if not identity.has_log or identity.applied_limits.keys() != limits.keys():
         # Before the node takes part in anything: from here on a missing log is a loss.
@@ -382,7 +385,8 @@ def open_storage(config: Config, data: DataDir, disk: RealDisk) -> tuple[StateMa
     """Store first, then the log after the store's applied index."""
     backend: Backend
     if config.storage.backend == "lmdb":
-        backend = LmdbBackend(data.store_dir, map_bytes=config.storage.map_bytes)
+        environments = LmdbEnvironments(data.store_dir, map_bytes=config.storage.map_bytes)
+        backend = StorePointer(disk, data.store_dir, environments).open()
     else:
         backend = MemoryBackend()
     try:
