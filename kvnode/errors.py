@@ -37,6 +37,7 @@ KvnodeError
 └── Fatal               this node must stop
     ├── StorageFailed           storage_failed      an operation of the disk failed; never retried
     ├── LogCorrupted            log_corrupted       damage in what may have been acknowledged
+    ├── StateDiverged           state_diverged      its store is not what the other members' are
     ├── DataDirLocked           data_dir_locked
     ├── IdentityRefused         identity_refused    wiped, cloned or foreign data directory
     └── ConfigInvalid           config_invalid
@@ -265,6 +266,12 @@ class LogCorrupted(Fatal):
         super().__init__(message, **detail)
         self.what = what or message
         self.repairable = repairable
+
+
+class StateDiverged(Fatal):
+    """This node has applied the same entries as a majority, and has another state: nothing it says can be used."""
+
+    code = "state_diverged"
 
 
 class DataDirLocked(Fatal):

@@ -1,4 +1,4 @@
-"""Canaries of snapshots: what they carry, what is believed of them, and what stays of the store before."""
+"""Canaries of snapshots (what they carry, what is believed of them, what stays of before) and of state checks."""
 
 from __future__ import annotations
 
@@ -67,5 +67,21 @@ CANARIES = (
         "            self._waker.wake(audience.overrun(self.next, self.next))\n\n    # ── those who watch",
         ("tests/node/test_watches.py",),
         number=36,
+    ),
+    Canary(
+        "diverged-member-serves",
+        "a member whose state is not the majority's goes on",
+        "kvnode/node/state_checks.py",
+        "            if own != state:\n",
+        "            if own != state and index < 0:\n",
+        ("tests/node/test_state_checks.py",),
+    ),
+    Canary(
+        "minority-is-believed",
+        "one member that differs makes others stop",
+        "kvnode/node/state_checks.py",
+        "        needed = len(voters) // 2 + 1\n",
+        "        needed = 1\n",
+        ("tests/node/test_state_checks.py",),
     ),
 )

@@ -54,6 +54,7 @@ STATUS: dict[str, HTTPStatus] = {
     "fatal": HTTPStatus.INTERNAL_SERVER_ERROR,
     "storage_failed": HTTPStatus.INTERNAL_SERVER_ERROR,
     "log_corrupted": HTTPStatus.INTERNAL_SERVER_ERROR,
+    "state_diverged": HTTPStatus.INTERNAL_SERVER_ERROR,
     "data_dir_locked": HTTPStatus.INTERNAL_SERVER_ERROR,
     "identity_refused": HTTPStatus.INTERNAL_SERVER_ERROR,
     "config_invalid": HTTPStatus.INTERNAL_SERVER_ERROR,

@@ -249,6 +249,9 @@ class StorageSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     scrub_bytes_per_s: Annotated[
         int, _node("Log bytes verified a second, while it goes on.", unit="bytes", ge=64 * KIB)
     ] = 1 * MIB
+    check_every_s: Annotated[
+        int, _node("As leader, have all members compare their states this often; 0 = never.", unit="s", ge=0, le=86_400)
+    ] = 60
     quota_bytes: Annotated[
         int, _cluster("Logical bytes the store may hold; beyond it writes get 507.", unit="bytes", ge=1 * MIB)
     ] = 8 * GIB

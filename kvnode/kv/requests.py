@@ -3,8 +3,9 @@
 Every front end builds these, the log stores the writing ones, the state machine applies them. They are
 frozen msgspec Structs, arrays on the wire: append fields with defaults, never reorder, never reuse a tag.
 
-Writes (stored in the log): Put, Delete, Txn, Compact, Sweep, those about leases and sessions, and Command, which says
-under what one is carried out. Reads (never in the log): Range, History, Await, LeaseRead, LeaseList, QueueRead, Watch.
+Writes (stored in the log): Put, Delete, Txn, Compact, Sweep, StateCheck, those about leases and sessions, and Command,
+which says under what one is carried out. Reads (never in the log): Range, History, Await, LeaseRead, LeaseList,
+QueueRead, Watch.
 `LeaseKeepAlive` is neither: the leader's clock takes it, and mostly no log.
 `Batch` is a front-door convenience: its operations are proposed one by one and answered one by one.
 """
@@ -145,6 +146,10 @@ class Sweep(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):
     changes_max: int  # … until they have made so many changes; whole revisions, at least one
 
 
+class StateCheck(msgspec.Struct, frozen=True, array_like=True, tag=18, gc=False):
+    """Changes nothing: each node tells the others its rolling digest before this entry. Needs feature level 2."""
+
+
 Operation = Put | Delete | Range
 """What may stand inside a transaction. Nested transactions are not offered."""
 
@@ -256,7 +261,7 @@ class Command(msgspec.Struct, frozen=True, array_like=True, tag=17, gc=False):
     fence: Fence | None = None
 
 
-WriteRequest = StoreWrite | Compact | Sweep | LeaseUpkeep | LeaseRenew | SessionOpen | SessionEnd | Command
+WriteRequest = StoreWrite | Compact | Sweep | StateCheck | LeaseUpkeep | LeaseRenew | SessionOpen | SessionEnd | Command
 """What the log stores as a client command."""
 
 ReadRequest = Range | History
@@ -306,6 +311,12 @@ class SweepReply(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):
     swept_revision: int  # everything given up below it has been removed
     versions: int  # removed
     bytes: int  # logical ones, removed with them
+
+
+class StateCheckReply(msgspec.Struct, frozen=True, array_like=True, tag=18, gc=False):
+    revision: int
+    index: int  # of the entry
+    digest: bytes  # of everything before it
 
 
 class LeaseReply(msgspec.Struct, frozen=True, array_like=True, tag=20, gc=False):
@@ -398,6 +409,7 @@ WriteReply = (
     | TxnReply
     | CompactReply
     | SweepReply
+    | StateCheckReply
     | LeaseReply
     | LeaseEnded
     | SessionReply

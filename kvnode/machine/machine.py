@@ -46,6 +46,8 @@ from kvnode.kv.requests import (
     Refusal,
     SessionEnd,
     SessionOpen,
+    StateCheck,
+    StateCheckReply,
     Sweep,
     SweepReply,
     TableRequest,
@@ -261,6 +263,8 @@ class StateMachine:
                 swept = yield from self._compaction.sweep(request, self.revision, self._pace)
                 self._on_swept(swept)
                 return swept
+            case StateCheck():
+                return StateCheckReply(self.revision, index, self.digest)
             case SessionOpen():
                 return (yield from self.exactly_once.sessions.open(index, request.ttl_ms, self._pace))
             case SessionEnd():

@@ -36,6 +36,7 @@ from kvnode.kv.requests import (
     ReadRequest,
     SessionEnd,
     SessionOpen,
+    StateCheck,
     Sweep,
     TableRequest,
     Txn,
@@ -92,6 +93,8 @@ def check_write(request: WriteRequest, limits: LimitsSection) -> None:
             check_write(request.request, limits)
         case Sweep():
             raise BadRequest("only the leader sweeps")
+        case StateCheck():
+            raise BadRequest("only the leader has states compared")
         case _:
             assert_never(request)
 

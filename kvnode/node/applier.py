@@ -16,13 +16,14 @@ from kvnode import perturb
 from kvnode.clocks.clock import Clock
 from kvnode.config import StorageSection
 from kvnode.ids import Index
-from kvnode.kv.requests import ApplyResult, Put
+from kvnode.kv.requests import ApplyResult, Put, StateCheckReply
 from kvnode.machine.backend import Backend
 from kvnode.machine.machine import StateMachine
 from kvnode.machine.rows import Cut
 from kvnode.node.changes import Changes
 from kvnode.node.ports import LogStore
 from kvnode.node.reads import Reads
+from kvnode.node.state_checks import StateChecks
 from kvnode.node.waiting_list import WaitingList
 from kvnode.node.watches import Watches
 from kvnode.node.worker import Worker
@@ -52,6 +53,7 @@ class Applier:
         reads: Reads,
         changes: Changes,
         watches: Watches,
+        state_checks: StateChecks,
         loop: asyncio.AbstractEventLoop,
         clock: Clock,
         settings: StorageSection,
@@ -67,6 +69,7 @@ class Applier:
         self._reads = reads
         self._changes = changes
         self._watches = watches
+        self._state_checks = state_checks
         self._loop = loop
         self._clock = clock
         self._settings = settings
@@ -151,6 +154,8 @@ class Applier:
                 if applied is None:
                     self._unfinished = entry
                     break
+                if type(applied.result) is StateCheckReply:
+                    self._state_checks.applied(applied.result)
                 if waiting.has_placed:
                     self._answer(entry, applied.result)
                 if changes.is_awaited:

@@ -30,6 +30,7 @@ from kvnode.node.lease_calls import LeaseCalls
 from kvnode.node.log_writer import LogWriter
 from kvnode.node.ports import LogStore, Transport
 from kvnode.node.reads import Reads
+from kvnode.node.state_checks import StateChecks
 from kvnode.node.update_queue import RETRY_AFTER_MS, UpdateQueue
 from kvnode.node.waiting_list import SWEEP_MS, WaitingList
 from kvnode.node.worker import Worker
@@ -54,6 +55,7 @@ from kvnode.raft.messages import (
     Proposals,
     QuarantineLifted,
     ReadRequest,
+    StateHash,
     Tick,
 )
 from kvnode.raft.output import Fact, Fetch, Output, Send
@@ -112,12 +114,14 @@ class Driver:
         self._writer: LogWriter
         self._applier: Applier
         self._lease_calls: LeaseCalls
+        self._state_checks: StateChecks
 
-    def connect(self, writer: LogWriter, applier: Applier, lease_calls: LeaseCalls) -> None:
+    def connect(self, writer: LogWriter, applier: Applier, lease_calls: LeaseCalls, state_checks: StateChecks) -> None:
         """Complete the circle: the writer and the applier report back here."""
         self._writer = writer
         self._applier = applier
         self._lease_calls = lease_calls
+        self._state_checks = state_checks
 
     def start(self) -> None:
         """Begin to consume causes."""
@@ -148,6 +152,8 @@ class Driver:
                 self.queue.put_control(Overflowed(message.sender, ids))
         elif isinstance(message, KeepAlive | KeepAliveReply):
             self._lease_calls.on_message(message)
+        elif isinstance(message, StateHash):
+            self._state_checks.on_message(message)
         else:
             self.queue.put_control(message)
 

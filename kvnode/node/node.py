@@ -18,6 +18,7 @@ from kvnode.errors import (
     KvnodeError,
     MemberNotFound,
     NoLeader,
+    StateDiverged,
     Timeout,
 )
 from kvnode.ids import NOBODY, NodeId, Revision, Term
@@ -44,6 +45,7 @@ from kvnode.node.range_reads import RangeReads
 from kvnode.node.request_path import RequestPath
 from kvnode.node.retention import Retention
 from kvnode.node.sessions import SessionDuty
+from kvnode.node.state_checks import StateChecks
 from kvnode.node.waiting_list import WaitingList
 from kvnode.node.watch_stream import NodeStream
 from kvnode.node.watches import Watches
@@ -126,6 +128,14 @@ class Node(KV, Admin):
         changes = Changes(loop)
         range_reads = RangeReads(machine, loop)
         self._watches = Watches(machine, range_reads, watches_max=config.limits.watches_max, loop=loop, clock=clock)
+        self._state_checks = StateChecks(
+            node=raft.node,
+            settings=config.storage,
+            configuration=lambda: raft.configuration,
+            term=lambda: raft.term,
+            send=transport.send,
+            on_diverged=lambda sentence: self._fail(StateDiverged(sentence)),
+        )
         self._applier = Applier(
             raft=raft,
             machine=machine,
@@ -137,6 +147,7 @@ class Node(KV, Admin):
             reads=self._driver.reads,
             changes=changes,
             watches=self._watches,
+            state_checks=self._state_checks,
             loop=loop,
             clock=clock,
             settings=config.storage,
@@ -161,7 +172,7 @@ class Node(KV, Admin):
             clock=clock,
             first_number=identity.boot << 32,
         )
-        self._driver.connect(self._writer, self._applier, lease_calls)
+        self._driver.connect(self._writer, self._applier, lease_calls, self._state_checks)
         self._path = RequestPath(
             raft=raft,
             machine=machine,
@@ -246,6 +257,7 @@ class Node(KV, Admin):
                 feature_level=self._identity.feature_level,
             )
         )
+        self._duties.add(self._state_checks)
         return lessor
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────
@@ -452,12 +464,12 @@ class Node(KV, Admin):
             ready=self.is_ready(),
             now_ms=self._clock.monotonic_ms(),
             started_ms=self._started_ms,
-            alarms=[
-                *filter(None, (self._space.alarm, self._raft.clock_alarm)),
-                *self._log_health.alarms(),
-                *self._member_alarms.alarms,
-            ],
+            alarms=self._alarms(),
         )
+
+    def _alarms(self) -> list[str]:
+        told = (self._space.alarm, self._raft.clock_alarm, self._state_checks.alarm)
+        return [*filter(None, told), *self._log_health.alarms(), *self._member_alarms.alarms]
 
     def counters(self) -> dict[str, Any]:
         return status.counters(

@@ -66,6 +66,8 @@ EVENTS: dict[str, str] = {
     "peer.refused": "A peer connection failed its handshake; `reason` names the setting or proof that differed.",
     "peer.lost_entries": "`peer` restarted without entries it had acknowledged: replace its disk. They are sent again.",
     "peer.needs_snapshot": "`peer` needs entries this node's log does not hold any more.",
+    "state.diverged": "This node's state at entry `index` is not the majority's: it stops.",
+    "state.differs": "Members that have applied the same entries have different states; `reason` says which.",
     "snapshot.installed": "This node's store came as a snapshot of `peer`, up to entry `index`.",
     "snapshot.ignored": "A snapshot of `peer` was not used; `reason` says why.",
     "members.changed": "The members are others from entry `index` on: `voters`, `learners`, `feature_level`.",

@@ -223,6 +223,15 @@ class KeepAliveReply(msgspec.Struct, frozen=True, array_like=True, tag=11, gc=Fa
     code: str = ""
 
 
+class StateHash(msgspec.Struct, frozen=True, array_like=True, tag=12, gc=False):
+    """Member → every other: my rolling digest before the state check at `index`, which I have applied."""
+
+    term: Term  # the sender's; for information
+    sender: NodeId
+    index: Index
+    digest: bytes
+
+
 RaftMessage = (
     AppendEntries
     | AppendReply
@@ -236,8 +245,8 @@ RaftMessage = (
 )
 """What the core takes from its peers."""
 
-PeerMessage = RaftMessage | KeepAlive | KeepAliveReply
-"""What goes over the links between members; leases are the business of the node around the core."""
+PeerMessage = RaftMessage | KeepAlive | KeepAliveReply | StateHash
+"""What goes over the links between members; leases and state checks are the business of the node around the core."""
 
 Lane = Literal["control", "data", "snapshot"]
 """What a connection is for. The first two make a pair, which messages share; a snapshot has one of its own."""
@@ -248,7 +257,7 @@ def lane(message: PeerMessage) -> Literal["control", "data"]:
     match message:
         case AppendEntries(entries=entries):
             return "data" if entries else "control"
-        case ForwardProposals() | ForwardReply() | KeepAlive() | KeepAliveReply():
+        case ForwardProposals() | ForwardReply() | KeepAlive() | KeepAliveReply() | StateHash():
             return "data"
         case _:
             return "control"

@@ -28,6 +28,7 @@ from kvnode.kv.requests import (
     Put,
     SessionEnd,
     SessionOpen,
+    StateCheck,
     Sweep,
     Txn,
     WriteRequest,
@@ -212,6 +213,8 @@ def _request_fields(request: WriteRequest) -> Line:
             return {"op": "compact", "revision": request.revision}
         case Sweep():
             return {"op": "sweep", "before": request.before, "changes_max": request.changes_max}
+        case StateCheck():
+            return {"op": "state_check"}
         case LeaseGrant(put=put):
             return {"op": "lease_grant", "ttl_ms": request.ttl_ms, **(_key("key", put.key) if put is not None else {})}
         case LeaseRevoke():

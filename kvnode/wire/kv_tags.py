@@ -23,6 +23,7 @@ from kvnode.kv.requests import (
     Range,
     SessionEnd,
     SessionOpen,
+    StateCheck,
     Sweep,
     Txn,
     WriteRequest,
@@ -44,6 +45,7 @@ REQUESTS: dict[int, type[WriteRequest | Range]] = {
     15: SessionOpen,
     16: SessionEnd,
     17: Command,
+    18: StateCheck,
 }
 """Tag → type. `Range` stands in the log inside transactions only."""
 
@@ -74,6 +76,8 @@ def check_request(request: WriteRequest) -> None:
                 check_range(*numbers)
         case Campaign():
             check_range(request.ttl_ms)
+        case StateCheck():
+            pass
         case SessionOpen():
             check_range(request.ttl_ms)
         case SessionEnd():

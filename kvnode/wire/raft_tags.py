@@ -22,11 +22,14 @@ from kvnode.raft.messages import (
     PeerMessage,
     ReadIndexReply,
     ReadIndexRequest,
+    StateHash,
     TimeoutNow,
     VoteReply,
     VoteRequest,
 )
 from kvnode.wire.limits import INTEGER_MAX, CodecError, check_range
+
+STATE_DIGEST_BYTES = 16
 
 _KINDS = frozenset(kind.value for kind in EntryKind)
 
@@ -113,6 +116,12 @@ def _check_keep_alive_reply(message: KeepAliveReply) -> None:
     check_range(message.number, message.remaining_ms, message.ttl_ms)
 
 
+def _check_state_hash(message: StateHash) -> None:
+    check_range(message.index)
+    if len(message.digest) != STATE_DIGEST_BYTES:
+        raise CodecError(f"a state's digest has {STATE_DIGEST_BYTES} bytes, not {len(message.digest)}")
+
+
 def _check_nothing_more(message: VoteReply) -> None:
     """Term and sender are all the numbers there are."""
 
@@ -129,6 +138,7 @@ PEER_MESSAGES: dict[int, tuple[type[PeerMessage], Callable[[Any], None]]] = {
     9: (ReadIndexReply, _check_read_reply),
     10: (KeepAlive, _check_keep_alive),
     11: (KeepAliveReply, _check_keep_alive_reply),
+    12: (StateHash, _check_state_hash),
 }
 """Tag → (type, check). A test compares the tags with the types' own and the keys with the union."""
 

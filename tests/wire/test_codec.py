@@ -25,6 +25,7 @@ from kvnode.kv.requests import (
     Range,
     SessionEnd,
     SessionOpen,
+    StateCheck,
     Txn,
     WriteRequest,
 )
@@ -41,6 +42,7 @@ from kvnode.raft.messages import (
     Proposed,
     ReadIndexReply,
     ReadIndexRequest,
+    StateHash,
     TimeoutNow,
     VoteReply,
     VoteRequest,
@@ -99,10 +101,12 @@ MESSAGES: list[tuple[PeerMessage, str, list[Any]]] = [
         "970b0401ce00011170cd012ccd03e8aa6f7665726c6f61646564",
         [11, 4, 1, 70_000, 300, 1_000, "overloaded"],
     ),
+    (StateHash(Term(4), ONE, Index(9), b"d" * 16), "950c040109c410" + "64" * 16, [12, 4, 1, 9, b"d" * 16]),
 ]
 
 REQUEST_CASES: list[tuple[WriteRequest, str, list[Any]]] = [
     (SessionOpen(1_000), "920fcd03e8", [15, 1_000]),
+    (StateCheck(), "9112", [18]),
     (SessionEnd(((7, 9),), 5), "93109192070905", [16, [[7, 9]], 5]),
     (
         Command(Put(b"k", b"v"), 7, 2, 1),

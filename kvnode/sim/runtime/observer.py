@@ -29,6 +29,7 @@ from kvnode.raft.messages import (
     PeerMessage,
     Proposals,
     ReadRequest,
+    StateHash,
 )
 from kvnode.raft.output import (
     BecameFollower,
@@ -181,7 +182,7 @@ class Observer:
         self.segment_rolls += 1
 
     def on_left(self, node: NodeId, to: NodeId, message: PeerMessage) -> None:
-        if not isinstance(message, KeepAlive | KeepAliveReply):  # of no concern to consensus
+        if not isinstance(message, KeepAlive | KeepAliveReply | StateHash):  # of no concern to consensus
             self.ghost.on_left(node, Send(to, message))
 
     def on_ended(self, node: NodeId) -> None:
