@@ -106,6 +106,8 @@ class StateMachine:
         self.configuration_index = meta.configuration_index
         self.installed = meta.installed
         """(index, term) of the entry that the snapshot ended with which this store began as; None: it began empty."""
+        self.restored = meta.restored
+        """(revision, hybrid time): this cluster began at that revision, with a snapshot of that time; None: empty."""
         self.cut_term = meta.applied_term
         """Of the last entry in the newest cut."""
         self.versions_removed = 0  # since this machine was opened
@@ -417,6 +419,8 @@ class StateMachine:
         found = self._revisions_at.get(time)
         if found is None:
             found = self._versions.revision_at(time, oldest, self.revision)
+            if self.restored is not None and time >= self.restored[1]:
+                found = max(found, self.restored[0])  # nothing was changed by it, so no row tells
             if time < self.applied_time and found >= oldest:  # as it will ever be
                 if len(self._revisions_at) >= TIMES_KEPT_MAX:
                     self._revisions_at.clear()
@@ -476,6 +480,7 @@ class StateMachine:
             configuration=self.configuration,
             configuration_index=self.configuration_index,
             installed=self.installed,
+            restored=self.restored,
         )
         return Cut(meta, layer.changes, layer.bytes, self._side.take(), self.generation)
 

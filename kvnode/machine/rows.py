@@ -5,7 +5,8 @@ Values are MessagePack arrays (append fields with defaults, never reorder); keys
     table      value
     ---------  -------------------------------------------------------------------------------------------
     meta       `Meta`: format, applied index and time, revision, compact revision, digest, logical bytes,
-               swept revision, live bytes, applied term, configuration and its index, installed position
+               swept revision, live bytes, applied term, configuration and its index, installed position,
+               restored revision and time
     versions   `VersionRow`: value, create revision, version (0 = deleted), lease, time, user key if long
     leases     `LeaseRow`: TTL, logged renewals, checkpointed remainder, whether it is its key's own
     keys of leases  `LeaseKeyRow`: user key, its create revision, whether it only looks like a place in a queue
@@ -56,6 +57,9 @@ class Meta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     configuration: bytes = b""  # payload of the newest configuration entry applied; empty: the initial one still holds
     configuration_index: Index = Index(0)  # of that entry
     installed: tuple[Index, Term] | None = None  # the entry a snapshot ended with, if this store began as one
+    restored: tuple[Revision, int] | None = (
+        None  # what a restored cluster began at, and since which hybrid time it holds
+    )
 
 
 class VersionRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
