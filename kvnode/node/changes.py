@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from kvnode.errors import Overloaded
 from kvnode.kv.events import Event
@@ -59,6 +60,11 @@ class Changes:
             if futures is not None:
                 self._count -= len(futures)
                 self._wake(futures)
+
+    def on_store_replaced(self) -> None:
+        """A snapshot took the machine on: any key may have changed, and everybody looks, in turns as ever."""
+        waiting, self._waiting, self._count = self._waiting, {}, 0
+        self._wake(chain.from_iterable(waiting.values()))
 
     def _wake(self, futures: Iterable[asyncio.Future[None]]) -> None:
         self._waking.extend(futures)

@@ -137,6 +137,20 @@ async def test_the_registry_is_bounded_and_counts_right(monkeypatch: pytest.Monk
     await other
 
 
+async def test_after_a_snapshot_everybody_looks_in_turns() -> None:
+    changes = Changes(asyncio.get_running_loop())
+    many = 3 * changes_module.WAKES_A_TURN
+    waiting = [changes.wait(b"%d" % (number % 7)) for number in range(many)]
+    changes.on_store_replaced()
+    assert not changes.is_awaited
+    woken = sum(future.done() for future in waiting)
+    assert woken <= changes_module.WAKES_A_TURN
+    again = changes.wait(b"0")
+    await asyncio.wait_for(asyncio.gather(*waiting), 10)
+    assert not again.done()
+    assert changes.is_awaited
+
+
 async def test_very_many_who_wait_for_one_key_are_woken_in_turns_and_leave_quickly() -> None:
     changes = Changes(asyncio.get_running_loop())
     many = 10 * changes_module.WAKES_A_TURN
