@@ -239,7 +239,7 @@ def describe(header: bytes) -> SnapshotHeader:
         raise SnapshotRefused(f"{where} is damaged: its checksum is wrong")
     try:
         format_, store_format, *_ = msgspec.msgpack.decode(header[_HEADER_HEAD.size :], type=list)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise SnapshotRefused(f"{where} is not as this version writes it: {error}") from error
     if (format_, store_format) != (FORMAT, STORE_FORMAT):
         raise SnapshotRefused(
@@ -331,7 +331,7 @@ class SnapshotVerifier:
         try:
             ((key, value),) = rows
             meta = decode_meta(value)
-        except (ValueError, StorageFailed) as error:
+        except (ValueError, RecursionError, StorageFailed) as error:
             raise SnapshotRefused(f"{where} is no meta row: {error}") from error
         description = self.description
         is_described = _described(meta, description.cluster_id) == description
@@ -342,7 +342,7 @@ class SnapshotVerifier:
 def _decoded(decoder: msgspec.msgpack.Decoder[_Body], body: bytes, where: str) -> _Body:
     try:
         return decoder.decode(body)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise SnapshotRefused(f"{where} is not as this version writes it: {error}") from error
 
 

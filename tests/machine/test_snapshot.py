@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from zlib import crc32
 
 import msgspec
 import pytest
@@ -318,6 +319,43 @@ def test_rows_that_a_writer_with_a_defect_made_are_refused() -> None:
             verifier.add(block)
 
 
+ANYTHING = st.one_of(
+    st.binary(max_size=40),
+    st.recursive(
+        st.one_of(st.none(), st.integers(-(1 << 63), (1 << 64) - 1), st.binary(max_size=5), st.text(max_size=3)),
+        lambda inner: st.lists(inner, max_size=14),
+        max_leaves=20,
+    ).map(msgspec.msgpack.encode),
+    st.just(b"\x91" * 5_000 + b"\x01"),
+    st.builds(lambda fields: msgspec.msgpack.encode([1, 2, *fields]), st.lists(st.integers(-2, 5), max_size=12)),
+    st.just(b"\x9e\x01\x02" + b"\xa2\xff\xff" * 12),
+)
+
+
+@given(body=ANYTHING, kind=st.integers(0, 255), number=st.integers(0, 1))
+@settings(max_examples=300, deadline=None)
+def test_whatever_stands_behind_a_right_checksum_is_refused_in_words(body: bytes, kind: int, number: int) -> None:
+    """Nothing but a refusal leaves the checks."""
+    header, meta_block, *_ = pieces(BytesIO(SMALL).read)
+    verifier = SnapshotVerifier(header)
+    if number:
+        verifier.add(meta_block)
+    block, _ = snapshot._block(number, kind, body, verifier.chain)  # type: ignore[arg-type]
+    with pytest.raises(SnapshotRefused, match="block"):
+        verifier.add(block)
+    behind = len(body).to_bytes(4, "little") + body
+    with pytest.raises(SnapshotRefused, match=r"header|snapshot has format"):
+        SnapshotVerifier(snapshot.MAGIC + crc32(behind).to_bytes(4, "little") + behind)
+
+
+@given(st.binary(max_size=200))
+def test_no_file_of_whatever_bytes_is_a_snapshot(data: bytes) -> None:
+    for file in (data, SMALL[:8] + data, SMALL[: len(SMALL) // 2] + data):
+        with pytest.raises(SnapshotRefused):
+            rows_of(file)
+
+
+SMALL = small()
 GOLDEN_HEADER = (
     "4b564e4f4445534e35db0dcb270000009c0102ccc10203140200c4076d656d6265727302c410e50fbbab3f33b728aabfd1051e5130c442"
 )
