@@ -28,7 +28,7 @@ from kvnode.join import join, tell_progress
 from kvnode.machine.backend import Backend
 from kvnode.machine.machine import StateMachine
 from kvnode.node.node import Node, Workers
-from kvnode.node.ports import Receiver
+from kvnode.node.ports import Receiver, SnapshotSink
 from kvnode.node.recovery import restore
 from kvnode.node.roster import Roster
 from kvnode.node.status import NodeIdentity
@@ -97,6 +97,10 @@ class Switchboard:
     def on_refused(self, peer: NodeId) -> None:
         if self._node is not None:
             self._node.on_refused(peer)
+
+    @property
+    def snapshot_sink(self) -> SnapshotSink | None:
+        return self._node.snapshot_sink if self._node is not None else None
 
 
 class RunningNode:

@@ -196,6 +196,28 @@ CANARIES = (
         ("tests/wire/test_frames.py", "tests/transport/test_handshake.py"),
     ),
     Canary(
+        "block-acknowledged-before-durable",
+        "a receiver of a snapshot acknowledges blocks before they are written",
+        "kvnode/transport/snapshots.py",
+        """                await sink.write(number, blocks)
+                number += len(blocks)
+                await stream.send((FrameKind.WANT, _number(number)))
+""",
+        """                number += len(blocks)
+                await stream.send((FrameKind.WANT, _number(number)))
+                await sink.write(number - len(blocks), blocks)
+""",
+        ("tests/transport/test_snapshots.py",),
+    ),
+    Canary(
+        "crossing-dials-unordered",
+        "of two dials that cross, each side takes whichever comes last",
+        "kvnode/transport/link.py",
+        "        return self._current is not None and self._current.dialler < dial.dialler",
+        "        return False",
+        ("tests/transport/test_link.py",),
+    ),
+    Canary(
         "hash-order-in-apply",
         "a transaction's operations are carried out in the order of their hashes",
         "kvnode/machine/txn.py",

@@ -28,7 +28,7 @@ from kvnode.ids import Index, NodeId, WriteNumber
 from kvnode.node.applier import Applier
 from kvnode.node.lease_calls import LeaseCalls
 from kvnode.node.log_writer import LogWriter
-from kvnode.node.ports import LogStore, Transport
+from kvnode.node.ports import LogStore, SnapshotSink, Transport
 from kvnode.node.reads import Reads
 from kvnode.node.state_checks import StateChecks
 from kvnode.node.update_queue import RETRY_AFTER_MS, UpdateQueue
@@ -111,6 +111,7 @@ class Driver:
         self._stall_timer: asyncio.TimerHandle | None = None
         self._stalled = False
         self.connected: dict[NodeId, None] = {}  # peers whose links are up
+        self.snapshot_sink: SnapshotSink | None = None  # where a snapshot goes that a peer sends
         self._writer: LogWriter
         self._applier: Applier
         self._lease_calls: LeaseCalls

@@ -124,7 +124,11 @@ class SnapshotSource(Protocol):
 
 
 class SnapshotSink(Protocol):
-    """Where a transport delivers a snapshot that a peer sends. Raises SnapshotRefused: the connection is closed."""
+    """Where a transport delivers a snapshot that a peer sends. Raises SnapshotRefused: the connection is closed.
+
+    One call at a time. `write` may be cancelled when the connection ends or another snapshot comes instead, and what it
+    began may still go on then; `begin` must bear that. `finish` is never cancelled but when the transport closes.
+    """
 
     async def begin(self, peer: NodeId, header: bytes) -> int:
         """Whether, and from which block on, this node wants it."""
@@ -152,6 +156,11 @@ class Receiver(Protocol):
         """The link is down and the peer's port refuses connections (its process is gone)."""
         ...
 
+    @property
+    def snapshot_sink(self) -> SnapshotSink | None:
+        """Where a snapshot goes that a peer sends; None: this node takes none now."""
+        ...
+
 
 class Transport(Protocol):
     """Messages to peers: ordered per lane, at most once, dropped rather than queued without bound."""
@@ -163,6 +172,19 @@ class Transport(Protocol):
         ...
 
     def links(self) -> Mapping[NodeId, LinkInfo]: ...
+
+    def set_members(self, members: Mapping[NodeId, str]) -> None:
+        """Whom to be connected to, this node or not, and where: the roster's `members`, after each change of them."""
+        ...
+
+    async def send_snapshot(self, to: NodeId, source: SnapshotSource) -> None:
+        """Send it over a connection of its own; returns when the receiver has taken it over.
+
+        Never waits without bound. Again after a failure, it goes on with the first block that the receiver lacks.
+        Raises: OSError (TimeoutError among them), SnapshotRefused by the receiver, or of a block too large to send;
+        StorageFailed, if it cannot be recorded who the peer is.
+        """
+        ...
 
     @property
     def counters(self) -> Mapping[str, int]:

@@ -51,7 +51,7 @@ class Channel:
         self.heard_ms = 0  # when something last arrived, to the keep-alive's precision
         self._heard = True
         self._websocket = websocket
-        self._descriptor = _own_descriptor(websocket)
+        self._descriptor = own_descriptor(websocket)
         self._queue: list[bytes] = []
         self._queue_bytes = 0
         self._queue_bytes_max = queue_bytes_max
@@ -235,6 +235,6 @@ class _Rest:
         self._coroutine.close()
 
 
-def _own_descriptor(websocket: WebSocket) -> socket.socket:
+def own_descriptor(websocket: WebSocket) -> socket.socket:
     """A second descriptor of the connection: the one way to cut it that both loops and both ends offer."""
     return socket.socket(fileno=os.dup(websocket.get_extra_info("socket").fileno()))

@@ -1,4 +1,4 @@
-"""The peer listener: two WebSocket routes, one per lane, and nothing a stranger could use.
+"""The peer listener: three WebSocket routes, one per lane, and nothing a stranger could use.
 
 A connection is closed unless it proves membership within `peer.handshake_timeout_ms`; only `peer.unproven_max`
 may be waiting to do so, and the number of TCP connections is bounded before a byte of them is read.
@@ -21,7 +21,11 @@ from kvnode.transport.channel import Counters, WebSocket
 from kvnode.transport.handshake import Handshake
 from kvnode.wire.frames import Hello
 
-ROUTES: dict[str, Lane] = {"/peer/v1/control": "control", "/peer/v1/data": "data"}
+ROUTES: dict[str, Lane] = {
+    "/peer/v1/control": "control",
+    "/peer/v1/data": "data",
+    "/peer/v1/snapshot": "snapshot",
+}
 FAREWELL_S = 0.25
 """How long a closing connection may take to say so."""
 

@@ -35,6 +35,9 @@ from kvnode.transport.handshake import Handshake, Role, Roster
 from kvnode.transport.link import Dial, Link
 from kvnode.transport.peer_server import ROUTES, PeerServer
 from kvnode.transport.probe import Probed, probe
+from kvnode.transport.snapshot_connections import SnapshotConnections
+from kvnode.transport.snapshots import COUNTERS as SNAPSHOT_COUNTERS
+from kvnode.transport.snapshots import Sink, Source
 from kvnode.wire.codec import decode_message, encode_message
 from kvnode.wire.frames import NONCE_BYTES, FrameKind, Hello
 from kvnode.wire.limits import CodecError
@@ -63,6 +66,7 @@ COUNTERS = (
     "connections_turned_away",  # one too many
     "ports_refused",  # a lost peer's port was probed and refused
     "silences",  # connections closed because nothing arrived any more
+    *SNAPSHOT_COUNTERS,
 )
 
 
@@ -76,6 +80,9 @@ class Receiver(Protocol):
     def on_disconnected(self, peer: NodeId) -> None: ...
 
     def on_refused(self, peer: NodeId) -> None: ...
+
+    @property
+    def snapshot_sink(self) -> Sink | None: ...
 
 
 class PeerTransport:
@@ -109,6 +116,9 @@ class PeerTransport:
         self._dialler: Dialler | None = None  # from `start` on
         self._dials = 0
         self._tasks: dict[asyncio.Task[None], None] = {}
+        self._snapshots = SnapshotConnections(
+            settings=settings, clock=clock, counters=self.counters, sink=lambda: self._receiver.snapshot_sink
+        )
         self._is_closing = False
         self._refusal_logged_ms = -_REFUSAL_LOG_MS
         self._server = PeerServer(
@@ -177,6 +187,28 @@ class PeerTransport:
         else:
             self.counters["messages_dropped_" + name] += 1
 
+    async def send_snapshot(self, to: NodeId, source: Source) -> None:
+        """Over a connection of its own; returns when the receiver has taken it over. See `kvnode.transport.snapshots`.
+
+        Raises: OSError (TimeoutError among them), SnapshotRefused.
+        """
+        link = self._links.get(to)
+        if link is None or self._dialler is None or self._is_closing:
+            raise ConnectionAbortedError(f"there is no link to member {to}")
+        handshake = self._make_handshake("dialler", "snapshot", expected=to)
+        try:
+            websocket = await self._dialler.open(link.address, _path("snapshot"), handshake)
+            try:
+                if handshake.outcome == "refused":
+                    assert handshake.refusal is not None
+                    self._note_refusal(handshake, link)
+                    raise ConnectionAbortedError(handshake.refusal.sentence)
+                await self._snapshots.send(websocket, to, source)
+            finally:
+                await websocket.close()
+        except (aiohttp.ClientError, CodecError) as error:
+            raise ConnectionAbortedError(f"sending a snapshot to member {to}: {error}") from error
+
     def links(self) -> Mapping[NodeId, LinkInfo]:
         """Every peer, connected or not."""
         return {
@@ -201,6 +233,7 @@ class PeerTransport:
         await self._drain()
         for link in self._links.values():
             link.take_down(self._clock.monotonic_ms())
+        self._snapshots.abort()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -224,6 +257,7 @@ class PeerTransport:
     def _remove_link(self, link: Link) -> None:
         link.is_gone = True
         self._take_down(link, "no member any more")
+        self._snapshots.abort(link.peer)
         if link.task is not None:
             link.task.cancel()
         del self._links[link.peer]
@@ -300,9 +334,8 @@ class PeerTransport:
 
     async def _dial_lane(self, link: Link, name: Lane, number: int) -> None:
         handshake = self._make_handshake("dialler", name, number=number, expected=link.peer)
-        path = next(path for path, served in ROUTES.items() if served == name)
         assert self._dialler is not None
-        websocket = await self._dialler.open(link.address, path, handshake)
+        websocket = await self._dialler.open(link.address, _path(name), handshake)
         try:
             if handshake.outcome == "refused":
                 self._note_refusal(handshake, link)
@@ -319,7 +352,11 @@ class PeerTransport:
         link = self._links.get(hello.member)
         if link is None and (address := self._roster.members.get(hello.member)) is not None and self._has_secret:
             link = self._add_link(hello.member, address)  # a newcomer, or this node has yet to be told its members
-        if link is not None and not self._is_closing:
+        if link is None or self._is_closing:
+            return
+        if hello.lane == "snapshot":
+            await self._take_snapshot(websocket, hello.member)
+        else:
             dial = Dial(hello.member, hello.boot_counter, hello.link)
             await self._serve(websocket, link, hello.lane, dial, hello)
 
@@ -354,6 +391,14 @@ class PeerTransport:
             channel.abort()
             if link.owns(channel):
                 self._take_down(link, reason)
+
+    async def _take_snapshot(self, websocket: WebSocket, peer: NodeId) -> None:
+        try:
+            await self._snapshots.take(websocket, peer)
+        except CodecError:
+            self.counters["frames_bad"] += 1
+        finally:
+            await websocket.close()
 
     def _on_payload(self, link: Link, name: Lane, payload: memoryview) -> None:
         message = decode_message(payload, self._settings.message_bytes_max)
@@ -445,3 +490,7 @@ class PeerTransport:
             self._on_failed(error)
         else:
             self._log.error("node.failed", code=getattr(error, "code", type(error).__name__), message=str(error))
+
+
+def _path(name: Lane) -> str:
+    return next(path for path, served in ROUTES.items() if served == name)

@@ -14,6 +14,7 @@ import msgspec
 from kvnode.clocks.system import SystemClock
 from kvnode.config import PeerSection
 from kvnode.ids import Index, NodeId, Term
+from kvnode.node.ports import SnapshotSink
 from kvnode.node.roster import Roster
 from kvnode.raft.messages import AppendEntries, AppendReply, Configuration, Entry, Member, PeerMessage
 from kvnode.storage.datadir import EARLIER_BOOTS_MAX
@@ -30,6 +31,7 @@ class Recorder:
         self.messages: list[PeerMessage] = []
         self.sizes: list[int] = []
         self.changes: list[tuple[str, int]] = []
+        self.snapshot_sink: SnapshotSink | None = None
 
     def on_message(self, message: PeerMessage, size: int) -> None:
         self.messages.append(message)
