@@ -96,7 +96,9 @@ class Link:
             return
         self._is_up = True
         for end in self.ends:
-            end.come_up(self.other(end).node)
+            hello = self._handshakes[end.node].peer
+            assert hello is not None
+            end.come_up(self.other(end).node, hello.feature_level)
 
     def close(self) -> None:
         if self._replaces is not None:
@@ -108,6 +110,11 @@ class Link:
             self._is_up = False
             for end in self.ends:
                 end.go_down(self.other(end).node)
+
+    def is_refused_by(self, end: VirtualTransport) -> bool:
+        """Whether it would not let the other in any more."""
+        hello = self._handshakes[end.node].peer if self._is_up else None
+        return hello is not None and end in self.ends and end.roster.judge(hello) is not None
 
     # messages
 

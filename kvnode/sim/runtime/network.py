@@ -16,7 +16,9 @@ from typing import Any
 from kvnode.ids import NodeId
 from kvnode.raft.messages import ForwardProposals, PeerMessage, lane
 from kvnode.sim.runtime.link import REDIAL_S, Link
+from kvnode.sim.runtime.snapshot_link import SnapshotLink
 from kvnode.sim.runtime.transport import VirtualTransport
+from kvnode.transport.snapshots import Source
 from kvnode.wire.codec import encode_message
 from kvnode.wire.frames import FrameKind, encode_frame
 
@@ -24,6 +26,8 @@ GRAVES_MAX = 64
 SILENCE_S = 3.0
 """A connection to a host that lost its power is given up after this, as `peer.silence_ms_max` does."""
 REFUSED_AFTER_S = 0.001
+LATE_S = (1.0, 1.5)
+"""A larger id that the smaller does not know dials it after this."""
 
 
 class Network:
@@ -37,12 +41,14 @@ class Network:
         self.loss = 0.0
         self.duplication = 0.0
         self.corruption = 0.0
+        self.rot = 0.0  # share of a snapshot's blocks of which a bit flips before they are framed
         self.burial = 0.0  # share of messages of which a copy is kept, to be delivered who knows when
         self.reorder = False
         self.counts: dict[str, int] = {}
         self.delivered = 0
         self._up: dict[NodeId, VirtualTransport] = {}
         self._links: dict[frozenset[NodeId], Link] = {}
+        self._snapshots: dict[SnapshotLink, None] = {}
         self._cut: dict[frozenset[NodeId], bool] = {}
         self._silenced: dict[tuple[NodeId, NodeId], bool] = {}
         self._clogged: dict[tuple[NodeId, NodeId], bool] = {}
@@ -56,6 +62,9 @@ class Network:
 
     def draw_delay_s(self) -> float:
         return self._rng.uniform(*self.delay_s)
+
+    def draw_loss(self) -> bool:
+        return bool(self.loss) and self._rng.random() < self.loss
 
     # ── faults ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -82,6 +91,8 @@ class Network:
         link = self._links.get(frozenset({sender, receiver}))
         if link is not None:
             link.flush(sender)
+        for snapshot in self._snapshots_between(sender, receiver):
+            snapshot.flush(sender)
 
     def is_silenced(self, sender: NodeId, receiver: NodeId) -> bool:
         return (sender, receiver) in self._silenced
@@ -151,9 +162,13 @@ class Network:
             link = self._links.get(pair)
             peer = self._up[other]
             if silently:
+                for snapshot in self._snapshots_between(transport.node, other):
+                    self._loop.call_later(SILENCE_S, self.end_snapshot, snapshot)
                 if link is not None:
                     self._loop.call_later(SILENCE_S, self._give_up, pair, link)
                 continue
+            for snapshot in self._snapshots_between(transport.node, other):
+                self.end_snapshot(snapshot)
             if link is not None:
                 self._close(pair, link)
             self._loop.call_later(REFUSED_AFTER_S, self._refuse, peer, transport.node)
@@ -166,22 +181,51 @@ class Network:
         if self._links.get(pair) is link:
             self._close(pair, link)
 
-    def _connect(self, one: NodeId, other: NodeId) -> None:
+    def _connect(self, one: NodeId, other: NodeId, *, is_late: bool = False) -> None:
         pair = frozenset({one, other})
-        dialler, acceptor = self._up.get(min(one, other)), self._up.get(max(one, other))
-        if pair in self._cut or dialler is None or acceptor is None:
+        smaller, larger = self._up.get(min(one, other)), self._up.get(max(one, other))
+        if pair in self._cut or smaller is None or larger is None:
             return
         old = self._links.get(pair)
-        if old is not None and old.ends == (dialler, acceptor):
+        if old is not None and {*old.ends} == {smaller, larger}:
             return
+        if smaller.knows(larger.node):
+            dialler, acceptor = smaller, larger
+        elif not larger.knows(smaller.node):
+            return
+        elif not is_late:
+            self._loop.call_later(self._rng.uniform(*LATE_S), self._connect_late, one, other)
+            return
+        else:
+            dialler, acceptor = larger, smaller
         link = Link(self, dialler, acceptor, replaces=old)
         self._links[pair] = link
         link.begin()
+
+    def _connect_late(self, one: NodeId, other: NodeId) -> None:
+        self._connect(one, other, is_late=True)
+
+    def part(self, one: NodeId, other: NodeId) -> None:
+        """One of them cuts the other for good, as it is no member any more."""
+        self._disconnect(one, other)
+
+    def reconsider(self, transport: VirtualTransport) -> None:
+        """It was told other members: who is to be connected to now, and whom the roster lets in no longer."""
+        for other in sorted(self._up):
+            if other == transport.node:
+                continue
+            link = self._links.get(frozenset({transport.node, other}))
+            if link is not None and link.is_refused_by(transport):
+                self.drop(link, "members_changed")
+            else:
+                self._connect(transport.node, other)
 
     def _redial(self, one: NodeId, other: NodeId) -> None:
         self._loop.call_later(self._rng.uniform(*REDIAL_S), self._connect, one, other)
 
     def _disconnect(self, one: NodeId, other: NodeId) -> bool:
+        for snapshot in self._snapshots_between(one, other):
+            self.end_snapshot(snapshot)
         pair = frozenset({one, other})
         link = self._links.get(pair)
         if link is None:
@@ -220,12 +264,23 @@ class Network:
             self.count("lost")
             return
         for _ in range(2 if may_double and self.duplication and rng.random() < self.duplication else 1):
-            link.send(sender, lane(message), self._damaged(data))
+            link.send(sender, lane(message), self.damaged(data))
 
-    def _damaged(self, data: bytes) -> bytes:
+    def damaged(self, data: bytes) -> bytes:
+        """What arrives of it."""
         if not self.corruption or self._rng.random() >= self.corruption:
             return data
         self.count("corrupted")
+        return self._flipped(data)
+
+    def rotten(self, block: bytes) -> bytes:
+        """What a sender of a snapshot has read."""
+        if not self.rot or self._rng.random() >= self.rot:
+            return block
+        self.count("blocks_rotten")
+        return self._flipped(block)
+
+    def _flipped(self, data: bytes) -> bytes:
         at = self._rng.randrange(len(data))
         return data[:at] + bytes([data[at] ^ (1 << self._rng.randrange(8))]) + data[at + 1 :]
 
@@ -233,6 +288,29 @@ class Network:
         if len(self._graves) >= GRAVES_MAX:
             self._graves.pop(self._rng.randrange(GRAVES_MAX))
         self._graves.append((sender, to, data))
+
+    # ── snapshots ───────────────────────────────────────────────────────────────────────────────────
+
+    async def send_snapshot(self, sender: VirtualTransport, to: NodeId, source: Source) -> None:
+        """A connection of its own, from the dial to its end, awaited by the sender. Raises as the port does."""
+        receiver = self._up.get(to)
+        if receiver is None or not sender.knows(to) or sender.closed:
+            raise ConnectionRefusedError(f"nobody listens at member {to}")
+        if frozenset({sender.node, to}) in self._cut:
+            await asyncio.sleep(sender.settings.handshake_timeout_ms / 1e3)
+            raise TimeoutError(f"member {to} cannot be reached")
+        link = SnapshotLink(self, sender, receiver)
+        self._snapshots[link] = None
+        self.note(f"snapshot {sender.node}>{to}")
+        await link.run(source)
+
+    def end_snapshot(self, link: SnapshotLink) -> None:
+        if link in self._snapshots:
+            del self._snapshots[link]
+            link.close()
+
+    def _snapshots_between(self, one: NodeId, other: NodeId) -> list[SnapshotLink]:
+        return [link for link in self._snapshots if link.joins(one, other)]
 
     def later(self, delay_s: float, callback: Callable[..., None], *args: Any) -> None:
         self._loop.call_later(delay_s, callback, *args)

@@ -214,5 +214,5 @@ def _copy_of(disk: FakeDisk) -> FakeDisk:
 class _Copy(VirtualTransport):
     """The network end of a member's copy on another machine. It only dials: nobody has its address."""
 
-    def come_up(self, peer: NodeId) -> None:
+    def come_up(self, peer: NodeId, feature_level: int) -> None:
         self.on_failed(AssertionError(f"I27: member {peer} let a copy of member {self.node} in"))

@@ -6,13 +6,16 @@ It carries real frames, so that what a flipped bit does is decided by production
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
+from kvnode.config import PeerSection
 from kvnode.ids import NodeId
-from kvnode.node.ports import LinkInfo, Receiver
+from kvnode.node.ports import LinkInfo, Receiver, SnapshotSource
 from kvnode.raft.messages import PeerMessage
 from kvnode.transport.handshake import Roster
+from kvnode.transport.pace import Pace
+from kvnode.transport.snapshots import COUNTERS, Incoming
 from kvnode.wire.codec import decode_message
 from kvnode.wire.frames import FrameKind, split_frames
 from kvnode.wire.limits import CodecError
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 SECRET = b"simulated secret of 32 bytes ..."
 MESSAGE_BYTES_MAX = 8 << 20
+SETTINGS = PeerSection()
 
 
 class VirtualTransport:
@@ -38,6 +42,7 @@ class VirtualTransport:
         on_left: Callable[[NodeId, NodeId, PeerMessage], None] | None = None,
         on_come_up: Callable[[NodeId, NodeId], None] | None = None,
         secret: bytes = SECRET,
+        settings: PeerSection = SETTINGS,
     ) -> None:
         self.node = node
         self.roster = roster
@@ -50,7 +55,13 @@ class VirtualTransport:
         self.connected: dict[NodeId, int] = {}
         self.refusals: dict[NodeId, str] = {}  # peer → code of the newest refusal, either side's
         self.closed = False
-        self.counters: dict[str, int] = {}
+        self.counters: dict[str, int] = dict.fromkeys(COUNTERS, 0)
+        self.settings = settings  # of snapshots and their handshakes
+        self.pace = Pace(settings.snapshot_bytes_per_s)
+        self.incoming = Incoming(lambda: self.receiver.snapshot_sink if self.receiver is not None else None)
+        self._members: dict[NodeId, str] = {}
+        self._levels: dict[NodeId, int] = {}
+        self._tasks: dict[asyncio.Task[None], None] = {}
         self._network = network
         self._epochs: dict[NodeId, int] = {}
 
@@ -60,7 +71,28 @@ class VirtualTransport:
     def open(self, receiver: Receiver) -> None:
         self.receiver = receiver
         self.roster.begin()
+        self._members = dict(self.roster.members)
         self._network.join(self)
+
+    def knows(self, peer: NodeId) -> bool:
+        """Whether it dials `peer`, as far as that depends on the members it was told."""
+        return peer in self._members
+
+    def set_members(self, members: Mapping[NodeId, str]) -> None:
+        gone = [peer for peer in self._members if peer not in members]
+        self._members = dict(members)
+        for peer in gone:
+            self._network.part(self.node, peer)
+        self._network.reconsider(self)
+
+    async def send_snapshot(self, to: NodeId, source: SnapshotSource) -> None:
+        await self._network.send_snapshot(self, to, source)
+
+    def own(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Begin something that ends with this process, on its loop."""
+        task = asyncio.get_running_loop().create_task(work())
+        self._tasks[task] = None
+        task.add_done_callback(lambda done: self._tasks.pop(done, None))
 
     def tell(self, callback: Callable[..., Any], *args: Any) -> None:
         """Something happens to this process: on its own loop, when that runs."""
@@ -71,10 +103,13 @@ class VirtualTransport:
         else:
             self.loop.call_soon(callback, *args)
 
-    def come_up(self, peer: NodeId) -> None:
+    def come_up(self, peer: NodeId, feature_level: int) -> None:
+        self._levels[peer] = feature_level
         self._epochs[peer] = self._epochs.get(peer, 0) + 1
         self.connected[peer] = self._epochs[peer]
         self.refusals.pop(peer, None)
+        if address := self.roster.members.get(peer):
+            self._members.setdefault(peer, address)  # a newcomer
         if self.on_come_up is not None:
             self.on_come_up(self.node, peer)
         assert self.receiver is not None
@@ -104,7 +139,13 @@ class VirtualTransport:
 
     def links(self) -> Mapping[NodeId, LinkInfo]:
         return {
-            peer: LinkInfo(peer=peer, connected=True, epoch=epoch, client_url=f"http://node-{peer}")
+            peer: LinkInfo(
+                peer=peer,
+                connected=True,
+                epoch=epoch,
+                client_url=f"http://node-{peer}",
+                feature_level=self._levels.get(peer, 0),
+            )
             for peer, epoch in self.connected.items()
         }
 
@@ -112,6 +153,9 @@ class VirtualTransport:
         if not self.closed:
             self._network.leave(self)
             self.closed = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 def _message(kind: int, payload: memoryview, sender: NodeId) -> PeerMessage:
