@@ -109,7 +109,7 @@ CANARIES = (
     Canary(
         "old-backup-accepted",
         "a member whose directory went back in time is let in",
-        "kvnode/node/roster.py",
+        "kvnode/node/peer_boots.py",
         "        if starts_since < 0:",
         "        if False:",
         ("tests/node/test_roster.py",),
@@ -119,7 +119,7 @@ CANARIES = (
     Canary(
         "clone-accepted",
         "a copy of a running member is let in",
-        "kvnode/node/roster.py",
+        "kvnode/node/peer_boots.py",
         "        if starts_since == 0 and hello.boot_nonce != nonce:",
         "        if False:",
         ("tests/node/test_roster.py",),
@@ -128,7 +128,7 @@ CANARIES = (
     Canary(
         "old-backup-restarted-often-accepted",
         "a copy whose starts are more than its peers have seen is let in, though theirs are none of its own",
-        "kvnode/node/roster.py",
+        "kvnode/node/peer_boots.py",
         "        if 0 < starts_since <= len(hello.earlier_boots) and hello.earlier_boots[starts_since - 1] != nonce:",
         "        if False:",
         ("tests/node/test_roster.py",),

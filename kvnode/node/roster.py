@@ -9,10 +9,8 @@ both: but records do not change. Until its bootstrap has finished a node takes p
 
 *Afterwards* members come and go by entries of the log (`kvnode.node.membership`), which carry their incarnations. A
 proven peer is refused if it is of another cluster, was removed, is no member, is on another directory than recorded
-(wiped: it may have forgotten a vote), knows less than the members' feature level, or went back in time: its boot
-counter, +1 at each start, is below the one seen last (an old backup), or equal with another nonce (a copy of the
-directory runs as well), or above it, but the start seen last is none of its own (such a copy, started more often
-since). Settings of cluster scope must be equal; the refusal names the key.
+(wiped: it may have forgotten a vote), knows less than the members' feature level, or went back in time
+(`kvnode.node.peer_boots`). Settings of cluster scope must be equal; the refusal names the key.
 
 A node that was away may meet members added since, and its own removal. It lets the former in if they list it; what
 they say of a newer configuration that lacks this node it believes, for that configuration was committed.
@@ -30,29 +28,12 @@ from typing import Protocol
 from kvnode.config import parse_address
 from kvnode.ids import Index, NodeId
 from kvnode.node.membership import Membership
+from kvnode.node.peer_boots import Boot, OwnBoot, PeerBoots, SavePeerBoot
 from kvnode.raft.messages import Configuration, Lane, Member
 from kvnode.version import __version__
 from kvnode.wire.frames import FEATURE_LEVEL, PROTOCOL, PROTOCOL_MIN, Hello, KnownMember, Refusal
 
 Setting = bool | int | float | str
-
-
-class Boot(Protocol):
-    """One start of a node."""
-
-    @property
-    def counter(self) -> int: ...
-    @property
-    def nonce(self) -> int: ...
-
-
-class OwnBoot(Boot, Protocol):
-    """This start of this node."""
-
-    @property
-    def earlier(self) -> tuple[int, ...]:
-        """Nonces of the starts before it, newest first, as far as they are remembered."""
-        ...
 
 
 class MemberRecord(Protocol):
@@ -95,9 +76,6 @@ class Identity(Protocol):
 SaveIdentity = Callable[[int, Mapping[int, tuple[int, str]]], None]
 """(cluster id, member → (incarnation, address)), durable on return. Cluster id 0: the bootstrap goes on."""
 
-SavePeerBoot = Callable[[int, int, int], None]
-"""(member, counter, nonce), durable on return."""
-
 SaveConfiguration = Callable[[Configuration, Index], None]
 """(newest committed configuration, index of its entry), durable on return."""
 
@@ -136,7 +114,6 @@ class Roster:
         self._settings = dict(cluster_scope)
         self._client_url = client_url
         self._save_identity = save_identity
-        self._save_peer_boot = save_peer_boot
         self._save_configuration = save_configuration
         self._initial = {NodeId(id_): address for id_, address in initial_members.items()}
         if identity.cluster_id:
@@ -144,11 +121,10 @@ class Roster:
         self._incarnations = {NodeId(id_): known.incarnation for id_, known in identity.members.items()}
         self._incarnations[self._own] = self._incarnation
         self._membership: Membership | None = None  # from the end of the bootstrap on
-        self._boots = {NodeId(id_): (seen.counter, seen.nonce) for id_, seen in peer_boots.items()}
+        self._boots = PeerBoots(peer_boots, save=save_peer_boot)
         self._met: set[NodeId] = {self._own}
         self._newcomers: dict[NodeId, Hello] = {}
         self._client_urls: dict[NodeId, str] = {self._own: client_url}
-        self._alarms: dict[tuple[NodeId, str], str] = {}
         self._address = self._initial.get(self._own, "")
         if identity.cluster_id:
             known = identity.configuration or base_configuration(identity)
@@ -186,7 +162,7 @@ class Roster:
     @property
     def alarms(self) -> tuple[str, ...]:
         """What an operator has to look into: a copied or restored directory among the peers, or this node's removal."""
-        return (*self._alarms.values(), *([self.was_removed] if self.was_removed else ()))
+        return (*self._boots.alarms, *([self.was_removed] if self.was_removed else ()))
 
     def client_url(self, member: NodeId) -> str:
         """Where `member` takes client requests; "" until it has been met."""
@@ -212,7 +188,7 @@ class Roster:
                 continue
             del self._newcomers[id_]
             if self._incarnation_of(id_) == hello.incarnation:
-                self._note_boot(hello)
+                self._boots.note(hello)
 
     def hello(self, lane: Lane, *, link: int, nonce: bytes) -> Hello:
         """How this node introduces itself now."""
@@ -245,7 +221,7 @@ class Roster:
             or self._judge_removal(hello)
             or self._judge_directory(hello)
             or self._judge_membership(hello)
-            or self._judge_boot(hello)
+            or self._boots.judge(hello)
             or self._judge_settings(hello)
         )
 
@@ -255,7 +231,7 @@ class Roster:
         Cheap when both are known already. What was wrong with this member's directory is over: if two run, the other
         will be refused again, and say so.
         """
-        self._alarms = {of: sentence for of, sentence in self._alarms.items() if of[0] != hello.member}
+        self._boots.forgive(hello.member)
         if self._membership is None:
             if hello.member not in self._incarnations:
                 self._save(self._cluster_id, {**self._incarnations, hello.member: hello.incarnation})
@@ -263,19 +239,13 @@ class Roster:
         elif self._is_newcomer(hello.member):
             self._newcomers[hello.member] = hello
             return  # it is bound to its directory by the entry that made it a member
-        self._note_boot(hello)
+        self._boots.note(hello)
 
     def note_met(self, hello: Hello) -> None:
         """`hello`'s sender has recorded this node, and this node has admitted it."""
         self._client_urls[hello.member] = hello.client_url
         self._met.add(hello.member)
         self._finish_if_all_met()
-
-    def _note_boot(self, hello: Hello) -> None:
-        boot = (hello.boot_counter, hello.boot_nonce)
-        if self._boots.get(hello.member) != boot:
-            self._save_peer_boot(hello.member, *boot)
-            self._boots[hello.member] = boot
 
     def _known_members(self) -> tuple[KnownMember, ...]:
         if self._membership is None:
@@ -415,35 +385,6 @@ class Roster:
         member = self._membership.find(id_)
         return member.incarnation if member is not None else 0
 
-    def _judge_boot(self, hello: Hello) -> Refusal | None:
-        if hello.member not in self._boots:
-            return None
-        counter, nonce = self._boots[hello.member]
-        starts_since = hello.boot_counter - counter
-        if starts_since < 0:
-            return self._alarm(
-                hello.member,
-                "stale_boot",
-                f"member {hello.member} started for the {hello.boot_counter}. time, but its {counter}. start has been "
-                "seen: its data directory is an old backup or a copy; remove the member and add it as a new one",
-            )
-        if starts_since == 0 and hello.boot_nonce != nonce:
-            return self._alarm(
-                hello.member,
-                "cloned",
-                f"member {hello.member} runs twice: start {counter} has been seen from another copy of its data "
-                "directory; stop both, remove the member and add it as a new one",
-            )
-        if 0 < starts_since <= len(hello.earlier_boots) and hello.earlier_boots[starts_since - 1] != nonce:
-            return self._alarm(
-                hello.member,
-                "stale_boot",
-                f"member {hello.member} started for the {hello.boot_counter}. time, but its {counter}. start was not "
-                "the one that has been seen: its data directory is an old backup or a copy; remove the member and add "
-                "it as a new one",
-            )
-        return None
-
     def _judge_settings(self, hello: Hello) -> Refusal | None:
         for key, ours in sorted(self._settings.items()):
             theirs = hello.settings.get(key, ours)  # a setting one side does not know yet binds nobody
@@ -454,10 +395,6 @@ class Roster:
                     "it must be equal on all members",
                 )
         return None
-
-    def _alarm(self, member: NodeId, code: str, sentence: str) -> Refusal:
-        self._alarms[member, code] = sentence
-        return Refusal(code, sentence)
 
     # ── bootstrap ───────────────────────────────────────────────────────────────────────────────────
 

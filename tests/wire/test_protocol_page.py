@@ -63,7 +63,7 @@ def test_requests() -> None:
 
 
 def test_refusals() -> None:
-    sources = [ROOT / "kvnode/node/roster.py", ROOT / "kvnode/transport/handshake.py"]
+    sources = [ROOT / f"kvnode/{name}.py" for name in ("node/roster", "node/peer_boots", "transport/handshake")]
     text = "".join(source.read_text(encoding="utf-8") for source in sources)
     codes = set(re.findall(r'Refusal\(\s*"(\w+)"', text)) | set(
         re.findall(r'_alarm\(\s*hello\.member,\s*"(\w+)"', text)
