@@ -1,10 +1,7 @@
 """PeerTransport: messages to and from all peers. Satisfies `kvnode.node.ports.Transport` by shape.
 
-One task tends each link, apart from all others: the smaller id dials, the larger waits, and both look, the moment a
-link is lost and then again and again with growing, jittered pauses, whether the peer's port refuses connections
-(`on_refused`: its process is gone; this is what makes failover fast). The larger waits for `LATE_MS`, then it dials
-too: the smaller may not know yet that it is a member, or where it moved. A connection counts from the moment both lanes
-are proven; when either lane ends, both are cut. A newer connection of a peer replaces the older one.
+One task tends each link, apart from all others (`kvnode.transport.tending`). A connection counts from the moment both
+lanes are proven; when either lane ends, both are cut. A newer connection of a peer replaces the older one.
 
 Members come and go (`set_members`). A peer that the roster admits and that has no link gets one when it dials.
 
@@ -24,7 +21,7 @@ from typing import Protocol
 import aiohttp
 
 from kvnode.clocks.clock import Clock
-from kvnode.config import PeerSection, parse_address
+from kvnode.config import PeerSection
 from kvnode.errors import ConfigInvalid
 from kvnode.ids import NodeId
 from kvnode.observe.log import Logger, get_logger
@@ -34,10 +31,10 @@ from kvnode.transport.dialler import Dialler
 from kvnode.transport.handshake import Handshake, Role, Roster
 from kvnode.transport.link import Dial, Link
 from kvnode.transport.peer_server import ROUTES, PeerServer
-from kvnode.transport.probe import Probed, probe
 from kvnode.transport.snapshot_connections import SnapshotConnections
 from kvnode.transport.snapshots import COUNTERS as SNAPSHOT_COUNTERS
 from kvnode.transport.snapshots import Sink, Source
+from kvnode.transport.tending import Tending
 from kvnode.wire.codec import decode_message, encode_message
 from kvnode.wire.frames import NONCE_BYTES, FrameKind, Hello
 from kvnode.wire.limits import CodecError
@@ -47,10 +44,6 @@ LANES: tuple[Lane, Lane] = ("control", "data")
 SECRET_BYTES_MIN = 16
 _DRAIN_MS = 200
 _REFUSAL_LOG_MS = 1_000
-_LOOKS_AFTER_LOSS = 3
-_LOOK_AGAIN_MS = 2
-LATE_MS = 1_000
-"""A link that was down for so long, and up to half of it more, is dialled by the larger id as well."""
 LINKS_MAX = 128
 """So many peers at most have a link; the rest of a larger cluster is not connected to."""
 _CONNECTION_ENDED = (OSError, TimeoutError, aiohttp.ClientError, CodecError)
@@ -108,7 +101,6 @@ class PeerTransport:
         self._secret = secret
         self._settings = settings
         self._clock = clock
-        self._rng = rng
         self._log = log or get_logger("peers")
         self._on_failed = on_failed
         self._links: dict[NodeId, Link] = {}
@@ -116,11 +108,15 @@ class PeerTransport:
         self._dialler: Dialler | None = None  # from `start` on
         self._dials = 0
         self._tasks: dict[asyncio.Task[None], None] = {}
+        self._tending = Tending(
+            node=node, settings=settings, clock=clock, rng=rng, dial=self._dial, on_port_refused=self._on_port_refused
+        )
         self._snapshots = SnapshotConnections(
             settings=settings, clock=clock, counters=self.counters, sink=lambda: self._receiver.snapshot_sink
         )
         self._is_closing = False
         self._refusal_logged_ms = -_REFUSAL_LOG_MS
+        self._stranger_refused = ""  # the newest sentence for somebody who has no link
         self._server = PeerServer(
             listen=listen,
             settings=settings,
@@ -175,7 +171,7 @@ class PeerTransport:
         self._roster.begin()
         await self._server.start()
         for link in self._links.values():
-            link.task = self._own(self._tend(link), f"peer-{link.peer}")
+            link.task = self._own(self._tending.tend(link), f"peer-{link.peer}")
         self._own(self._keep_alive(), "peers-keep-alive")
 
     def send(self, to: NodeId, message: PeerMessage) -> None:
@@ -251,7 +247,7 @@ class PeerTransport:
         if not self._has_secret:
             link.refused = "cluster.secret_file must be set: peers prove membership with it"
         elif self._dialler is not None:
-            link.task = self._own(self._tend(link), f"peer-{peer}")
+            link.task = self._own(self._tending.tend(link), f"peer-{peer}")
         return link
 
     def _remove_link(self, link: Link) -> None:
@@ -262,57 +258,10 @@ class PeerTransport:
             link.task.cancel()
         del self._links[link.peer]
 
-    async def _tend(self, link: Link) -> None:
-        """Keep `link` up (or wait for the peer to), and report a port that refuses, until cancelled."""
-        attempt = 0
-        late_ms = LATE_MS * self._rng.uniform(1.0, 1.5)
-        while True:
-            link.went_down.clear()
-            if link.is_connected:
-                await link.went_down.wait()
-                await self._look_after_loss(link)
-                attempt = 0
-                link.went_down.clear()
-            elif await self._look(link) == "open" and self._is_our_turn(link, late_ms):
-                lived_ms = await self._dial(link)
-                if lived_ms:
-                    await self._look_after_loss(link)
-                if lived_ms >= self._settings.reconnect_ms_max:
-                    attempt = 0
-                link.went_down.clear()
-            await self._pause(link, attempt)
-            attempt += 1
-
-    def _is_our_turn(self, link: Link, late_ms: float) -> bool:
-        """Whether this node dials now; not while a connection of the peer is there, or on its way."""
-        if link.lanes:
-            return False
-        return self._node < link.peer or self._clock.monotonic_ms() - link.down_since_ms > late_ms
-
-    async def _look(self, link: Link) -> Probed:
-        """Is the peer's process there? A refused port is reported, unless the link has come up meanwhile."""
-        host, port = parse_address(link.address, f"address of member {link.peer}")
-        found = await probe(host, port, self._settings.handshake_timeout_ms / 1_000)
-        if found == "refused" and not link.is_connected and not self._is_closing:
+    def _on_port_refused(self, link: Link) -> None:
+        if not self._is_closing:
             self.counters["ports_refused"] += 1
             self._receiver.on_refused(link.peer)
-        return found
-
-    async def _look_after_loss(self, link: Link) -> None:
-        """A process that is killed closes its descriptors one by one: its port may outlive the connection a little."""
-        for _ in range(_LOOKS_AFTER_LOSS):
-            if await self._look(link) != "open":
-                return
-            await asyncio.sleep(_LOOK_AGAIN_MS / 1_000)
-
-    async def _pause(self, link: Link, attempt: int) -> None:
-        """Exponential, jittered; ends early when a connection that came up meanwhile is lost."""
-        longest_ms = min(self._settings.reconnect_ms_max, self._settings.reconnect_ms_min << min(attempt, 20))
-        try:
-            async with asyncio.timeout(longest_ms * self._rng.uniform(0.5, 1.0) / 1_000):
-                await link.went_down.wait()
-        except TimeoutError:
-            return
 
     async def _dial(self, link: Link) -> int:
         """One connection from dial to end. Returns for how many ms it was up, at least 1; 0 if it never was."""
@@ -435,7 +384,9 @@ class PeerTransport:
         link = dialled
         if link is None and handshake.proven and handshake.peer is not None:
             link = self._links.get(handshake.peer.member)
-        is_news = link is None or link.refused != sentence
+        is_news = sentence != (link.refused if link is not None else self._stranger_refused)
+        if link is None:
+            self._stranger_refused = sentence
         if link is not None and not link.is_connected:
             link.refused = sentence
         now_ms = self._clock.monotonic_ms()

@@ -310,7 +310,7 @@ async def test_a_member_that_moves_is_dialled_where_it_is() -> None:
 
 async def test_the_larger_id_dials_once_the_link_was_down_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """The smaller does not know where the other is."""
-    monkeypatch.setattr("kvnode.transport.peers.LATE_MS", 20)
+    monkeypatch.setattr("kvnode.transport.tending.LATE_MS", 20)
     cluster = Cluster(1, 2)
     cluster.make(1)
     cluster.make(2)
@@ -330,7 +330,7 @@ async def test_the_larger_id_dials_once_the_link_was_down_for_long(monkeypatch: 
 
 async def test_both_dialling_at_once_settles(monkeypatch: pytest.MonkeyPatch) -> None:
     """After any number of losses there is one pair again, on both sides, and it stays."""
-    monkeypatch.setattr("kvnode.transport.peers.LATE_MS", 0)
+    monkeypatch.setattr("kvnode.transport.tending.LATE_MS", 0)
     rng = random.Random(6)
     async with Cluster(1, 2, settings=settings(reconnect_ms_min=1, reconnect_ms_max=3)) as cluster:
         for number in range(1, 31):
@@ -356,7 +356,7 @@ async def test_both_dialling_at_once_settles(monkeypatch: pytest.MonkeyPatch) ->
 
 async def test_a_node_that_was_away_is_found_by_members_it_has_not_heard_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """Member 4 knows 1 and 2; they have read nothing of it yet and learn of it when it dials."""
-    monkeypatch.setattr("kvnode.transport.peers.LATE_MS", 20)
+    monkeypatch.setattr("kvnode.transport.tending.LATE_MS", 20)
     async with Cluster(1, 2) as cluster:
         await cluster.connected()
         found = [Member(NodeId(id_), 1000 + id_, cluster.ports[id_]) for id_ in (1, 2)]
@@ -420,6 +420,16 @@ async def test_a_member_of_a_lower_feature_level_is_cut_and_refused() -> None:
         await cluster.connected()
     finally:
         await cluster.__aexit__()
+
+
+@pytest.mark.parametrize("address", ["nowhere", "a" * 70 + ".example:7501", "127.0.0.1:99999"])
+async def test_an_address_that_is_none_ends_nobody(address: str) -> None:
+    async with Cluster(1, 2) as cluster:
+        await cluster.connected()
+        cluster.nodes[1].set_members({**members_of(cluster, 1, 2), THREE: address})
+        await until(lambda: cluster.nodes[1].links()[THREE].refused)
+        assert cluster.is_connected()
+        cluster.nodes[1].set_members(members_of(cluster, 1, 2))
 
 
 async def test_without_a_secret_nobody_is_talked_to() -> None:
