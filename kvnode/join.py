@@ -19,7 +19,7 @@ import msgspec
 from kvnode.client.client import Client
 from kvnode.clocks.clock import Clock
 from kvnode.config import Config, is_loopback, parse_address
-from kvnode.errors import ConfigInvalid, Conflict, Fatal, IdentityRefused, KvnodeError, Rejected, TryAgain, Unknown
+from kvnode.errors import ConfigInvalid, Conflict, Fatal, IdentityRefused, KvnodeError, Rejected
 from kvnode.ids import NOBODY, NodeId
 from kvnode.kv.interface import Members, MembersChanged, Options
 from kvnode.kv.members import AddMember
@@ -89,16 +89,19 @@ async def _ask(config: Config, data: DataDir, clock: Clock) -> None:
             async with Client(endpoints) as client:
                 answer = await _ask_once(client, config, data.identity)
             break
-        except (TryAgain, Unknown, Conflict) as error:
-            # A conflict, too: another change may be under way, or too few voters answer at the moment.
+        except Fatal:
+            raise
+        except KvnodeError as error:
+            # A conflict passes, too: another change may be under way, or too few voters answer at the moment.
+            if isinstance(error, Rejected) and not isinstance(error, Conflict):
+                where = ", ".join(endpoints)
+                raise ConfigInvalid(f"the cluster at {where} refuses this node: {error.message}") from error
             if clock.monotonic_ms() + pause_ms >= deadline_ms:
                 raise Fatal(
                     f"no member at {', '.join(endpoints)} has taken this node in within "
                     f"{config.cluster.join_timeout_ms // 1_000} s; the last one said: {error.message}"
                 ) from error
             log.info("join.waiting", reason=error.message, code=error.code)
-        except Rejected as error:
-            raise ConfigInvalid(f"the cluster at {', '.join(endpoints)} refuses this node: {error.message}") from error
         await asyncio.sleep(pause_ms / 1e3)
         pause_ms = min(2 * pause_ms, PAUSE_MS_MAX)
     data.save_identity(taken_in(data.identity, answer))

@@ -48,6 +48,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("kvnode.cli.status", "Show what each node of the cluster believes."),
     "health": ("kvnode.cli.status", "Exit 0 if a node is ready to serve, 1 otherwise."),
     "doctor": ("kvnode.cli.doctor", "Check data directories and a cluster, and say what to do."),
+    "member": ("kvnode.cli.member", "Show, add, promote, move and remove members of the cluster."),
+    "transfer": ("kvnode.cli.transfer", "Hand leadership to another member."),
     "wal": ("kvnode.cli.wal", "Look into write-ahead logs, also of running nodes."),
     "check": ("kvnode.cli.check", "Judge a recorded history of clients."),
     "config": ("kvnode.cli.config", "Show settings, their values and where these come from."),

@@ -12,12 +12,35 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from kvnode import errors
 from kvnode.bench.process import free_ports
+from kvnode.cli.main import cli
 from kvnode.client.http import Caller, fetch
 
 pytestmark = [pytest.mark.slow, pytest.mark.system]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("--join", "nowhere", "--secret-file", "s"), "cluster.join: 'nowhere'"),
+        (("--join", "127.0.0.1:1,also-nowhere", "--secret-file", "s"), "cluster.join: 'also-nowhere'"),
+        (("--join", "127.0.0.1:1"), "cluster.secret_file must be set"),
+        (("--replace", "3"), "cluster.replace goes with cluster.join"),
+        (("--join", "127.0.0.1:1", "--secret-file", "s", "--replace", "three"), "replace"),
+        (("--join", "127.0.0.1:1", "--secret-file", "s", "--peer", "0.0.0.0:7501"), "nobody can be told"),
+        (("--peer", "10.0.0.4:7501"), "set peer.insecure = true"),
+        (("--client", "10.0.0.4:7401"), "set client.insecure = true"),
+        (("--name", "x" * 65), "name"),
+        (("--data-dir", ""), "data_dir"),
+    ],
+)
+def test_options_stand_for_settings_and_are_checked_like_them(arguments: tuple[str, ...], word: str):
+    refused = CliRunner().invoke(cli, ["serve", *arguments], env={"KVNODE_CONFIG": None})
+    assert refused.exit_code == 5
+    assert word in refused.stderr
 
 
 def serve(directory: Path, client: int, peer: int, *more: str) -> subprocess.Popen[bytes]:
