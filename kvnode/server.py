@@ -14,6 +14,7 @@ import secrets
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -30,7 +31,7 @@ from kvnode.machine.machine import StateMachine
 from kvnode.node.node import Node, Workers
 from kvnode.node.ports import Receiver, SnapshotSink
 from kvnode.node.recovery import restore
-from kvnode.node.roster import Roster
+from kvnode.node.roster import Roster, base_configuration
 from kvnode.node.status import NodeIdentity
 from kvnode.node.worker import ThreadWorker
 from kvnode.observe.log import get_logger
@@ -42,6 +43,7 @@ from kvnode.storage.environments import LmdbEnvironments
 from kvnode.storage.log_place import LogPlace, system_random
 from kvnode.storage.memory_backend import MemoryBackend
 from kvnode.storage.realdisk import RealDisk
+from kvnode.storage.snapshots import SnapshotFiles
 from kvnode.storage.store_pointer import StorePointer
 from kvnode.storage.wal import Recovered, Stamp, Wal
 from kvnode.storage.wal_salvage import Salvaged, open_log
@@ -155,12 +157,11 @@ class RunningNode:
         self._transport = make_transport(config, self._roster, self._clock, self._on_failed)
         await self._transport.start(switchboard)
         await self._bootstrap()
-        machine, backend, log_store, recovered = open_storage(config, data, disk)
+        storage = open_storage(config, data, disk)
         try:
-            self.node = self._make_node(machine, backend, log_store, recovered, disk)
+            self.node = self._make_node(storage, disk)
         except BaseException:
-            log_store.close()
-            backend.close()
+            storage.close()
             raise
         self._started_node = True
         self.node.start()
@@ -178,56 +179,51 @@ class RunningNode:
             cluster_id=f"{data.identity.cluster_id:016x}",
             client=self._client_url or None,
             peer=config.peer.listen,
-            last_index=recovered.last_index,
-            applied_index=machine.applied_index,
+            last_index=storage.recovered.last_index,
+            applied_index=storage.machine.applied_index,
         )
 
-    def _make_node(
-        self,
-        machine: StateMachine,
-        backend: Backend,
-        log_store: Wal,
-        recovered: Recovered,
-        disk: RealDisk,
-    ) -> Node:
+    def _make_node(self, storage: Storage, disk: RealDisk) -> Node:
         """The core and the runtime on what was recovered. Raises: LogCorrupted when log and store do not meet."""
         config, clock, data, loop = self.config, self._clock, self._data, asyncio.get_running_loop()
         assert data is not None
         assert self._transport is not None
+        initial = base_configuration(data.identity)
         raft = Raft(
             node=NodeId(config.node.id),
             settings=config.raft,
             rng=random.Random(secrets.randbits(64)),
-            restored=restore(
-                recovered,
-                voters=[NodeId(member) for member in data.identity.members],
-                machine=machine,
-                life=data.boot.counter,
-            ),
+            restored=restore(storage.recovered, initial=initial, machine=storage.machine, life=data.boot.counter),
             now_ms=clock.monotonic_ms(),
         )
         return Node(
             config=config,
             raft=raft,
-            machine=machine,
-            backend=backend,
-            log_store=log_store,
+            machine=storage.machine,
+            log_store=storage.log_store,
+            snapshot_store=storage.snapshots,
             transport=self._transport,
             workers=Workers(lambda name: ThreadWorker(loop, f"kvnode-{name}")),
             clock=clock,
             loop=loop,
             identity=NodeIdentity(
                 cluster_id=data.identity.cluster_id,
-                peer_addresses={NodeId(m): found.address for m, found in data.identity.members.items()},
+                initial=initial,
                 client_url=self._client_url,
                 free_bytes=lambda: disk.free_bytes(config.node.data_dir),
                 alarms=lambda: tuple(self._roster.alarms),
                 feature_level=self._roster.feature_level,
                 boot=data.boot.counter,
             ),
+            on_members=self._on_members,
             on_failed=self._on_failed,
-            lost=recovered.quarantine.what if recovered.quarantine else "",
+            lost=storage.recovered.quarantine.what if storage.recovered.quarantine else "",
         )
+
+    def _on_members(self, applied: Configuration, applied_index: Index, in_force: Configuration) -> None:
+        assert self._transport is not None
+        self._roster.on_configuration(applied, applied_index, in_force)
+        self._transport.set_members(self._roster.members)
 
     async def _bootstrap(self) -> None:
         """The very first start: wait until every initial member has been met and the cluster id is fixed."""
@@ -375,8 +371,8 @@ def open_log_of(
         place,
         applied_index=Index(machine.applied_index),
         create=not identity.has_log,
-        may_salvage=len(identity.members) > 1,
-        installed=LogPosition(machine.installed[1], machine.installed[0]) if machine.installed else None,
+        may_salvage=len(base_configuration(identity).members) > 1,
+        installed=_unfinished_install(machine),
         installed_time=machine.applied_time,
     )
     if not identity.has_log or identity.applied_limits.keys() != limits.keys():
@@ -385,17 +381,56 @@ def open_log_of(
     return found
 
 
-def open_storage(config: Config, data: DataDir, disk: RealDisk) -> tuple[StateMachine, Backend, Wal, Recovered]:
+def _unfinished_install(machine: StateMachine) -> LogPosition | None:
+    """Where the snapshot ended that the store came as, if nothing was applied since: the log may not follow it yet."""
+    if machine.installed is None or machine.installed[0] != machine.applied_index:
+        return None
+    index, term = machine.installed
+    return LogPosition(term, index)
+
+
+@dataclass
+class Storage:
+    """What a node keeps on its disk, opened."""
+
+    machine: StateMachine
+    log_store: Wal
+    snapshots: SnapshotFiles
+    recovered: Recovered
+
+    def close(self) -> None:
+        """If no node was made of it; a node closes all of it itself."""
+        self.snapshots.close()
+        self.log_store.close()
+        self.machine.backend.close()
+
+
+def open_snapshots(
+    config: Config, data: DataDir, disk: Disk, pointer: StorePointer | None, machine: StateMachine
+) -> SnapshotFiles:
+    """Where snapshots come in, and become the store that `pointer` names."""
+    return SnapshotFiles(
+        disk,
+        data.snap_dir,
+        pointer,
+        cluster_id=data.identity.cluster_id,
+        free_bytes_min=config.storage.free_bytes_min,
+        applied_index=machine.applied_index,
+    )
+
+
+def open_storage(config: Config, data: DataDir, disk: RealDisk) -> Storage:
     """Store first, then the log after the store's applied index."""
-    backend: Backend
+    pointer: StorePointer | None = None
+    backend: Backend = MemoryBackend()
     if config.storage.backend == "lmdb":
         environments = LmdbEnvironments(data.store_dir, map_bytes=config.storage.map_bytes)
-        backend = StorePointer(disk, data.store_dir, environments).open()
-    else:
-        backend = MemoryBackend()
+        pointer = StorePointer(disk, data.store_dir, environments)
+        backend = pointer.open()
     try:
         machine = StateMachine(backend, config.limits)
         log_store, recovered, salvaged = open_log_of(config, data, disk, machine)
+        snapshots = open_snapshots(config, data, disk, pointer, machine)
     except BaseException:
         backend.close()
         raise
@@ -422,7 +457,7 @@ def open_storage(config: Config, data: DataDir, disk: RealDisk) -> tuple[StateMa
         segments=report.segments,
         segments_scanned=report.segments_scanned,
     )
-    return machine, backend, log_store, recovered
+    return Storage(machine, log_store, snapshots, recovered)
 
 
 def _bind(listen: str, advertise: str) -> tuple[socket.socket, str]:

@@ -243,6 +243,15 @@ class StorageSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         _node("Recent versions in memory; at the bound applying waits for the flush.", unit="bytes", ge=1 * MIB),
     ] = 64 * MIB
     map_bytes: Annotated[int, _node("LMDB map size: address space, not memory.", unit="bytes", ge=16 * MIB)] = 64 * GIB
+    tail_bytes: Annotated[
+        int,
+        _node(
+            "Log kept for followers that are a little behind, once the store has it; who is further behind gets a "
+            "snapshot.",
+            unit="bytes",
+            ge=0,
+        ),
+    ] = 128 * MIB
     scrub_every_s: Annotated[
         int, _node("Old log segments are verified this often; 0 = never.", unit="s", ge=0, le=31_536_000)
     ] = 3_600

@@ -17,7 +17,6 @@ from kvnode.clocks.clock import Clock
 from kvnode.config import StorageSection
 from kvnode.ids import Index
 from kvnode.kv.requests import ApplyResult, Put, StateCheckReply
-from kvnode.machine.backend import Backend
 from kvnode.machine.machine import StateMachine
 from kvnode.machine.rows import Cut
 from kvnode.node.changes import Changes
@@ -45,7 +44,6 @@ class Applier:
         *,
         raft: Raft,
         machine: StateMachine,
-        backend: Backend,
         log: LogStore,
         log_reader: Worker,
         flusher: Worker,
@@ -57,11 +55,15 @@ class Applier:
         loop: asyncio.AbstractEventLoop,
         clock: Clock,
         settings: StorageSection,
+        on_configured: Callable[[], None],
+        on_flushed: Callable[[Index], None],
         on_failed: Callable[[BaseException], None],
     ) -> None:
+        """`on_configured`: the applied members changed. `on_flushed`: the store has all up to that index durably."""
         self._raft = raft
         self._machine = machine
-        self._backend = backend
+        self._on_configured = on_configured
+        self._on_flushed = on_flushed
         self._log = log
         self._log_reader = log_reader
         self._flusher = flusher
@@ -79,6 +81,7 @@ class Applier:
         self._resume_scheduled = False
         self._unfinished: Entry | None = None  # begun in the machine, needs further slices
         self._halted = False
+        self._is_paused = False  # a snapshot is about to take the state's place
         self._reading_log = False
         self._cut: Cut | None = None
         self._cut_since_ms = 0
@@ -107,7 +110,7 @@ class Applier:
             self._raft.forget(apply_to)
 
     def _continue(self) -> None:
-        if self._reading_log or self._resume_scheduled or self._halted:
+        if self._reading_log or self._resume_scheduled or self._halted or self._is_paused:
             return
         machine = self._machine
         before = machine.applied_index
@@ -165,6 +168,7 @@ class Applier:
             elif entry.kind == EntryKind.CONFIGURATION:
                 applied = machine.configure(entry.index, entry.time, entry.payload)
                 waiting.applied(entry.index, entry.term, applied.result)
+                self._on_configured()
             else:
                 machine.skip(entry.index, entry.time)
                 waiting.applied(entry.index, entry.term, None)
@@ -201,7 +205,10 @@ class Applier:
 
         def done(entries: Sequence[Entry]) -> None:
             self._reading_log = False
-            if self._halted:
+            if self._halted or self._is_paused:
+                return
+            if first != self._machine.applied_index + 1:  # a snapshot has come meanwhile
+                self._continue()
                 return
             assert entries, (first, last)
             self._apply(entries, self._clock.elapsed_ns() + SLICE_NS)
@@ -219,7 +226,7 @@ class Applier:
 
     def _consider_flush(self) -> None:
         machine, settings = self._machine, self._settings
-        if self._cut is not None or self._halted:
+        if self._cut is not None or self._halted or self._is_paused:
             return
         is_due = machine.recent_versions >= settings.flush_versions or machine.recent_bytes >= settings.flush_bytes
         if is_due or perturb.at("flush-early"):
@@ -233,9 +240,10 @@ class Applier:
 
     def flush(self) -> bool:
         """Start writing everything applied so far to the store; False if there is nothing or one is under way."""
-        if self._cut is not None:
+        if self._cut is not None or self._is_paused:
             return False
-        cut = self._machine.cut(self._applied_term)
+        machine = self._machine
+        cut = machine.cut(self._applied_term)
         if cut is None:
             return False
         self._cut = cut
@@ -243,7 +251,7 @@ class Applier:
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None
-        backend, elapsed_ns = self._backend, self._clock.elapsed_ns
+        backend, elapsed_ns = machine.backend, self._clock.elapsed_ns
 
         def job() -> float:
             started = elapsed_ns()
@@ -254,13 +262,30 @@ class Applier:
         return True
 
     def _flushed(self, cut: Cut, seconds: float) -> None:
+        if cut is not self._cut:  # it went to the store that a snapshot has replaced
+            return
         self._machine.evict(cut)
         self._cut = None
         self.flush_seconds.observe(seconds)
+        self._on_flushed(cut.applied_index)
         if not self._machine.is_flushed:
             self._consider_flush()
         if self._machine.applied_index < self._target:
             self._continue()
+
+    def pause(self) -> None:
+        """A snapshot is being installed: what follows in the log does not fit the state here. `replaced` ends it."""
+        self._is_paused = True
+
+    def replaced(self) -> None:
+        """The state is another one: a snapshot's, up to its index. Go on from there."""
+        machine = self._machine
+        self._is_paused = False
+        self._unfinished = self._cut = None
+        self._applied_term = machine.cut_term
+        self._target = max(self._target, machine.applied_index)
+        self._waiting.skipped_to(machine.applied_index)
+        self._reads.applied(machine.applied_index, machine.revision)
 
     def halt(self) -> None:
         """Apply nothing more, not even the rest of an unfinished entry: the log has all of it."""

@@ -7,9 +7,10 @@ leaves as one output: that is where request batch, group commit and pipelining m
 2. the write goes to the log's thread, so that the disk starts as early as possible;
 3. messages: at once, or held until the write they depend on is durable;
 4. the fate of proposals and reads, to those who wait;
-5. committed and durable entries, to the state machine; after a write one turn later, as the log's thread needs
+5. a snapshot that has become durable takes the state's place, and snapshots for followers are begun;
+6. committed and durable entries, to the state machine; after a write one turn later, as the log's thread needs
    the interpreter to start the disk;
-6. log reads for followers that are behind the memory.
+7. log reads for followers that are behind the memory.
 
 One timer is armed for the core's next deadline. An exception anywhere in here ends the node: a half-alive node
 is worse than a dead one.
@@ -30,6 +31,7 @@ from kvnode.node.lease_calls import LeaseCalls
 from kvnode.node.log_writer import LogWriter
 from kvnode.node.ports import LogStore, SnapshotSink, Transport
 from kvnode.node.reads import Reads
+from kvnode.node.snapshots import Snapshots
 from kvnode.node.state_checks import StateChecks
 from kvnode.node.update_queue import RETRY_AFTER_MS, UpdateQueue
 from kvnode.node.waiting_list import SWEEP_MS, WaitingList
@@ -111,18 +113,26 @@ class Driver:
         self._stall_timer: asyncio.TimerHandle | None = None
         self._stalled = False
         self.connected: dict[NodeId, None] = {}  # peers whose links are up
-        self.snapshot_sink: SnapshotSink | None = None  # where a snapshot goes that a peer sends
         self._writer: LogWriter
         self._applier: Applier
         self._lease_calls: LeaseCalls
         self._state_checks: StateChecks
+        self._snapshots: Snapshots
 
-    def connect(self, writer: LogWriter, applier: Applier, lease_calls: LeaseCalls, state_checks: StateChecks) -> None:
+    def connect(
+        self,
+        writer: LogWriter,
+        applier: Applier,
+        lease_calls: LeaseCalls,
+        state_checks: StateChecks,
+        snapshots: Snapshots,
+    ) -> None:
         """Complete the circle: the writer and the applier report back here."""
         self._writer = writer
         self._applier = applier
         self._lease_calls = lease_calls
         self._state_checks = state_checks
+        self._snapshots = snapshots
 
     def start(self) -> None:
         """Begin to consume causes."""
@@ -172,6 +182,10 @@ class Driver:
     def on_refused(self, peer: NodeId) -> None:
         self.queue.put_control(PeerRefused(peer))
 
+    @property
+    def snapshot_sink(self) -> SnapshotSink | None:
+        return None if self._stopped else self._snapshots.receiver
+
     def on_persisted(self, number: WriteNumber) -> None:
         self.queue.put_control(Persisted(number))
 
@@ -209,6 +223,9 @@ class Driver:
         for fact in output.facts:
             self._on_fact(fact)
         if output.persist is not None:
+            if output.persist.install is not None:
+                self._applier.pause()
+                self._snapshots.accepted()
             self._writer.submit(output.persist)
         for send in output.sends:
             if send.after:
@@ -228,6 +245,10 @@ class Driver:
             self.reads.ready(ready.number, ready.index)
         for failed in output.reads_failed:
             self.reads.failed(failed.number)
+        if output.installed is not None:
+            self._snapshots.installed(output.installed)
+        for wanted in output.snapshots:
+            self._snapshots.send(wanted)
         if output.persist is None:
             self._applier.advance(output.apply_to)
         elif output.apply_to > self._applier.target:

@@ -18,11 +18,11 @@ from collections.abc import Callable
 
 from kvnode import perturb
 from kvnode.clocks.clock import Clock
-from kvnode.ids import NO_WRITE, WriteNumber
+from kvnode.ids import NO_WRITE, Index, WriteNumber
 from kvnode.node.ports import LogStore
 from kvnode.node.worker import Worker
 from kvnode.observe.metrics import Histogram
-from kvnode.raft.messages import entry_bytes
+from kvnode.raft.messages import LogPosition, entry_bytes
 from kvnode.raft.output import Persist, Send
 
 MARK_AFTER_S = 0.1
@@ -42,11 +42,14 @@ class LogWriter:
         loop: asyncio.AbstractEventLoop,
         clock: Clock,
         batch_bytes_max: int,
+        switch_store: Callable[[], None],
         on_persisted: Callable[[WriteNumber], None],
         on_failed: Callable[[BaseException], None],
         send: Callable[[Send], None],
     ) -> None:
+        """`switch_store` makes the snapshot that stands ready this node's store, durably; in the log's thread."""
         self._log = log
+        self._switch_store = switch_store
         self._worker = worker
         self._loop = loop
         self._clock = clock
@@ -111,15 +114,35 @@ class LogWriter:
                 break
         self._busy = True
         self._busy_since_ms = self._clock.monotonic_ms()
-        number, log, elapsed_ns = batch[-1].number, self._log, self._clock.elapsed_ns
+        number, elapsed_ns = batch[-1].number, self._clock.elapsed_ns
 
         def job() -> float:
             started = elapsed_ns()
-            log.write(batch)
+            self._write(batch)
             return (elapsed_ns() - started) / 1e9
 
         self.batch_entries.observe(entries)
         self._worker.submit(job, lambda seconds: self._written(number, seconds), self._fail)
+
+    def _write(self, batch: list[Persist]) -> None:
+        """In the log's thread. An install comes first within its own write, after all of the writes before it."""
+        first = 0
+        for position, write in enumerate(batch):
+            install = write.install
+            if install is None:
+                continue
+            if position > first:
+                self._log.write(batch[first:position])
+            first = position
+            self._switch_store()  # the commit point: a start that finds the new store finishes what follows
+            if not install.keeps_log:
+                self._log.reset(install.position, install.time)
+        self._log.write(batch[first:])
+
+    def trim(self, applied_index: Index, bytes_kept: int, on_done: Callable[[LogPosition], None]) -> None:
+        """Drop what the store has durably from the beginning of the log (`LogStore.trim`); `on_done` follows."""
+        log = self._log
+        self._worker.submit(lambda: log.trim(applied_index, bytes_kept), on_done, self._fail)
 
     def _written(self, number: WriteNumber, seconds: float) -> None:
         self._busy = False

@@ -21,11 +21,10 @@ from kvnode.errors import (
     StateDiverged,
     Timeout,
 )
-from kvnode.ids import NOBODY, NodeId, Revision, Term
+from kvnode.ids import NOBODY, Index, NodeId, Revision, Term
 from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Admin, Members, MembersChanged, Options, Status
 from kvnode.kv.members import MemberChange
 from kvnode.kv.requests import Reply, Request, Watch, WriteRequest
-from kvnode.machine.backend import Backend
 from kvnode.machine.machine import StateMachine
 from kvnode.node import admission, status
 from kvnode.node.applier import Applier
@@ -37,14 +36,18 @@ from kvnode.node.lease_calls import LeaseCalls
 from kvnode.node.leases import Lessor
 from kvnode.node.log_health import LogHealth
 from kvnode.node.log_writer import LogWriter
+from kvnode.node.low_water_mark import LowWaterMark
 from kvnode.node.member_alarms import MemberAlarms
 from kvnode.node.member_view import MemberView
 from kvnode.node.members import MemberDuty
-from kvnode.node.ports import LogStore, Transport
+from kvnode.node.ports import LogStore, SnapshotStore, Transport
 from kvnode.node.range_reads import RangeReads
 from kvnode.node.request_path import RequestPath
 from kvnode.node.retention import Retention
 from kvnode.node.sessions import SessionDuty
+from kvnode.node.snapshot_receiver import SnapshotReceiver
+from kvnode.node.snapshot_sender import SnapshotSender
+from kvnode.node.snapshots import Snapshots
 from kvnode.node.state_checks import StateChecks
 from kvnode.node.waiting_list import WaitingList
 from kvnode.node.watch_stream import NodeStream
@@ -52,7 +55,9 @@ from kvnode.node.watches import Watches
 from kvnode.node.worker import Worker
 from kvnode.observe.log import get_logger
 from kvnode.raft.core import Raft
-from kvnode.raft.messages import TransferLeadership
+from kvnode.raft.messages import Configuration, LogTrimmed, TransferLeadership
+from kvnode.raft.output import ConfigurationChanged, Fact, SnapshotIgnored
+from kvnode.wire.codec import decode_configuration
 
 HANDOVER_MS = 1_000
 """A clean shutdown waits this long for another node to take over."""
@@ -64,15 +69,16 @@ log = get_logger("node")
 
 
 class Workers:
-    """The node's threads: one for the log, one that reads old log entries, one that flushes the store."""
+    """The node's threads: the log's, one that reads old log entries, one that flushes the store, one for snapshots."""
 
     def __init__(self, make: Callable[[str], Worker]) -> None:
         self.log_writer = make("log")
         self.log_reader = make("log-reader")
+        self.snapshots = make("snapshots")
         self.flusher = make("flusher")
 
     async def close(self) -> None:
-        for worker in (self.log_writer, self.log_reader, self.flusher):
+        for worker in (self.log_writer, self.log_reader, self.snapshots, self.flusher):
             await worker.close()
 
 
@@ -85,26 +91,30 @@ class Node(KV, Admin):
         config: Config,
         raft: Raft,
         machine: StateMachine,
-        backend: Backend,
         log_store: LogStore,
+        snapshot_store: SnapshotStore,
         transport: Transport,
         workers: Workers,
         clock: Clock,
         loop: asyncio.AbstractEventLoop,
         identity: status.NodeIdentity,
+        on_members: Callable[[Configuration, Index, Configuration], None],
         on_failed: Callable[[BaseException], None],
         lost: str = "",
     ) -> None:
-        """`lost`: the damage for which this node starts in quarantine."""
+        """`on_members`: the members as applied, at which index, and as in force; told at the start and at each change.
+
+        `lost`: the damage for which this node starts in quarantine.
+        """
         self._config = config
         self._raft = raft
         self._machine = machine
-        self._backend = backend
         self._transport = transport
         self._workers = workers
         self._clock = clock
         self._loop = loop
         self._identity = identity
+        self._on_members = on_members
         self._report_failed = on_failed
         self._started_ms = clock.monotonic_ms()
         self._stopping = False
@@ -121,6 +131,7 @@ class Node(KV, Admin):
             loop=loop,
             clock=clock,
             batch_bytes_max=config.storage.batch_bytes_max,
+            switch_store=snapshot_store.switch,
             on_persisted=self._driver.on_persisted,
             on_failed=self._fail,
             send=self._driver.send,
@@ -139,7 +150,6 @@ class Node(KV, Admin):
         self._applier = Applier(
             raft=raft,
             machine=machine,
-            backend=backend,
             log=log_store,
             log_reader=workers.log_reader,
             flusher=workers.flusher,
@@ -151,6 +161,8 @@ class Node(KV, Admin):
             loop=loop,
             clock=clock,
             settings=config.storage,
+            on_configured=self._tell_members,
+            on_flushed=self._on_flushed,
             on_failed=self._fail,
         )
         self._duties = Duties(
@@ -162,6 +174,15 @@ class Node(KV, Admin):
             clock=clock,
             on_failed=self._fail,
         )
+        self._snapshots = self._make_snapshots(snapshot_store, changes)
+        self._low_water_mark = LowWaterMark(
+            log_store,
+            self._writer,
+            tail_bytes=config.storage.tail_bytes,
+            segment_bytes=config.storage.segment_bytes,
+            pinned_index=lambda: self._snapshots.sender.pinned_index,
+            on_trimmed=lambda position: self._driver.queue.put_control(LogTrimmed(position)),
+        )
         lease_calls = LeaseCalls(
             self._add_duties(),
             raft=raft,
@@ -172,7 +193,7 @@ class Node(KV, Admin):
             clock=clock,
             first_number=identity.boot << 32,
         )
-        self._driver.connect(self._writer, self._applier, lease_calls, self._state_checks)
+        self._driver.connect(self._writer, self._applier, lease_calls, self._state_checks, self._snapshots)
         self._path = RequestPath(
             raft=raft,
             machine=machine,
@@ -197,12 +218,12 @@ class Node(KV, Admin):
             cluster_name=config.cluster.name,
             client_url=identity.client_url,
             feature_level=identity.feature_level,
-            addresses=identity.peer_addresses,
+            addresses={member.id: member.address for member in identity.initial.members},
         )
         self._member_alarms = MemberAlarms(
             raft=raft,
             transport=transport,
-            addresses=identity.peer_addresses,
+            addresses={member.id: member.address for member in identity.initial.members},
             loop=loop,
             clock=clock,
             on_failed=self._fail,
@@ -232,10 +253,62 @@ class Node(KV, Admin):
             queue_items_max=self._config.limits.queue_items_max,
             queue_bytes_max=self._config.limits.queue_bytes_max,
             first_read=self._identity.boot << 32,
-            on_fact=self._facts.record,
+            on_fact=self._on_fact,
             on_peer_up=self._facts.wake_all,
             on_failed=self._fail,
         )
+
+    def _make_snapshots(self, store: SnapshotStore, changes: Changes) -> Snapshots:
+        put = self._driver.queue.put_control
+        sender = SnapshotSender(
+            raft=self._raft,
+            machine=self._machine,
+            transport=self._transport,
+            worker=self._workers.snapshots,
+            loop=self._loop,
+            cluster_id=self._identity.cluster_id,
+            initial=self._identity.initial,
+            on_sent=put,
+            on_failed=self._fail,
+        )
+        receiver = SnapshotReceiver(
+            store,
+            self._workers.snapshots,
+            raft=self._raft,
+            machine=self._machine,
+            limits=self._config.limits,
+            loop=self._loop,
+            cluster_id=self._identity.cluster_id,
+            on_received=put,
+            on_failed=self._fail,
+        )
+        return Snapshots(
+            sender=sender,
+            receiver=receiver,
+            applier=self._applier,
+            end_duties=self._duties.look,
+            state_checks=self._state_checks,
+            changes=changes,
+            watches=self._watches,
+            flusher=self._workers.flusher,
+            on_failed=self._fail,
+        )
+
+    def _on_flushed(self, index: Index) -> None:
+        if self._config.storage.backend == "lmdb":  # else the log is all there will be after a restart
+            self._low_water_mark.flushed(index)
+
+    def _on_fact(self, fact: Fact) -> None:
+        self._facts.record(fact)
+        if isinstance(fact, ConfigurationChanged):
+            self._tell_members()
+        elif isinstance(fact, SnapshotIgnored):
+            self._snapshots.receiver.ignored()
+
+    def _tell_members(self) -> None:
+        machine = self._machine
+        applied = decode_configuration(machine.configuration) if machine.configuration else self._identity.initial
+        self._on_members(applied, machine.configuration_index, self._raft.configuration)
 
     def _add_duties(self) -> Lessor:
         """What this node looks after while it leads; the lessor answers renewals, too."""
@@ -274,6 +347,7 @@ class Node(KV, Admin):
 
     def start(self) -> None:
         """Take part: elections, replication, requests."""
+        self._tell_members()
         self._driver.start()
         self._duties.start()
         self._log_health.start()
@@ -294,6 +368,7 @@ class Node(KV, Admin):
         self._log_health.stop()
         self._member_alarms.stop()
         self._duties.stop()
+        self._snapshots.stop()
         if self._catch_up is not None:
             self._catch_up.cancel()
         if self._failure is None:
@@ -306,7 +381,7 @@ class Node(KV, Admin):
         await self._transport.close()
         self.has_ended = await self._end_workers()
         if self.has_ended:
-            self._backend.close()
+            self._machine.backend.close()
 
     async def _end_workers(self) -> bool:
         """Let the jobs at the disk end. False: one hangs, so what it may still touch must not be given up."""
@@ -327,6 +402,7 @@ class Node(KV, Admin):
         self._log_health.stop()
         self._member_alarms.stop()
         self._duties.stop()
+        self._snapshots.stop()
         if self._catch_up is not None:
             self._catch_up.cancel()
         self._driver.stop()
@@ -347,6 +423,7 @@ class Node(KV, Admin):
         self._log_health.stop()
         self._member_alarms.stop()
         self._duties.stop()
+        self._snapshots.stop()
         self._driver.stop()
         self._applier.halt()
         self._path.close(ConnectionLost(f"the node failed: {error}"))
@@ -457,7 +534,6 @@ class Node(KV, Admin):
             view=self._view,
             raft=self._raft,
             machine=self._machine,
-            backend=self._backend,
             driver=self._driver,
             transport=self._transport,
             log_bytes=self._log_store.bytes_used,
@@ -475,7 +551,6 @@ class Node(KV, Admin):
         return status.counters(
             raft=self._raft,
             machine=self._machine,
-            backend=self._backend,
             driver=self._driver,
             writer=self._writer,
             applier=self._applier,

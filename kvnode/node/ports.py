@@ -130,8 +130,8 @@ class SnapshotSink(Protocol):
     began may still go on then; `begin` must bear that. `finish` is never cancelled but when the transport closes.
     """
 
-    async def begin(self, peer: NodeId, header: bytes) -> int:
-        """Whether, and from which block on, this node wants it."""
+    async def begin(self, peer: NodeId, header: bytes) -> int | None:
+        """The first block that is wanted; None: this node has everything that the snapshot has."""
         ...
 
     async def write(self, number: int, blocks: Sequence[bytes]) -> None:

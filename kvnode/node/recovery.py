@@ -7,14 +7,14 @@ what this node had, and starting would lose or invent entries.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Protocol
 
 from kvnode.errors import LogCorrupted
-from kvnode.ids import Index, NodeId, Term
+from kvnode.ids import Index, Term
 from kvnode.machine.machine import StateMachine
 from kvnode.raft.messages import Configuration, Entry, HardState, LogPosition
 from kvnode.raft.state import Restored
+from kvnode.wire.codec import decode_configuration
 
 
 class RecoveredLog(Protocol):
@@ -55,8 +55,8 @@ class RecoveredLog(Protocol):
         ...
 
 
-def restore(recovered: RecoveredLog, *, voters: Iterable[NodeId], machine: StateMachine, life: int) -> Restored:
-    """The core's starting state; `life` counts the starts of this member.
+def restore(recovered: RecoveredLog, *, initial: Configuration, machine: StateMachine, life: int) -> Restored:
+    """The core's starting state; `life` counts the starts of this member, `initial` holds until an entry changed it.
 
     Raises: LogCorrupted when store and log do not meet.
     """
@@ -73,7 +73,8 @@ def restore(recovered: RecoveredLog, *, voters: Iterable[NodeId], machine: State
         )
     return Restored(
         hard_state=recovered.hard_state,
-        configuration=Configuration(voters=tuple(sorted(voters))),
+        configuration=decode_configuration(machine.configuration) if machine.configuration else initial,
+        configuration_index=Index(machine.configuration_index),
         base=base,
         term_runs=recovered.term_runs,
         last_index=last_index,

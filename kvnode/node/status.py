@@ -9,9 +9,8 @@ import msgspec
 
 from kvnode.clocks import hybrid
 from kvnode.config import Config
-from kvnode.ids import NOBODY, NodeId
+from kvnode.ids import NOBODY
 from kvnode.kv.interface import PeerProgress, Status
-from kvnode.machine.backend import Backend
 from kvnode.machine.machine import StateMachine
 from kvnode.node.applier import Applier
 from kvnode.node.driver import Driver
@@ -22,6 +21,7 @@ from kvnode.node.ports import LinkInfo, Transport
 from kvnode.node.waiting_list import WaitingList
 from kvnode.node.watches import Watches
 from kvnode.raft.core import Raft
+from kvnode.raft.messages import Configuration
 from kvnode.raft.quorum import majority
 from kvnode.version import __version__
 
@@ -30,7 +30,7 @@ class NodeIdentity(msgspec.Struct, frozen=True):
     """What the node knows of itself that no core keeps."""
 
     cluster_id: int
-    peer_addresses: dict[NodeId, str]  # this node included
+    initial: Configuration  # the members of the first start, or as they were when this node joined
     client_url: str
     free_bytes: Callable[[], int]  # on the data directory's file system
     alarms: Callable[[], tuple[str, ...]]
@@ -45,7 +45,6 @@ def build(
     view: MemberView,
     raft: Raft,
     machine: StateMachine,
-    backend: Backend,
     driver: Driver,
     transport: Transport,
     log_bytes: int,
@@ -83,7 +82,7 @@ def build(
         peers=_progress(raft, links, now_ms),
         quorum={"voters": len(voters), "needed": majority(len(voters)), "reachable": reachable},
         wal_bytes=log_bytes,
-        store_bytes=backend.bytes_used,
+        store_bytes=machine.backend.bytes_used,
         queue_length=driver.queue.length,
         alarms=(*identity.alarms(), *refused, *alarms, *hangs),
         ready=ready,
@@ -120,7 +119,6 @@ def counters(
     *,
     raft: Raft,
     machine: StateMachine,
-    backend: Backend,
     driver: Driver,
     writer: LogWriter,
     applier: Applier,
@@ -166,7 +164,7 @@ def counters(
         "kvnode_hybrid_ahead_seconds": max(0, hybrid.wall_part_ms(machine.applied_time) - wall_ms) / 1e3,
         "kvnode_stamps_refused_total": raft.stamps_refused,
         "kvnode_clock_jumps_total": raft.clock_jumps,
-        "kvnode_store_bytes": backend.bytes_used,
+        "kvnode_store_bytes": machine.backend.bytes_used,
         "kvnode_recent_bytes": machine.recent_bytes,
         "kvnode_sessions": len(machine.exactly_once.sessions),
         "kvnode_session_answers_bytes": machine.exactly_once.sessions.bytes_used,

@@ -30,6 +30,22 @@ class Worker(Protocol):
         ...
 
 
+def result_of(worker: Worker, loop: asyncio.AbstractEventLoop, job: Callable[[], Result]) -> asyncio.Future[Result]:
+    """The outcome of `job`, to be awaited. Cancelling it does not stop the job."""
+    future: asyncio.Future[Result] = loop.create_future()
+
+    def done(result: Result) -> None:
+        if not future.done():
+            future.set_result(result)
+
+    def failed(error: BaseException) -> None:
+        if not future.done():
+            future.set_exception(error)
+
+    worker.submit(job, done, failed)
+    return future
+
+
 _Job = tuple[Callable[[], Any], Callable[[Any], None], Callable[[BaseException], None]]
 
 

@@ -16,7 +16,16 @@ import msgspec
 from kvnode.clocks import hybrid
 from kvnode.ids import NOBODY, Index, NodeId, RequestId, Term
 from kvnode.raft.core import Raft
-from kvnode.raft.messages import AppendEntries, AppendReply, Configuration, Entry, TimeoutNow, VoteReply, VoteRequest
+from kvnode.raft.messages import (
+    AppendEntries,
+    AppendReply,
+    Configuration,
+    Entry,
+    EntryKind,
+    TimeoutNow,
+    VoteReply,
+    VoteRequest,
+)
 from kvnode.raft.output import Output, Persist, Placed, Send
 from kvnode.raft.quorum import has_majority
 from kvnode.sim.core.disk import CoreDisk
@@ -227,7 +236,9 @@ class Ghost:
             assert raft.role != "leader" or raft.term != placed.term, ("I29: placed in no log", placed)
             self.vanished[placed.index, placed.term] = True
         else:
-            assert known[0].payload == self.proposed[placed.id], ("I29: placed where it is not", placed, known)
+            is_made_by_leader = known[0].kind == EntryKind.CONFIGURATION  # what was proposed is the change
+            is_it = is_made_by_leader or known[0].payload == self.proposed[placed.id]
+            assert is_it, ("I29: placed where it is not", placed, known)
 
     def _on_persist(self, node: NodeId, persist: Persist) -> None:
         """Log matching: (index, term) names one entry and one prefix for ever, whoever holds it."""

@@ -2,7 +2,8 @@
 
     sender                                receiver
     OFFER header                   →
-                                   ←      WANT n             (it has all blocks before n, or takes none: REFUSAL)
+                                   ←      WANT n             (it has all blocks before n, or takes none: REFUSAL,
+                                                              or has all that the snapshot has: DONE)
     BLOCK n, BLOCK n + 1, …        →                         (one message, one write)
                                    ←      WANT m             (all before m are durable)
     …
@@ -69,7 +70,7 @@ class Source(Protocol):
 class Sink(Protocol):
     """`kvnode.node.ports.SnapshotSink`."""
 
-    async def begin(self, peer: NodeId, header: bytes) -> int: ...
+    async def begin(self, peer: NodeId, header: bytes) -> int | None: ...
 
     async def write(self, number: int, blocks: Sequence[bytes]) -> None: ...
 
@@ -179,7 +180,10 @@ class Sending:
         async with self._stream.pinging():
             self._check_fits("the header", self._source.header)
             await self._stream.send((FrameKind.OFFER, self._source.header))
-            count = await self._send_blocks(await self._wanted())
+            frames = await self._stream.receive()
+            if frames == [(FrameKind.DONE, b"")]:
+                return
+            count = await self._send_blocks(_wanted(frames))
             while self._in_flight:
                 await self._take_acknowledgement()
             await self._stream.send((FrameKind.END, _number(count)))
@@ -224,20 +228,20 @@ class Sending:
         self._in_flight_bytes += size
 
     async def _take_acknowledgement(self) -> None:
-        wanted = await self._wanted()
+        wanted = _wanted(await self._stream.receive())
         expected, size = self._in_flight.popleft()
         if wanted != expected:
             raise CodecError(f"block {wanted} is wanted where {expected} must be")
         self._in_flight_bytes -= size
 
-    async def _wanted(self) -> int:
-        frames = await self._stream.receive()
-        if [kind for kind, _ in frames] != [FrameKind.WANT]:
-            raise CodecError(f"frames {[kind for kind, _ in frames]} where WANT must be")
-        number, rest = _take_number(frames[0][1])
-        if rest:
-            raise CodecError(f"{len(rest)} bytes after a number")
-        return number
+
+def _wanted(frames: Sequence[Frame]) -> int:
+    if [kind for kind, _ in frames] != [FrameKind.WANT]:
+        raise CodecError(f"frames {[kind for kind, _ in frames]} where WANT must be")
+    number, rest = _take_number(frames[0][1])
+    if rest:
+        raise CodecError(f"{len(rest)} bytes after a number")
+    return number
 
 
 class Incoming:
@@ -288,6 +292,9 @@ class Incoming:
     async def _take(self, stream: Stream, sink: Sink, header: bytes) -> None:
         try:
             number = await sink.begin(stream.peer, header)
+            if number is None:
+                await stream.send((FrameKind.DONE, b""))
+                return
             await stream.send((FrameKind.WANT, _number(number)))
             while True:
                 frames = await stream.receive()

@@ -106,6 +106,11 @@ class WatchedMachine(StateMachine):
         self._log.on_applied(self._node, index, Step(time, None, self.digest, self.revision, self._kept()))
         return applied
 
+    def take_over(self, other: StateMachine) -> None:
+        super().take_over(other)
+        self._pending = None
+        self._log.on_opened(self._node, self.applied_index, self.digest, self._kept())
+
     def _kept(self) -> History:
         return History(self.compact_revision, self.swept_revision, self.logical_bytes, self.live_bytes)
 

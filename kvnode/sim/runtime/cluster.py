@@ -23,19 +23,18 @@ from kvnode.config import Config, load
 from kvnode.errors import Fatal, StorageFailed
 from kvnode.ids import NodeId
 from kvnode.kv.interface import KV
-from kvnode.machine.backend import Backend
 from kvnode.node.node import Node
 from kvnode.node.roster import derive_cluster_id
 from kvnode.sim.choices import RandomChoices
 from kvnode.sim.disk import FakeDisk, SimulatedCrash
 from kvnode.sim.runtime.applied import AppliedLog
 from kvnode.sim.runtime.clock import NodeClock
-from kvnode.sim.runtime.member import DATA_DIR, AskedFromOutside, Member, kept_store
+from kvnode.sim.runtime.member import DATA_DIR, AskedFromOutside, Member
 from kvnode.sim.runtime.network import Network
 from kvnode.sim.runtime.observer import Observer, StrayObserver
 from kvnode.sim.trace import Trace
 from kvnode.storage.datadir import DataDir, MemberIdentity
-from kvnode.storage.memory_backend import MemoryBackend
+from kvnode.storage.environments import MemoryEnvironments
 
 LOG_DIRECTORY = f"{DATA_DIR}/wal"
 
@@ -72,7 +71,7 @@ class Cluster:
         self._settings = {**common, **(settings or {})}
         self.configs: dict[NodeId, Config] = {number: self.reconfigured(number, {}) for number in self.ids}
         self.disks = {member: FakeDisk(self.fork(f"disk-{member}")) for member in self.ids}
-        self.stores: dict[NodeId, MemoryBackend] = {}
+        self.stores: dict[NodeId, MemoryEnvironments] = {}
         self.disk_delay_s = 0.0005  # how long a write with its fsync takes, on members started from now on
         self.members: dict[NodeId, Member] = {}
         self.failures: dict[NodeId, BaseException] = {}
@@ -105,8 +104,9 @@ class Cluster:
             self.clocks[member] = self.draw_clock(member)
         return self.clocks[member]
 
-    def open_store(self, member: NodeId, config: Config) -> Backend:
-        return kept_store(self.stores, member, config)
+    def environments_of(self, member: NodeId) -> MemoryEnvironments:
+        """The stores in its directory: what a commit wrote outlives the process."""
+        return self.stores.setdefault(member, MemoryEnvironments())
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Something that goes on beside the scenario."""

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from kvnode.config import Config
 from kvnode.errors import Fatal, NotReady
-from kvnode.ids import NodeId
+from kvnode.ids import Index, NodeId
 from kvnode.kv.events import WatchPart
 from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options, WatchStream
 from kvnode.kv.requests import Request, Watch
 from kvnode.machine.backend import Backend
 from kvnode.node.node import Node, Workers
 from kvnode.node.recovery import restore
-from kvnode.node.roster import Roster
+from kvnode.node.roster import Roster, base_configuration
 from kvnode.node.status import NodeIdentity
-from kvnode.server import Switchboard, make_roster, open_log_of
+from kvnode.raft.messages import Configuration
+from kvnode.server import Switchboard, make_roster, open_log_of, open_snapshots
 from kvnode.sim.disk import FakeDisk, SimulatedCrash
 from kvnode.sim.loop import VirtualWorker
 from kvnode.sim.runtime.applied import AppliedLog, WatchedMachine
@@ -32,6 +33,7 @@ from kvnode.sim.runtime.observer import Observer, StrayObserver, WatchedRaft, wa
 from kvnode.sim.runtime.transport import VirtualTransport
 from kvnode.storage.datadir import DataDir
 from kvnode.storage.memory_backend import MemoryBackend
+from kvnode.storage.store_pointer import StorePointer
 from kvnode.storage.wal import Wal
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
 DATA_DIR = "/data"
 BOOTSTRAP_LOOK_S = 0.05
-WORKERS = ("log", "log-reader", "flusher")
+WORKERS = ("log", "log-reader", "snapshots", "flusher")
 
 
 class Member:
@@ -148,7 +150,11 @@ class Member:
         else:
             applied = cluster.applied
             cluster.bootstrapped[self.id] = True
-        backend = cluster.open_store(self.id, config)
+        pointer: StorePointer | None = None
+        backend: Backend = MemoryBackend()
+        if config.storage.backend == "lmdb":
+            pointer = StorePointer(self.disk, data.store_dir, cluster.environments_of(self.id))
+            backend = pointer.open()
         machine = WatchedMachine(backend, config.limits, node=self.id, log=applied)
         random_u64 = partial(self._rng.getrandbits, 64)
         self._observer.on_opening(self.id)
@@ -165,16 +171,12 @@ class Member:
         if salvaged is not None:
             self._observer.mark("quarantine_entered")
         self.wal = wal
+        initial = base_configuration(data.identity)
         self.raft = WatchedRaft(
             node=self.id,
             settings=config.raft,
             rng=cluster.fork(f"raft-{self.id}-{cluster.loop.time()}"),
-            restored=restore(
-                recovered,
-                voters=[NodeId(number) for number in data.identity.members],
-                machine=machine,
-                life=data.boot.counter,
-            ),
+            restored=restore(recovered, initial=initial, machine=machine, life=data.boot.counter),
             now_ms=self.clock.monotonic_ms(),
             observer=self._observer,
         )
@@ -182,26 +184,31 @@ class Member:
             config=config,
             raft=self.raft,
             machine=machine,
-            backend=backend,
             log_store=wal,
+            snapshot_store=open_snapshots(config, data, self.disk, pointer, machine),
             transport=self.transport,
             workers=Workers(self.workers.__getitem__),
             clock=self.clock,
             loop=self.loop,
             identity=NodeIdentity(
                 cluster_id=data.identity.cluster_id,
-                peer_addresses={NodeId(number): found.address for number, found in data.identity.members.items()},
+                initial=initial,
                 client_url=f"http://node-{self.id}",
                 free_bytes=lambda: self.disk.free_bytes(DATA_DIR),
                 alarms=lambda: tuple(self._roster.alarms),
                 feature_level=self._roster.feature_level,
                 boot=data.boot.counter,
             ),
+            on_members=self._on_members,
             on_failed=self.failed,
             lost=recovered.quarantine.what if recovered.quarantine else "",
         )
         self._node.start()
         self._switchboard.attach(self._node.receiver)
+
+    def _on_members(self, applied: Configuration, applied_index: Index, in_force: Configuration) -> None:
+        self._roster.on_configuration(applied, applied_index, in_force)
+        self.transport.set_members(self._roster.members)
 
     def die(self, *, silently: bool = False) -> None:
         """End at once: no more jobs, messages or timers. `silently`: nobody's connection is closed by it."""
@@ -318,10 +325,3 @@ class AskedFromOutside(KV):
 
     def watch(self, request: Watch, options: Options = DEFAULT_OPTIONS) -> WatchStream:
         raise NotImplementedError("see Member.watch")
-
-
-def kept_store(stores: dict[NodeId, MemoryBackend], member: NodeId, config: Config) -> Backend:
-    """What a commit wrote outlives the process, unless the setting says that nothing is kept."""
-    if config.storage.backend == "memory":
-        return MemoryBackend()
-    return stores.setdefault(member, MemoryBackend())

@@ -20,7 +20,7 @@ from kvnode.sim.disk import UNLIMITED, FakeDisk
 from kvnode.sim.runtime.member import DATA_DIR
 from kvnode.sim.runtime.transport import VirtualTransport
 from kvnode.storage.datadir import DataDir
-from kvnode.storage.memory_backend import MemoryBackend
+from kvnode.storage.environments import MemoryEnvironments
 
 if TYPE_CHECKING:
     from kvnode.sim.runtime.cluster import Cluster
@@ -45,7 +45,7 @@ class Stray:
     member: NodeId
     what: str
     disk: FakeDisk
-    store: MemoryBackend | None
+    store: MemoryEnvironments | None
     config: Config
 
 
