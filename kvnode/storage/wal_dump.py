@@ -2,7 +2,7 @@
 
 Reads only, locks nothing, and works beside a running node: what the node has written by now is shown, a record
 it is just writing ends the log; a damaged one that others follow is an error. Entries that a later truncation cut
-are left out unless everything is asked for.
+are left out unless everything is asked for, and segments that came back after they were dropped always.
 """
 
 from __future__ import annotations
@@ -78,6 +78,8 @@ def dump(path: str, *, first_index: int = 1, everything: bool = False) -> Iterat
     """The records of the log in order. Raises: LogCorrupted, FileNotFoundError, OSError."""
     directory = log_directory(path)
     cuts = _cuts(directory)
+    if everything:
+        yield from _beginning(directory)
     for name, record in _records(directory):
         if record.type == segment.ENTRY:
             cut = cuts.lowest_after(record.seq) <= record.index
@@ -109,9 +111,31 @@ def _cuts(directory: str) -> _Cuts:
     return _Cuts([(record.seq, record.index) for _, record in _records(directory) if record.type == segment.TRUNCATE])
 
 
-def _records(directory: str) -> Iterator[tuple[str, Record]]:
+def _segments(directory: str) -> tuple[list[str], list[str], list[SegmentHeader]]:
+    """The segments that do not count any more; those of the log, oldest first, and their headers."""
     names = sorted(name for name in os.listdir(directory) if parse_name(name))
-    headers = [_header(directory, name) for name in names]
+    headers: list[SegmentHeader] = []  # newest first
+    for name in reversed(names):
+        header = _header(directory, name)
+        if headers and header.sequence != headers[-1].sequence - 1:
+            break
+        headers.append(header)
+        if header.begins_anew:
+            break
+    at = len(names) - len(headers)
+    return names[:at], names[at:], headers[::-1]
+
+
+def _beginning(directory: str) -> Iterator[Line]:
+    """Where the log begins behind a snapshot."""
+    void, names, headers = _segments(directory)
+    if headers[0].begins_anew:
+        base = headers[0].base
+        yield {"record": "begins_anew", "index": base.index, "term": base.term, "segment": names[0], "void": void}
+
+
+def _records(directory: str) -> Iterator[tuple[str, Record]]:
+    _, names, headers = _segments(directory)
     seq, crc = headers[0].previous_seq, headers[0].previous_crc
     for at, (name, header) in enumerate(zip(names, headers, strict=True)):
         until = headers[at + 1].previous_seq if at + 1 < len(headers) else None

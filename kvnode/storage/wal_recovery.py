@@ -146,10 +146,11 @@ def find_log(
 
     Raises: LogCorrupted, IdentityRefused, OSError.
     """
-    segments, temporary, unknown = _list(disk, directory, stamp)
+    segments, void, temporary, unknown = _list(disk, directory, stamp)
     if not segments:
         return None
     segments, stale = _newest_run(segments)
+    stale = [*void, *stale]
     older = _fold_older(disk, segments, applied_index)
     empty_successor = ""
     if older is None:
@@ -205,14 +206,20 @@ def _fold_older(
     return state, scanned, stretch
 
 
-def _list(disk: Disk, directory: str, stamp: Stamp) -> tuple[list[_Segment], tuple[str, ...], tuple[str, ...]]:
+def _list(
+    disk: Disk, directory: str, stamp: Stamp
+) -> tuple[list[_Segment], list[str], tuple[str, ...], tuple[str, ...]]:
+    """Segments, oldest first; those that a later one makes void, whose content does not matter; other files."""
     segments: list[_Segment] = []
+    void: list[str] = []
     temporary: list[str] = []
     unknown: list[str] = []
-    for name in disk.listdir(directory):
+    for name in reversed(disk.listdir(directory)):  # segments newest first
         path = f"{directory}/{name}"
         place = parse_name(name)
-        if place is not None:
+        if place is not None and segments and segments[-1].header.begins_anew:
+            void.append(path)
+        elif place is not None:
             segments.append(_Segment(path, _header(disk, path, place, stamp)))
         elif name == TEMPORARY:
             temporary.append(path)
@@ -222,7 +229,7 @@ def _list(disk: Disk, directory: str, stamp: Stamp) -> tuple[list[_Segment], tup
     for one, other in itertools.pairwise(segments):
         if one.header.sequence == other.header.sequence:
             raise corrupted(other.path, 0, f"two segments carry number {other.header.sequence}")
-    return segments, tuple(temporary), tuple(unknown)
+    return segments, void[::-1], tuple(temporary), tuple(unknown[::-1])
 
 
 def header_of(disk: Disk, path: str) -> SegmentHeader:
@@ -251,11 +258,9 @@ def _header(disk: Disk, path: str, place: tuple[int, int], stamp: Stamp) -> Segm
 
 
 def _newest_run(segments: list[_Segment]) -> tuple[list[_Segment], list[str]]:
-    """The segments up to the newest, from one that begins anew or follows a gap in the numbers on; and those before."""
+    """The segments without a gap in their numbers up to the newest, and those before such a gap."""
     at = len(segments) - 1
-    while at > 0 and not segments[at].header.begins_anew:
-        if segments[at - 1].header.sequence != segments[at].header.sequence - 1:
-            break
+    while at > 0 and segments[at - 1].header.sequence == segments[at].header.sequence - 1:
         at -= 1
     return segments[at:], [segment.path for segment in segments[:at]]
 

@@ -194,13 +194,28 @@ def _directory(path: str) -> str:
     raise FileNotFoundError(f"{path} holds no log")
 
 
+def _names(directory: str) -> list[str]:
+    """Segments, oldest first, without those that are void: what stands before one that begins anew."""
+    names = sorted(filter(_NAME.fullmatch, os.listdir(directory)))
+    for at in range(len(names) - 1, 0, -1):
+        block = _block(os.path.join(directory, names[at]))
+        is_intact = len(block) == _BLOCK and crc32(block[:-4]) == int.from_bytes(block[-4:], "little")
+        if is_intact and _HEADER.unpack_from(block)[-1]:
+            return names[at:]
+    return names
+
+
+def _block(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(_BLOCK)
+
+
 def _headers(directory: str, log: VerifiedLog) -> list[_Header]:
     """The headers of all segments, oldest first; up to the first one that is wrong."""
     found: list[_Header] = []
-    for name in sorted(filter(_NAME.fullmatch, os.listdir(directory))):
+    for name in _names(directory):
         where = os.path.join(directory, name)
-        with open(where, "rb") as file:
-            block = file.read(_BLOCK)
+        block = _block(where)
         if len(block) < _BLOCK or crc32(block[:-4]) != int.from_bytes(block[-4:], "little"):
             log.problems.append(_at(where, 0, "the header's checksum is wrong"))
             return found
@@ -222,8 +237,8 @@ def _headers(directory: str, log: VerifiedLog) -> list[_Header]:
         elif found and header[4:7] != found[0][4:7]:
             log.problems.append(_at(where, 0, "written by another node than the first segment"))
         else:
-            if header.anew or (found and header.sequence != found[-1].sequence + 1):
-                found.clear()  # older ones that came back after they were dropped; the low-water mark judges a gap
+            if found and header.sequence != found[-1].sequence + 1:
+                found.clear()  # older ones that came back after they were dropped; the low-water mark judges the gap
             found.append(header)
             continue
         return found

@@ -6,6 +6,7 @@ import random
 from functools import partial
 
 from kvnode.ids import Index
+from kvnode.raft.messages import LogPosition
 from kvnode.sim.disk import FakeDisk
 from kvnode.storage.log_place import LogPlace
 from kvnode.storage.wal import Recovered, Wal
@@ -32,9 +33,18 @@ TRUE_COMMIT = {id(SHORT): 4, id(LONG): 12}
 VOTES = f"{HOME}/votes"
 
 
-def start(disk: FakeDisk, *, applied: int = 0, may_salvage: bool = True) -> tuple[Wal, Recovered, Salvaged | None]:
+def start(
+    disk: FakeDisk, *, applied: int = 0, may_salvage: bool = True, installed: LogPosition | None = None
+) -> tuple[Wal, Recovered, Salvaged | None]:
     place = LogPlace(disk, HOME, STAMP, 8192, 4096, partial(random.Random(11).getrandbits, 64))
-    return open_log(place, applied_index=Index(applied), create=False, may_salvage=may_salvage)
+    return open_log(
+        place,
+        applied_index=Index(applied),
+        create=False,
+        may_salvage=may_salvage,
+        installed=installed,
+        installed_time=1,
+    )
 
 
 def written(steps: list[Step]) -> set[tuple[int, int]]:

@@ -35,27 +35,27 @@ class Sent:
     hash: str
 
 
-def machine_at(index: int, *, values: int = 20, backend: MemoryBackend | None = None) -> StateMachine:
+def machine_at(index: int, *, values: int = 20, term: int = TERM, backend: MemoryBackend | None = None) -> StateMachine:
     """The state of a cluster after `index` puts, flushed."""
     backend = backend or MemoryBackend()
     machine = StateMachine(backend, LimitsSection())
     for number in range(machine.applied_index + 1, index + 1):
         machine.apply(Index(number), number << 16, Put(b"key %d" % (number % 50), b"%d" % number * values))
-    cut = machine.cut(Term(TERM))
+    cut = machine.cut(Term(term))
     assert cut is not None
     backend.commit(cut)
     machine.evict(cut)
     return machine
 
 
-def snapshot_at(index: int, *, values: int = 20, cluster: int = CLUSTER) -> Sent:
-    machine = machine_at(index, values=values)
+def snapshot_at(index: int, *, values: int = 20, term: int = TERM, cluster: int = CLUSTER) -> Sent:
+    machine = machine_at(index, values=values, term=term)
     reader = SnapshotReader(machine.backend.pin(), cluster_id=cluster, initial=b"c")
     blocks = []
     while (block := reader.block(len(blocks))) is not None:
         blocks.append(block)
     reader.close()
-    position = LogPosition(Term(TERM), Index(index))
+    position = LogPosition(Term(term), Index(index))
     return Sent(reader.header, tuple(blocks), position, machine.applied_time, machine.hash_at())
 
 
