@@ -46,9 +46,9 @@ from kvnode.wire.frames import (
 )
 from kvnode.wire.limits import CodecError
 
-WINDOW_BYTES = 512 << 10
-PIECE_BYTES = 128 << 10
-"""Blocks in one message; one block may be larger."""
+WINDOW_BYTES = 1 << 20
+PIECE_BYTES = 256 << 10
+"""A message of blocks leaves once it has so many: what a receiver makes durable at once, and other lanes wait for."""
 STALLS = 10
 FINISH_MS_MAX = 600_000
 _NUMBER_BYTES = 8
@@ -197,13 +197,14 @@ class Sending:
         size = 0
         while True:
             block = await self._block(number)
-            if piece and (block is None or size + len(block) > PIECE_BYTES):
+            added = 0 if block is None else HEAD_BYTES + _NUMBER_BYTES + len(block)
+            if piece and (block is None or size >= PIECE_BYTES or size + added > self._settings.message_bytes_max):
                 await self._send_piece(number - len(piece), piece, size)
                 piece, size = [], 0
             if block is None:
                 return number
             piece.append(block)
-            size += HEAD_BYTES + _NUMBER_BYTES + len(block)
+            size += added
             number += 1
 
     async def _block(self, number: int) -> bytes | None:

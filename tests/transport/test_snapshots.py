@@ -14,7 +14,7 @@ from kvnode.errors import SnapshotRefused, StorageFailed
 from kvnode.ids import NodeId
 from kvnode.sim.loop import run_virtual
 from kvnode.transport.pace import BURST_BYTES, Pace
-from kvnode.transport.snapshots import FINISH_MS_MAX, STALLS, WINDOW_BYTES, Incoming, Sending, Stream
+from kvnode.transport.snapshots import FINISH_MS_MAX, PIECE_BYTES, STALLS, WINDOW_BYTES, Incoming, Sending, Stream
 from kvnode.wire.frames import HEAD_BYTES, FrameKind, encode_frame
 from kvnode.wire.limits import CodecError
 from tests.transport.cluster import Cluster, append, reply, settings, until
@@ -55,7 +55,7 @@ def test_a_snapshot_arrives_whole_and_in_order(count: int) -> None:
     assert sink.begun == [(1, 0)]
     assert sink.finished == 1
     if count == 200:
-        assert 1 < max(sink.writes) <= 13  # several blocks share a message of 128 KiB
+        assert max(sink.writes) == 27  # several blocks share a message of 256 KiB
         assert source.asked == [*range(200), 200]
 
 
@@ -74,7 +74,7 @@ def test_what_is_on_its_way_is_bounded() -> None:
         sink.before_write = look
         assert await exchange(source, sink) == [None, True]
         assert sink.blocks == source.blocks
-        assert most * 10_000 <= WINDOW_BYTES + 2 * (128 << 10)  # beside it what has been read ahead
+        assert most * 10_000 <= WINDOW_BYTES + 2 * PIECE_BYTES  # beside it what has been read ahead
 
     run_virtual(scenario())
 
