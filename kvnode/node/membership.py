@@ -4,6 +4,7 @@ Two configurations count: the newest one known to be *committed* (this node has 
 carried it), and the one *in force* in its log, which may be newer, or older while the log catches up. Ids are never
 given twice, so an id up to the committed `last_id` that stands for no member was removed, for ever, whatever an old
 log says. An id above it is a *newcomer's*: it was added since, and is believed if it lists this node as a member.
+Each member knows at least the entry that made it one; of two members the later one therefore knows the other.
 
 Pure; the rules about who may be talked to are `kvnode.node.roster`'s.
 """

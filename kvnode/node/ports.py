@@ -126,8 +126,8 @@ class SnapshotSource(Protocol):
 class SnapshotSink(Protocol):
     """Where a transport delivers a snapshot that a peer sends. Raises SnapshotRefused: the connection is closed.
 
-    One call at a time. `write` may be cancelled when the connection ends or another snapshot comes instead, and what it
-    began may still go on then; `begin` must bear that. `finish` is never cancelled but when the transport closes.
+    One call at a time. `begin` and `write` may be cancelled, as another snapshot comes instead, and what they began may
+    still go on then; the next `begin` must bear that. `finish` is never cancelled but when the transport closes.
     """
 
     async def begin(self, peer: NodeId, header: bytes) -> int | None:

@@ -219,7 +219,9 @@ class Roster:
         return (
             self._judge_cluster(hello)
             or self._judge_removal(hello)
+            or self._judge_initial_members(hello)
             or self._judge_directory(hello)
+            or self._judge_conflict(hello)
             or self._judge_membership(hello)
             or self._boots.judge(hello)
             or self._judge_settings(hello)
@@ -298,12 +300,8 @@ class Roster:
 
     def _judge_membership(self, hello: Hello) -> Refusal | None:
         if self._membership is None:
-            return self._judge_first_start(hello)
-        refusal = None
-        if not hello.cluster_id:
-            refusal = self._judge_first_start(hello)
-        elif self._is_newcomer(hello.member):
-            refusal = self._judge_newcomer(hello)
+            return None
+        refusal = self._judge_newcomer(hello) if self._is_newcomer(hello.member) else None
         return refusal or self._judge_feature_level(self._membership, hello)
 
     def _judge_newcomer(self, hello: Hello) -> Refusal | None:
@@ -349,8 +347,11 @@ class Roster:
             )
         return None
 
-    def _judge_first_start(self, hello: Hello) -> Refusal | None:
-        """As long as one of the two has not finished its bootstrap."""
+    def _judge_initial_members(self, hello: Hello) -> Refusal | None:
+        """As long as one of the two has not finished its bootstrap. A node that joined has never heard of them."""
+        has_joined = self._membership is not None and not self._initial
+        if has_joined or (self._membership is not None and hello.cluster_id):
+            return None
         if hello.member not in self._initial:
             return Refusal("unknown_member", f"member {hello.member} is not in the member list of member {self._own}")
         theirs = {known.member: known.address for known in hello.members}
@@ -358,6 +359,12 @@ class Roster:
             return Refusal(
                 "members_differ", f"cluster.members differs: {_members(self._initial)} here, {_members(theirs)} there"
             )
+        return None
+
+    def _judge_conflict(self, hello: Hello) -> Refusal | None:
+        """As long as one of the two has not finished its bootstrap: whether both have met the same third members."""
+        if self._membership is not None and hello.cluster_id:
+            return None
         for record in hello.members:
             ours = self._incarnations.get(record.member, 0)
             if ours and record.incarnation not in {0, ours}:

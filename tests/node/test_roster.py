@@ -512,8 +512,57 @@ def test_a_wiped_initial_member_is_told_so_by_a_cluster_that_has_changed_since()
     wiped = up(Directory(2, incarnation=99))
     change(one, 20, configuration(1, 2, 4))
     assert code(one.judge(hello(wiped))) == "wrong_incarnation"
+    four = up(joined(Directory(4), one.cluster_id, 20, configuration(1, 2, 4, 5, m5=0)))
+    assert code(four.judge(hello(wiped))) == "wrong_incarnation"
+    assert code(four.judge(hello(up(Directory(5), addresses(1, 2, 4, 5))))) == "unknown_member"
+    assert code(one.judge(hello(up(Directory(2), addresses(1, 2))))) == "members_differ"  # of another cluster, rather
     change(one, 30, configuration(1, 4))
     assert code(one.judge(hello(wiped))) == "removed_member"
+
+
+def test_members_find_each_other_however_far_each_of_them_has_come() -> None:
+    """Random histories of members, random places in them.
+
+    Whoever is a member now lets every other member in and never believes that it was removed; who was removed is
+    refused wherever that has been applied, and learns of it there.
+    """
+    rng = random.Random(12)
+    met_newcomers = met_removed = 0
+    for _ in range(150):
+        history = [configuration(1, 2, 3)]
+        for _ in range(rng.randrange(1, 12)):
+            before = history[-1]
+            if rng.random() < 0.5 and len(before.voters) > 1:
+                left = [id_ for id_ in before.voters if id_ != rng.choice(before.voters)]
+                history.append(configuration(*left, last_id=before.last_id))
+            else:
+                history.append(configuration(*before.voters, before.last_id + 1))
+        newest = len(history) - 1
+        rosters, known = {}, {}
+        for id_ in range(1, history[-1].last_id + 1):
+            present = [index for index, found in enumerate(history) if id_ in found.voters]
+            told = present[0] if id_ > 3 else 0  # by which entry it joined: it knows that much at least
+            applied = rng.randint(0, min(newest, present[-1] + 1))
+            in_force = rng.randint(applied, newest)
+            roster = up(joined(Directory(id_), 7, told, history[told]))
+            roster.on_configuration(history[applied], Index(applied), history[in_force])
+            rosters[id_], known[id_] = roster, max(told, applied)
+        for id_, roster in rosters.items():
+            for other, peer in rosters.items():
+                if id_ == other:
+                    continue
+                refusal = roster.judge(hello(peer))
+                if id_ in history[-1].voters and other in history[-1].voters:
+                    assert refusal is None, (id_, other, refusal)
+                    met_newcomers += other > history[known[id_]].last_id
+                if other <= history[known[id_]].last_id and other not in history[known[id_]].voters:
+                    assert code(refusal) == "removed_member"
+                    peer.judge(hello(roster))
+                    assert peer.was_removed or known[other] >= known[id_]
+                    met_removed += 1
+        assert not any(rosters[id_].was_removed for id_ in history[-1].voters)
+    assert met_newcomers > 100
+    assert met_removed > 500
 
 
 def test_two_clusters_out_of_one_first_start_never_both_have_a_majority() -> None:

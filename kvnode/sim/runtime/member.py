@@ -140,6 +140,7 @@ class Member:
             on_failed=self.failed,
             on_left=self._observer.on_left,
             on_come_up=self._observer.on_come_up,
+            settings=config.peer,
         )
         self.transport.open(self._switchboard)
 
