@@ -30,6 +30,7 @@ the stem, before anything else greater); within a run rows sort by digest, so re
 from __future__ import annotations
 
 from hashlib import blake2b
+from struct import Struct
 
 from kvnode.kv.keys import TO_THE_END
 
@@ -56,6 +57,8 @@ _END_SHORT = b"\x00\x01"
 _END_LONG = b"\x00\x02"
 _AFTER_LONG = b"\x00\x03"
 _INVERT = (1 << 64) - 1
+_revision = Struct(">Q").pack
+_revision_row = Struct(">cQI").pack
 _SHORT_ROW_BYTES_MAX = 1 + STEM_BYTES + 2 + REVISION_BYTES
 _LONG_TAIL_BYTES = DIGEST_BYTES + REVISION_BYTES
 
@@ -75,7 +78,7 @@ def version_prefix(key: bytes) -> bytes:
 
 
 def inverted(revision: int) -> bytes:
-    return (_INVERT - revision).to_bytes(REVISION_BYTES, "big")
+    return _revision(_INVERT - revision)
 
 
 def version_row_key(key: bytes, revision: int) -> bytes:
@@ -127,7 +130,7 @@ def range_bounds(start: bytes, end: bytes) -> tuple[bytes, bytes]:
 
 def revision_row_key(revision: int, number: int) -> bytes:
     """Key of the `number`-th change of a revision, counted from 0."""
-    return REVISIONS + revision.to_bytes(REVISION_BYTES, "big") + number.to_bytes(4, "big")
+    return _revision_row(REVISIONS, revision, number)
 
 
 def lease_row_key(lease: int) -> bytes:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
+from itertools import chain
 from typing import TypeVar
 
 import msgspec
@@ -34,6 +35,9 @@ FORMAT = 2
 
 SORTED_AT_ONCE = 8_192
 """Rows that take a few milliseconds to sort."""
+
+MERGED_AT_ONCE = 2
+"""Runs of so many rows each that merge in about that time."""
 
 EMPTY_DIGEST = bytes(16)
 
@@ -94,6 +98,8 @@ class RevisionRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     kind: int  # ChangeKind
     key: bytes
 
+
+_PUT, _DELETE = ChangeKind.PUT.value, ChangeKind.DELETE.value
 
 _meta_decoder = msgspec.msgpack.Decoder(Meta)
 _version_decoder = msgspec.msgpack.Decoder(VersionRow)
@@ -176,11 +182,11 @@ class Cut(msgspec.Struct, frozen=True):
             revision, number = kv.mod_revision, number + 1 if kv.mod_revision == revision else 0
             row_key = keycode.version_row_key(kv.key, revision)
             full_key = kv.key if keycode.is_long(row_key) else b""
-            value = VersionRow(kv.value, kv.create_revision, kv.version, kv.lease, kv.time, full_key)
-            kind = ChangeKind.PUT if kv.version else ChangeKind.DELETE
-            versions.append((row_key, encode(value)))
-            change = RevisionRow(kv.time, kind.value, kv.key)
-            revisions.append((keycode.revision_row_key(revision, number), encode(change)))
+            # Tuples are the same bytes as `VersionRow` and `RevisionRow`, made in a third of the time.
+            value = encode((kv.value, kv.create_revision, kv.version, kv.lease, kv.time, full_key))
+            versions.append((row_key, value))
+            change = encode((kv.time, _PUT if kv.version else _DELETE, kv.key))
+            revisions.append((keycode.revision_row_key(revision, number), change))
         side = sorted((key, encode(row)) for key, row in self.side.items() if row is not None)
         assert all(keycode.VERSIONS_END <= key < keycode.REVISIONS for key, _ in side), "or the whole is not sorted"
         return [(keycode.META_KEY, encode(self.meta)), *_sorted_in_pieces(versions), *side, *revisions]
@@ -196,4 +202,6 @@ Sortable = TypeVar("Sortable", RowKey, Row)
 def _sorted_in_pieces(items: list[Sortable]) -> list[Sortable]:
     """One call of `sort` keeps the interpreter to itself until it is done: a long one would stall the loop."""
     pieces = [sorted(items[first : first + SORTED_AT_ONCE]) for first in range(0, len(items), SORTED_AT_ONCE)]
-    return pieces[0] if len(pieces) == 1 else list(heapq.merge(*pieces))
+    if len(pieces) <= MERGED_AT_ONCE:
+        return sorted(chain.from_iterable(pieces))  # of runs that are sorted: a comparison or two an item
+    return list(heapq.merge(*pieces))
