@@ -32,8 +32,8 @@ class Way:
     in_flight: int
 
 
-PUTS = {"http": Way("batch", 256, 4), "grpc": Way("put", 1, 256)}
-TXNS = {"http": Way("txn", TXN_KEYS, 4), "grpc": Way("txn", TXN_KEYS, 4)}
+PUTS = {"http": Way("batch", 1_024, 4), "grpc": Way("put", 1, 256)}
+TXNS = {"http": Way("txn", TXN_KEYS, 8), "grpc": Way("txn", TXN_KEYS, 8)}
 """By front. In flight: where more gains nothing."""
 
 
