@@ -233,7 +233,7 @@ class StorageSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     batch_bytes_max: Annotated[
         int, _node("Most bytes written to the log before one fsync.", unit="bytes", ge=4 * KIB)
     ] = 8 * MIB
-    flush_versions: Annotated[int, _node("Recent versions that start a flush to the store.", ge=1)] = 10_000
+    flush_versions: Annotated[int, _node("Recent versions that start a flush to the store.", ge=1)] = 4_000
     flush_bytes: Annotated[
         int, _node("Bytes of recent versions that start a flush to the store.", unit="bytes", ge=64 * KIB)
     ] = 16 * MIB
