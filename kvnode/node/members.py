@@ -1,8 +1,8 @@
 """The leader's duties about members: a vote for whoever has caught up, the end of whoever is replaced, feature levels.
 
 A learner that wants a vote is promoted once it has caught up; when it votes, the member that it replaces is removed;
-when every member claims a feature level, all may use it. The core judges each of these changes again, by what it knows
-(`kvnode.raft`): what is looked at here spares proposals that would be in vain. One that is refused is
+when every member claims a feature level, all may use it. The core judges each of these changes again
+(`kvnode.raft.reconfiguration`): what is looked at here spares proposals that would be in vain. One that is refused is
 proposed again after a pause that grows, so that it costs nothing while its reason lasts.
 """
 
@@ -18,19 +18,13 @@ from kvnode.raft.core import Raft
 AGAIN_MS_MIN = 1_000
 AGAIN_MS_MAX = 30_000
 
-LAG_MAX = 1_024
-"""Entries that a learner may lack of the leader's log and yet be worth a proposal."""
-
 
 class MemberDuty:
     """Lives on the node's loop. `feature_level`: what this node claims to know."""
 
-    def __init__(
-        self, *, raft: Raft, links: Callable[[], Mapping[NodeId, LinkInfo]], contact_ms_max: int, feature_level: int
-    ) -> None:
+    def __init__(self, *, raft: Raft, links: Callable[[], Mapping[NodeId, LinkInfo]], feature_level: int) -> None:
         self._raft = raft
         self._links = links
-        self._contact_ms_max = contact_ms_max
         self._feature_level = feature_level
         self._tried: dict[MemberChange, tuple[int, int]] = {}  # how often, and until when it rests
 
@@ -46,7 +40,7 @@ class MemberDuty:
         raft = self._raft
         if raft.configuration_index > raft.commit_index:
             return None  # a change is under way
-        due = list(self._due(now_ms))
+        due = list(self._due())
         self._tried = {change: tried for change, tried in self._tried.items() if change in due}
         for change in due:
             times, rests_until_ms = self._tried.get(change, (0, now_ms))
@@ -56,11 +50,11 @@ class MemberDuty:
                 return change
         return None
 
-    def _due(self, now_ms: int) -> Iterator[MemberChange]:
+    def _due(self) -> Iterator[MemberChange]:
         configuration = self._raft.configuration
         members = {*configuration.voters, *configuration.learners}
         for member in configuration.members:
-            if member.wants_vote and member.id in configuration.learners and self._has_caught_up(member.id, now_ms):
+            if member.wants_vote and member.id in configuration.learners and self._raft.is_caught_up(member.id):
                 yield PromoteMember(member.id)
         for member in configuration.members:
             if member.replaces != NOBODY and member.replaces in members and member.id in configuration.voters:
@@ -68,15 +62,6 @@ class MemberDuty:
         level = self._level_of_all(members)
         if level > configuration.feature_level:
             yield RaiseFeatureLevel(level)
-
-    def _has_caught_up(self, peer: NodeId, now_ms: int) -> bool:
-        progress = self._raft.progress.get(peer)
-        return (
-            progress is not None
-            and progress.state == "replicate"
-            and self._raft.last_index - progress.match_index <= LAG_MAX
-            and 0 <= self._raft.last_contact_ms(peer, now_ms) <= self._contact_ms_max
-        )
 
     def _level_of_all(self, members: set[NodeId]) -> int:
         """What all members claim to know; 0 while one of them is not connected."""

@@ -10,29 +10,18 @@ import pytest
 
 from kvnode.ids import NodeId
 from kvnode.kv.members import MemberChange, PromoteMember, RaiseFeatureLevel, RemoveMember
-from kvnode.node.members import AGAIN_MS_MAX, AGAIN_MS_MIN, LAG_MAX, MemberDuty
+from kvnode.node.members import AGAIN_MS_MAX, AGAIN_MS_MIN, MemberDuty
 from kvnode.node.ports import LinkInfo
 from kvnode.raft.messages import Configuration, EntryKind, LeaderProposals, Member
 from kvnode.sim.runtime.cluster import Cluster
 from kvnode.wire.codec import encode_change
 from tests.node.scenario import simulate
 
-T_MS = 300
-
-
-class Followed:
-    """How far a follower is, as the leader keeps it."""
-
-    def __init__(self, match_index: int, state: str = "replicate") -> None:
-        self.match_index = match_index
-        self.state = state
-
 
 class Core:
     """Member 1 leads; as much of the core as the duty looks at."""
 
     node = NodeId(1)
-    last_index = 5_000
     commit_index = 5_000
     configuration_index = 10
 
@@ -45,16 +34,15 @@ class Core:
         self.configuration = Configuration(
             tuple(member.id for member in everybody if member.id <= voters), learners, everybody, NodeId(ids[-1]), level
         )
-        self.progress = {member.id: Followed(self.last_index) for member in everybody if member.id != 1}
-        self.contact_ms = dict.fromkeys(self.progress, 10)
-        self.links = {id_: LinkInfo(id_, True, 1, "", feature_level=1) for id_ in self.progress}
+        self.caught_up = {member.id for member in everybody}
+        self.links = {id_: LinkInfo(id_, True, 1, "", feature_level=1) for id_ in self.caught_up if id_ != 1}
 
-    def last_contact_ms(self, peer: NodeId, now_ms: int) -> int:
-        return self.contact_ms[peer]
+    def is_caught_up(self, peer: NodeId) -> bool:
+        return peer in self.caught_up
 
 
 def duty_of(core: Any, level: int = 1) -> MemberDuty:
-    duty = MemberDuty(raft=core, links=lambda: core.links, contact_ms_max=T_MS, feature_level=level)
+    duty = MemberDuty(raft=core, links=lambda: core.links, feature_level=level)
     duty.begin(0)
     return duty
 
@@ -71,19 +59,10 @@ def test_there_is_nothing_to_do_for_a_settled_cluster() -> None:
 def test_a_learner_is_promoted_once_it_has_caught_up() -> None:
     core = Core(learner())
     duty = duty_of(core)
-    four = NodeId(4)
-    core.progress[four] = Followed(core.last_index, "probe")
+    core.caught_up.clear()
     assert duty.decide(0) is None
-    core.progress[four] = Followed(0, "snapshot")
-    assert duty.decide(0) is None
-    core.progress[four] = Followed(core.last_index - LAG_MAX - 1)
-    assert duty.decide(0) is None
-    core.progress[four] = Followed(core.last_index - LAG_MAX)
-    for silence_ms in (-1, T_MS + 1):
-        core.contact_ms[four] = silence_ms
-        assert duty.decide(0) is None
-    core.contact_ms[four] = T_MS
-    assert duty.decide(0) == PromoteMember(four)
+    core.caught_up.add(NodeId(4))
+    assert duty.decide(0) == PromoteMember(NodeId(4))
 
 
 def test_whom_it_replaces_goes_only_when_it_votes() -> None:
@@ -137,9 +116,9 @@ def test_one_that_is_refused_does_not_keep_another_waiting() -> None:
     decided = {duty.decide(0), duty.decide(100)}
     assert decided == {PromoteMember(NodeId(5)), RemoveMember(NodeId(3))}
     assert duty.decide(200) is None
-    core.progress[NodeId(5)] = Followed(0)
+    core.caught_up.remove(NodeId(5))
     assert duty.decide(300) is None
-    core.progress[NodeId(5)] = Followed(core.last_index)
+    core.caught_up.add(NodeId(5))
     assert duty.decide(400) == PromoteMember(NodeId(5)), "that it was not due meanwhile begins its pauses anew"
 
 
