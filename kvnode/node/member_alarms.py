@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 
 from kvnode.clocks.clock import Clock
 from kvnode.ids import NOBODY, NodeId
-from kvnode.node.member_view import members_of
 from kvnode.node.ports import Transport
 from kvnode.raft.core import Raft
 from kvnode.raft.messages import Configuration, Member
@@ -33,14 +32,12 @@ class MemberAlarms:
         *,
         raft: Raft,
         transport: Transport,
-        addresses: Mapping[NodeId, str],
         loop: asyncio.AbstractEventLoop,
         clock: Clock,
         on_failed: Callable[[BaseException], None],
     ) -> None:
         self._raft = raft
         self._transport = transport
-        self._addresses = addresses
         self._loop = loop
         self._clock = clock
         self._on_failed = on_failed
@@ -65,7 +62,7 @@ class MemberAlarms:
 
     def _find(self, now_ms: int) -> list[str]:
         configuration, links = self._raft.configuration, self._transport.links()
-        members = {member.id: member for member in members_of(configuration, self._addresses)}
+        members = {member.id: member for member in configuration.members}
         self._since_ms = {key: since for key, since in self._since_ms.items() if key[1] in members}
         found = []
         for member in members.values():

@@ -5,10 +5,9 @@ The configuration in force says who they are, the links say who is met, the lead
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from kvnode.ids import NOBODY, Index, NodeId
+from kvnode.ids import NOBODY, Index
 from kvnode.kv.interface import MemberInfo, Members, MembersChanged
 from kvnode.kv.members import AddMember, MemberChange, RaiseFeatureLevel
 from kvnode.kv.requests import ConfigurationReply
@@ -17,15 +16,6 @@ from kvnode.raft.core import Raft
 from kvnode.raft.messages import Configuration, Member
 from kvnode.version import __version__
 from kvnode.wire.codec import decode_configuration
-
-
-def members_of(configuration: Configuration, addresses: Mapping[NodeId, str]) -> tuple[Member, ...]:
-    """All members, by id. `addresses`: of the initial members, where a configuration does not describe them."""
-    described = {member.id: member for member in configuration.members}
-    return tuple(
-        described.get(id_) or Member(id_, 0, addresses.get(id_, ""))
-        for id_ in sorted((*configuration.voters, *configuration.learners))
-    )
 
 
 class MemberView:
@@ -40,7 +30,6 @@ class MemberView:
         cluster_name: str,
         client_url: str,
         feature_level: int,
-        addresses: Mapping[NodeId, str],
     ) -> None:
         self._raft = raft
         self._transport = transport
@@ -48,7 +37,6 @@ class MemberView:
         self._cluster_name = cluster_name
         self._client_url = client_url
         self._feature_level = feature_level
-        self._addresses = addresses
 
     def members(self) -> Members:
         """By the configuration in force."""
@@ -59,7 +47,7 @@ class MemberView:
         configuration = decode_configuration(applied.configuration)
         match change:
             case AddMember(address=address):
-                # The newest: it may have the address of the member that it replaces.
+                # The newest there: it may have the address of the member that it replaces.
                 id_ = max(member.id for member in configuration.members if member.address == address)
             case RaiseFeatureLevel():
                 id_ = NOBODY
@@ -69,10 +57,7 @@ class MemberView:
 
     def infos(self, configuration: Configuration) -> tuple[MemberInfo, ...]:
         links = self._transport.links()
-        return tuple(
-            self._info(configuration, member, links.get(member.id))
-            for member in members_of(configuration, self._addresses)
-        )
+        return tuple(self._info(configuration, member, links.get(member.id)) for member in configuration.members)
 
     def _shown(self, configuration: Configuration, index: Index) -> dict[str, Any]:
         leader = self._raft.leader
@@ -81,7 +66,7 @@ class MemberView:
             "cluster_name": self._cluster_name,
             "leader": leader if leader != NOBODY else None,
             "configuration_index": index,
-            "last_id": max(configuration.last_id, *configuration.voters, *configuration.learners),
+            "last_id": configuration.last_id,
             "feature_level": configuration.feature_level,
             "members": self.infos(configuration),
         }

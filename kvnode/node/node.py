@@ -23,7 +23,7 @@ from kvnode.errors import (
 )
 from kvnode.ids import NOBODY, Index, NodeId, Revision, Term
 from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Admin, Members, MembersChanged, Options, Status
-from kvnode.kv.members import MemberChange
+from kvnode.kv.members import AddMember, MemberChange
 from kvnode.kv.requests import Reply, Request, Watch, WriteRequest
 from kvnode.machine.machine import StateMachine
 from kvnode.node import admission, status
@@ -218,12 +218,10 @@ class Node(KV, Admin):
             cluster_name=config.cluster.name,
             client_url=identity.client_url,
             feature_level=identity.feature_level,
-            addresses={member.id: member.address for member in identity.initial.members},
         )
         self._member_alarms = MemberAlarms(
             raft=raft,
             transport=transport,
-            addresses={member.id: member.address for member in identity.initial.members},
             loop=loop,
             clock=clock,
             on_failed=self._fail,
@@ -326,7 +324,6 @@ class Node(KV, Admin):
             MemberDuty(
                 raft=self._raft,
                 links=self._transport.links,
-                contact_ms_max=self._config.raft.election_timeout_ms,
                 feature_level=self._identity.feature_level,
             )
         )
@@ -525,6 +522,11 @@ class Node(KV, Admin):
         return self._view.members()
 
     async def change_members(self, change: MemberChange, options: Options = DEFAULT_OPTIONS) -> MembersChanged:
+        if isinstance(change, AddMember) and not self._config.cluster.secret_file:
+            raise Conflict(
+                "a node without a secret talks to nobody: give this one a cluster.secret_file and start it again "
+                "before others join"
+            )
         return self._view.changed(change, await self._path.change_members(change, options))
 
     def status(self) -> Status:

@@ -18,7 +18,7 @@ from kvnode.ids import Index, NodeId, Term
 from kvnode.kv.requests import Put
 from kvnode.machine.machine import StateMachine
 from kvnode.node.recovery import restore
-from kvnode.raft.messages import Entry, EntryKind
+from kvnode.raft.messages import Configuration, Entry, EntryKind
 from kvnode.raft.state import Restored
 from kvnode.sim.disk import FakeDisk
 from kvnode.storage.datadir import DataDir, MemberIdentity, PeerBoot
@@ -167,7 +167,7 @@ def log_of(entries: int, dropped: int = 0) -> FakeDisk:
 def start_on(disk: FakeDisk, machine: StateMachine) -> Restored:
     """As a node starts: the store first, then the log from there, then both must meet. Applies the rest."""
     wal, found = open_wal(disk, applied=machine.applied_index, segment_bytes=8192, batch_bytes_max=512)
-    restored = restore(found, voters=[NodeId(1)], machine=machine, life=1)
+    restored = restore(found, initial=Configuration((NodeId(1),)), machine=machine, life=1)
     wal.close()
     for one in found.tail:
         apply(machine, one)
