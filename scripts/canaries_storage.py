@@ -113,8 +113,8 @@ CANARIES = (
         "lost-log-is-an-empty-voter",
         "a log that is missing is made anew",
         "kvnode/storage/wal.py",
-        "is_quarantined=note is not None)\n    if found is None:\n",
-        "is_quarantined=note is not None)\n    if found is None and False:\n",
+        "installed=installed\n    )\n    if found is None:\n",
+        "installed=installed\n    )\n    if found is None and False:\n",
         ("tests/storage/test_start_variants.py",),
     ),
     Canary(

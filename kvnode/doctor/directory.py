@@ -113,7 +113,7 @@ def fits_configuration(facts: DirectoryFacts, config: Config) -> list[str]:
     if not isinstance(identity, Identity):
         return []
     found = []
-    if identity.member != config.node.id:
+    if identity.member and config.node.id and identity.member != config.node.id:  # 0: given by the cluster
         found.append(f"it belongs to member {identity.member}, but node.id is {config.node.id}")
     if identity.cluster_name != config.cluster.name:
         found.append(f"it belongs to cluster {identity.cluster_name!r}, but cluster.name is {config.cluster.name!r}")

@@ -57,6 +57,7 @@ class StoreFacts(msgspec.Struct, frozen=True):
     """The store, read from its first row to its last."""
 
     is_there: bool
+    environment: int = 0  # its number
     engine: str = ""  # what its engine row says
     applied_index: int = 0
     installed: tuple[int, int] | None = None  # (index, term) that it began at, if it came as a snapshot

@@ -8,7 +8,7 @@ from shlex import quote
 from kvnode.config import Config
 from kvnode.doctor.advice import DISK_CHECK, replacement
 from kvnode.doctor.contents_rules import judge_log, judge_quarantine, judge_store
-from kvnode.doctor.directory_facts import DirectoryFacts, DiskSpeed, FileFacts, Unread
+from kvnode.doctor.directory_facts import DirectoryFacts, DiskSpeed, FileFacts, StoreFacts, Unread
 from kvnode.doctor.findings import Finding, bytes_text, counted, note, ok, problem, unread, warning
 from kvnode.storage.datadir import FORMAT, UNSAFE_FILESYSTEMS, OwnBoot
 
@@ -58,7 +58,7 @@ def _denied(facts: DirectoryFacts) -> Finding:
 
 def _is_something_else(facts: DirectoryFacts) -> bool:
     """Nothing in it is kvnode's."""
-    ours = {"LOCK", "store/data.mdb", *SMALL_FILES, *(f"{name}.tmp" for name in SMALL_FILES)}
+    ours = {"LOCK", "store/CURRENT", *SMALL_FILES, *(f"{name}.tmp" for name in SMALL_FILES)}
     return not any(
         file.name in ours or (file.name.startswith("wal/") and file.name.endswith(".wal")) for file in facts.files
     )
@@ -151,6 +151,13 @@ def judge_identity(facts: DirectoryFacts) -> Iterator[Finding]:
         if name not in names
     )
     starts = facts.boot.counter if isinstance(facts.boot, OwnBoot) else 0
+    if not identity.member:
+        yield note(
+            "identity",
+            f"a new member of cluster {identity.cluster_name!r} that has not joined it yet",
+            "kvnode serve --config FILE --join URL",
+        )
+        return
     if not identity.cluster_id:
         yield note(
             "identity",
@@ -272,6 +279,7 @@ def judge_leftovers(facts: DirectoryFacts) -> Iterator[Finding]:
                 f"{counted(len(found), 'file')} wal/{prefix}* ({size}), kept for diagnosis; may be deleted",
                 f"rm {facts.typed}/wal/{prefix}*",
             )
+    yield from _judge_installs(facts)
     strange = [
         file
         for file in facts.files
@@ -279,6 +287,26 @@ def judge_leftovers(facts: DirectoryFacts) -> Iterator[Finding]:
     ]
     if strange:
         yield note("leftovers", f"{_some(facts.path, strange)}: not kvnode's; left alone")
+
+
+def _judge_installs(facts: DirectoryFacts) -> Iterator[Finding]:
+    """What snapshots on their way in have left; a running node is at work on it."""
+    if facts.is_held or not isinstance(facts.store, StoreFacts) or not facts.store.environment:
+        return
+    received = next((file for file in facts.files if file.name == "snap/receiving"), None)
+    if received is not None:
+        yield note(
+            "leftovers",
+            f"a snapshot that was being received ({bytes_text(received.bytes)}): the next start goes on with it, or "
+            "removes it",
+        )
+    current = f"store/env-{facts.store.environment:010d}"
+    others = [file for file in facts.files if file.name.startswith("store/env-") and file.is_directory]
+    others = [file for file in others if file.name != current]
+    if others:
+        yield note(
+            "leftovers", f"{_some(facts.path, others)}: of an install that was cut short; the next start removes it"
+        )
 
 
 def judge_disk(facts: DirectoryFacts, config: Config) -> Iterator[Finding]:

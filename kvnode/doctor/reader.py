@@ -21,16 +21,20 @@ import lmdb
 import msgspec
 
 from kvnode.doctor.directory_facts import DiskSpeed, LogFacts, NextStart, StoreFacts, TornEnd, Unread
-from kvnode.errors import KvnodeError, LogCorrupted
+from kvnode.errors import KvnodeError, LogCorrupted, StorageFailed
 from kvnode.ids import Index, Term
 from kvnode.machine import keycode, rows
 from kvnode.raft.messages import LogPosition
+from kvnode.storage.environments import LmdbEnvironments
 from kvnode.storage.lmdb_backend import ENGINE, ENGINE_KEY
 from kvnode.storage.log_place import LogPlace
 from kvnode.storage.readonly_disk import ReadOnlyDisk
 from kvnode.storage.segment import Stamp
+from kvnode.storage.small_file import DamagedFile
+from kvnode.storage.store_pointer import read_pointer
 from kvnode.storage.vote_copy import VoteCopy
 from kvnode.storage.wal import examine
+from kvnode.storage.wal_recovery import is_superseded
 from kvnode.storage.wal_verify import VerifiedLog, verify
 
 ROWS_BETWEEN_SIGNS = 50_000
@@ -104,7 +108,7 @@ def read_log(job: ReadLog, sign: Sign) -> LogFacts:
         commit=log.commit,
         unfinished_bytes=log.unfinished_bytes,
         problems=tuple((problem.where, problem.what) for problem in log.problems),
-        start=_next_start(job, job.stamp, log) if job.stamp is not None else None,
+        start=_next_start(job, job.stamp) if job.stamp is not None else None,
     )
 
 
@@ -116,23 +120,23 @@ def _verify(directory: str, sign: Sign) -> VerifiedLog:
     return verify(directory)
 
 
-def _next_start(job: ReadLog, stamp: Stamp, log: VerifiedLog) -> NextStart:
+def _next_start(job: ReadLog, stamp: Stamp) -> NextStart:
     """Ask the start's own code, on a disk that cannot be written to."""
-    if job.installed is not None and _is_installing(job.applied_index, *job.installed, log):
-        return NextStart("installing", last_index=job.applied_index)
+    installed = LogPosition(Term(job.installed[1]), Index(job.installed[0])) if job.installed else None
+    if installed is not None and installed.index != job.applied_index:  # what it has applied since proves the rest
+        installed = None
     disk = ReadOnlyDisk()
     place = LogPlace(disk, job.directory, stamp, segment_bytes=0, batch_bytes_max=0)
     votes = VoteCopy(disk, job.directory, stamp)
-    installed = None
-    if job.installed is not None and job.installed[0] == job.applied_index:
-        installed = LogPosition(Term(job.installed[1]), Index(job.installed[0]))
     try:
-        found, _, _ = examine(place, Index(job.applied_index), installed, votes)
+        found, _, _ = examine(place, Index(job.applied_index), votes, installed)
     except LogCorrupted as damage:
         salvaged = job.has_peers and damage.repairable and votes.is_certain
         return NextStart("salvaged" if salvaged else "refused", damage.what)
     except KvnodeError as refusal:
         return NextStart("refused", refusal.message)
+    if installed is not None and is_superseded(found.state.index, installed):
+        return NextStart("installing", last_index=installed.index)
     last = found.state.index.last_index
     if found.torn is not None:
         torn = TornEnd(found.torn.file, found.torn.offset, found.torn.bytes_cut)
@@ -140,22 +144,27 @@ def _next_start(job: ReadLog, stamp: Stamp, log: VerifiedLog) -> NextStart:
     return NextStart("whole", last_index=last)
 
 
-def _is_installing(applied_index: int, index: int, term: int, log: VerifiedLog) -> bool:
-    """The store is a snapshot's, and the log has not followed: a start goes on from there."""
-    if log.problems or applied_index != index or index < log.first_index:
-        return False
-    return index > log.last_index or log.terms[index - log.first_index] != term
-
-
 # ── the store ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def read_store(directory: str, sign: Sign) -> StoreFacts:
-    """Every row in order: LMDB follows each page to it, and each is checked for what its table promises."""
+    """Every row in order: LMDB follows each page to it, and each is checked for what its table promises.
+
+    `directory` is that of all environments; the one that `CURRENT` names is read.
+    """
+    environments = LmdbEnvironments(directory, map_bytes=0)
     try:
-        os.stat(os.path.join(directory, "data.mdb"))
-    except FileNotFoundError:
+        number = read_pointer(ReadOnlyDisk(), directory, environments.numbers())
+    except FileNotFoundError:  # not even a directory
         return StoreFacts(is_there=False)
+    except (StorageFailed, DamagedFile) as error:
+        return StoreFacts(is_there=True, problems=(str(error),))
+    if number is None or number not in environments.numbers():
+        return StoreFacts(is_there=False)
+    return msgspec.structs.replace(_read_environment(environments.place(number), sign), environment=number)
+
+
+def _read_environment(directory: str, sign: Sign) -> StoreFacts:
     try:
         env = lmdb.open(directory, readonly=True, lock=False, create=False, readahead=True, lib_version=0)
     except lmdb.Error as error:

@@ -76,12 +76,12 @@ class LmdbEnvironments(Environments):
         return sorted(int(name[1]) for name in found if name)
 
     def open(self, number: int) -> Backend:
-        return LmdbBackend(self._place(number), map_bytes=self._map_bytes)
+        return LmdbBackend(self.place(number), map_bytes=self._map_bytes)
 
     def build(self, number: int, rows: Iterable[Sequence[Row]]) -> Backend:
         backend: LmdbBackend | None = None
         try:
-            backend = LmdbBackend(self._place(number), map_bytes=self._map_bytes)
+            backend = LmdbBackend(self.place(number), map_bytes=self._map_bytes)
             for piece in in_pieces(rows):
                 backend.commit(piece)
         except BaseException as error:
@@ -95,11 +95,12 @@ class LmdbEnvironments(Environments):
 
     def remove(self, number: int) -> None:
         try:
-            shutil.rmtree(self._place(number))
+            shutil.rmtree(self.place(number))
         except FileNotFoundError:
             return
 
-    def _place(self, number: int) -> str:
+    def place(self, number: int) -> str:
+        """Its directory."""
         return os.path.join(self._path, f"env-{number:010d}")
 
 

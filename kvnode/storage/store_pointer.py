@@ -7,6 +7,8 @@ first is 1, and `CURRENT` is there before it is; without `CURRENT` there must be
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from kvnode.errors import StorageFailed
@@ -66,16 +68,27 @@ class StorePointer:
 
     def _read_or_make(self) -> int:
         """Raises: StorageFailed, DamagedFile, OSError."""
-        disk, numbers = self._disk, self.environments.numbers()
-        if disk.exists(self._path):
-            number = read_small(disk, self._path, Current).environment
-            if number not in numbers and number != FIRST:
-                raise StorageFailed(f"{self._path} names store {number}, which is missing in {self._directory}")
+        number = read_pointer(self._disk, self._directory, self.environments.numbers())
+        if number is not None:
             return number
-        if numbers or disk.exists(f"{self._directory}/{_OLD_NAME}"):
-            raise StorageFailed(
-                f"{self._path} is missing beside the stores of {self._directory}: which of them counts cannot be told. "
-                "Remove this member and add it again with an empty data directory"
-            )
-        write_small(disk, self._path, Current(FIRST))
+        write_small(self._disk, self._path, Current(FIRST))
         return FIRST
+
+
+def read_pointer(disk: Disk, directory: str, numbers: Sequence[int]) -> int | None:
+    """Which of the environments `numbers` in `directory` counts; None: there has been none yet. Changes nothing.
+
+    Raises: StorageFailed, DamagedFile, OSError.
+    """
+    path = f"{directory}/{NAME}"
+    if disk.exists(path):
+        number = read_small(disk, path, Current).environment
+        if number not in numbers and number != FIRST:
+            raise StorageFailed(f"{path} names store {number}, which is missing in {directory}")
+        return number
+    if numbers or disk.exists(f"{directory}/{_OLD_NAME}"):
+        raise StorageFailed(
+            f"{path} is missing beside the stores of {directory}: which of them counts cannot be told. "
+            "Remove this member and add it again with an empty data directory"
+        )
+    return None

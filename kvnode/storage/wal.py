@@ -64,7 +64,7 @@ class Recovered(msgspec.Struct, frozen=True):
 
 
 def examine(
-    place: LogPlace, applied_index: Index, installed: LogPosition | None, votes: VoteCopy
+    place: LogPlace, applied_index: Index, votes: VoteCopy, installed: LogPosition | None
 ) -> tuple[Found, Quarantine | None, Index]:
     """The log that must be there, the note of what it has lost, and the last entry known to be committed.
 
@@ -161,7 +161,7 @@ class Wal:
             votes = VoteCopy(place.disk, place.directory, place.stamp)
             found, note, committed = None, None, applied_index
             if not create:
-                found, note, committed = examine(place, applied_index, installed, votes)
+                found, note, committed = examine(place, applied_index, votes, installed)
             if found is None:
                 clear_unused(place.disk, place.directory, place.stamp, installed)
             state = found.state if found else LogState.empty(applied_index)

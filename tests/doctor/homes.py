@@ -16,11 +16,13 @@ from kvnode.doctor.reader import Job, carry_out
 from kvnode.errors import KvnodeError
 from kvnode.ids import Index, Term
 from kvnode.kv.requests import Put
+from kvnode.machine.backend import Backend
 from kvnode.machine.machine import StateMachine
 from kvnode.storage.datadir import DataDir, MemberIdentity
-from kvnode.storage.lmdb_backend import LmdbBackend
+from kvnode.storage.environments import LmdbEnvironments
 from kvnode.storage.log_place import LogPlace
 from kvnode.storage.realdisk import RealDisk
+from kvnode.storage.store_pointer import StorePointer
 from kvnode.storage.wal import Stamp, Wal
 from tests.storage.wal_world import entry, persist
 
@@ -29,6 +31,7 @@ SEGMENT_BYTES = 8_192
 ENTRIES = 60
 APPLIED = 20
 MAP_BYTES = 16 << 20
+ENVIRONMENT = "env-0000000001"
 
 
 def make_home(path: Path, *, member: int = 1, members: int = 3, applied: int = APPLIED, close: bool = True) -> Path:
@@ -66,7 +69,9 @@ def make_home(path: Path, *, member: int = 1, members: int = 3, applied: int = A
 
 
 def fill_store(directory: Path, applied: int) -> None:
-    backend = LmdbBackend(str(directory), map_bytes=MAP_BYTES)
+    """Apply puts up to `applied` to the store below `directory`, which is made if there is none."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    backend = open_store(directory)
     machine = StateMachine(backend, LimitsSection())
     for index in range(machine.applied_index + 1, applied + 1):
         machine.apply(Index(index), index, Put(b"key %d" % (index % 7), b"value" * 100))
@@ -74,6 +79,10 @@ def fill_store(directory: Path, applied: int) -> None:
     assert cut is not None
     backend.commit(cut)
     backend.close()
+
+
+def open_store(directory: Path) -> Backend:
+    return StorePointer(RealDisk(), str(directory), LmdbEnvironments(str(directory), map_bytes=MAP_BYTES)).open()
 
 
 def carry_out_here(job: Job, kind: type[Any], *, on_sign: Callable[[str], None]) -> Any:

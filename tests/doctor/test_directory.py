@@ -167,7 +167,8 @@ def test_a_log_that_ends_before_the_store_is_damage(tmp_path: Path) -> None:
     ("installed", "outcome"),
     [
         ((ENTRIES + 5, 3), "installing"),  # the log ends before it
-        ((ENTRIES - 5, 3), "installing"),  # the log has an entry of another term there
+        ((ENTRIES, 3), "installing"),  # the log has an entry of another term there
+        ((ENTRIES - 5, 3), "refused"),  # and has even committed it
         ((ENTRIES - 5, 2), "whole"),  # the log has followed
         (None, "salvaged"),  # no snapshot: the log has lost its end
     ],
@@ -181,6 +182,16 @@ def test_a_snapshot_that_the_log_has_not_followed(
     job = ReadLog(f"{home}/wal", stamp, applied, installed, has_peers=True)
     log = carry_out_here(job, LogFacts, on_sign=lambda _: None)
     assert log.start.outcome == outcome
+
+
+def test_what_an_install_has_left_goes_by_itself(tmp_path: Path) -> None:
+    home = make_home(tmp_path / "n1")
+    (home / "store/env-0000000002").mkdir(mode=0o700)
+    (home / "snap/receiving").touch(mode=0o600)
+    found = grave(home)
+    assert [one[:2] for one in found] == [("note", "leftovers")] * 2
+    assert "goes on with it" in found[0][2]
+    assert f"{home}/store/env-0000000002: of an install" in found[1][2]
 
 
 def test_a_wiped_log_must_not_vote_again(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ GIB = 1 << 30
 FILES = (
     FileFacts("", is_directory=True, mode=0o700, owner=7, bytes=4096),
     *[FileFacts(name, is_directory=True, mode=0o700, owner=7, bytes=4096) for name in ("wal", "store", "snap")],
-    FileFacts("store/data.mdb", is_directory=False, mode=0o600, owner=7, bytes=2 * GIB),
+    FileFacts("store/CURRENT", is_directory=False, mode=0o600, owner=7, bytes=2 * GIB),
 )
 LOG = LogFacts(1, 0xC1, 1, 50, 2, 60, 3, 1, 49, 0, (), NextStart("whole", last_index=50))
 SOUND = DirectoryFacts(
@@ -104,6 +104,11 @@ def test_damage_beside_a_running_node_is_looked_at_again():
     log = msgspec.structs.replace(LOG, problems=(("wal/x, offset 9", "rot"),), start=None)
     found = [one for one in grave(is_held=True, store=None, disk=None, log=log) if one.check == "log"]
     assert "A node is writing here: look again" in found[0].what
+
+
+def test_before_it_has_joined():
+    found = only(identity=Identity(1, "local", 0, 0x1234), log=None, store=None)
+    assert (found.level, found.do) == ("note", ("kvnode serve --config FILE --join URL",))
 
 
 def test_an_install_that_a_crash_interrupted_is_no_damage():

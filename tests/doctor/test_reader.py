@@ -17,8 +17,8 @@ from kvnode.kv.requests import Compact, Sweep
 from kvnode.machine import keycode
 from kvnode.machine.machine import StateMachine
 from kvnode.machine.rows import Meta
-from kvnode.storage.lmdb_backend import ENGINE_KEY, LmdbBackend
-from tests.doctor.homes import MAP_BYTES, fill_store, make_home
+from kvnode.storage.lmdb_backend import ENGINE_KEY
+from tests.doctor.homes import ENVIRONMENT, fill_store, make_home, open_store
 from tests.machine.test_digest import workload
 
 
@@ -41,7 +41,7 @@ def read(directory: Path) -> StoreFacts | Unread:
 
 def spoil(directory: Path, batch: Rows) -> tuple[str, ...]:
     """What is said of a store into which somebody has written `batch`."""
-    backend = LmdbBackend(str(directory), map_bytes=MAP_BYTES)
+    backend = open_store(directory)
     backend.commit(batch)
     backend.close()
     return read_store(str(directory), lambda _: None).problems
@@ -50,7 +50,7 @@ def spoil(directory: Path, batch: Rows) -> tuple[str, ...]:
 @pytest.mark.slow
 def test_the_sum_of_versions_is_that_of_the_machine_at_every_cut(tmp_path: Path) -> None:
     """Over what a store may do: puts, deletions, transactions, history given up and swept in slices."""
-    backend = LmdbBackend(str(tmp_path), map_bytes=MAP_BYTES)
+    backend = open_store(tmp_path)
     machine = StateMachine(backend, LimitsSection())
     cuts = 0
     for at, request in enumerate(workload(5, 600), 1):
@@ -89,7 +89,7 @@ def test_another_engine_is_told(tmp_path: Path) -> None:
 
 def test_a_meta_row_of_another_format_cannot_be_read(tmp_path: Path) -> None:
     fill_store(tmp_path, 3)
-    backend = LmdbBackend(str(tmp_path), map_bytes=MAP_BYTES)
+    backend = open_store(tmp_path)
     backend.commit(Rows((keycode.META_KEY, msgspec.msgpack.encode(Meta(format=9)))))
     backend.close()
     found = read(tmp_path)
@@ -97,9 +97,21 @@ def test_a_meta_row_of_another_format_cannot_be_read(tmp_path: Path) -> None:
     assert "the store has format 9; this program reads format" in found.why
 
 
+def test_a_pointer_that_does_not_say_which_store_counts(tmp_path: Path) -> None:
+    fill_store(tmp_path, 3)
+    current = tmp_path / "CURRENT"
+    content = current.read_bytes()
+    current.write_bytes(content.replace(b"1", b"2", 1))
+    assert "its checksum is wrong" in read_store(str(tmp_path), lambda _: None).problems[0]
+    current.unlink()
+    assert "CURRENT is missing beside the stores" in read_store(str(tmp_path), lambda _: None).problems[0]
+    current.write_bytes(content)
+    assert read_store(str(tmp_path), lambda _: None).environment == 1
+
+
 def test_a_store_that_kills_its_reader_does_not_kill_the_doctor(tmp_path: Path) -> None:
     fill_store(tmp_path, 2_000)
-    file = tmp_path / "data.mdb"
+    file = tmp_path / ENVIRONMENT / "data.mdb"
     os.truncate(file, 3 * 4096)
     found = read(tmp_path)
     assert isinstance(found, Unread)
@@ -116,7 +128,7 @@ def test_there_is_a_limit_to_the_time_and_to_silence(tmp_path: Path) -> None:
     assert carry_out_aside(job, LogFacts, seconds=0, on_sign=lambda _: None) == Unread(
         "it takes longer than --time-limit", is_fault=False
     )
-    os.mkfifo(tmp_path / "data.mdb")  # whoever opens it waits for a writer that never comes
+    os.mkfifo(tmp_path / "CURRENT")  # whoever opens it waits for a writer that never comes
     found = carry_out_aside(ReadStore(str(tmp_path)), StoreFacts, seconds=60, on_sign=lambda _: None, silence_s=0.01)
     assert isinstance(found, Unread)
     assert "has not answered" in found.why
@@ -143,6 +155,6 @@ def test_a_directory_without_a_log_is_unread(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["data.mdb", "lock.mdb"])
 def test_reading_a_store_touches_nothing(tmp_path: Path, name: str) -> None:
     fill_store(tmp_path, 30)
-    before = (tmp_path / name).read_bytes(), (tmp_path / name).stat().st_mtime_ns
+    before = (tmp_path / ENVIRONMENT / name).read_bytes(), (tmp_path / ENVIRONMENT / name).stat().st_mtime_ns
     assert isinstance(read(tmp_path), StoreFacts)
-    assert ((tmp_path / name).read_bytes(), (tmp_path / name).stat().st_mtime_ns) == before
+    assert ((tmp_path / ENVIRONMENT / name).read_bytes(), (tmp_path / ENVIRONMENT / name).stat().st_mtime_ns) == before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -12,21 +11,10 @@ from kvnode.kv.interface import KV, Options
 from kvnode.kv.keys import TO_THE_END
 from kvnode.kv.requests import Await, Delete, History, Put, Range, Sweep, Txn
 from kvnode.machine.machine import StateMachine
-from kvnode.sim.loop import run_virtual
 from kvnode.sim.runtime.cluster import Cluster
+from tests.node.scenario import simulate
 
 STALE = Options(consistency="stale")
-
-
-def simulate(scenario: Callable[[Cluster], Awaitable[None]], **settings: object) -> None:
-    async def main() -> None:
-        cluster = Cluster(1, 3, settings)
-        await cluster.start_all()
-        await cluster.elect()
-        await scenario(cluster)
-        assert not cluster.failures, cluster.failures
-
-    run_virtual(main())
 
 
 def machine_of(cluster: Cluster, member: int) -> StateMachine:

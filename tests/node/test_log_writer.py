@@ -9,8 +9,8 @@ from kvnode.clocks.system import SystemClock
 from kvnode.errors import StorageFailed
 from kvnode.ids import Index, NodeId, Term, WriteNumber
 from kvnode.node.log_writer import LogWriter
-from kvnode.raft.messages import Entry, VoteReply
-from kvnode.raft.output import Persist, Send
+from kvnode.raft.messages import Entry, LogPosition, VoteReply
+from kvnode.raft.output import Install, Persist, Send
 
 
 class ManualWorker:
@@ -42,6 +42,7 @@ class RecordingLog:
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
         self.marks = 0
+        self.done: list[str] = []  # in order, what is done beside recording batches
         self.closed = False
         self.error: Exception | None = None
 
@@ -49,9 +50,13 @@ class RecordingLog:
         if self.error:
             raise self.error
         self.batches.append([write.number for write in batch])
+        self.done.append(f"wrote {self.batches[-1]}")
 
     def mark(self) -> None:
         self.marks += 1
+
+    def reset(self, position: LogPosition, time: int) -> None:
+        self.done.append(f"log begins after {position.index}")
 
     def read(self, first, last, bytes_max):
         raise AssertionError
@@ -72,14 +77,15 @@ class Bench:
             loop=asyncio.get_running_loop(),
             clock=SystemClock(),
             batch_bytes_max=batch_bytes_max,
+            switch_store=lambda: self.log.done.append("store switched"),
             on_persisted=self.persisted.append,
             on_failed=self.failed.append,
             send=self.sent.append,
         )
 
-    def submit(self, number: int, size: int = 10) -> None:
+    def submit(self, number: int, size: int = 10, install: Install | None = None) -> None:
         entry = Entry(Term(1), Index(number), 1, 2, bytes(size))
-        self.writer.submit(Persist(WriteNumber(number), Index(0), (entry,), None, Index(0)))
+        self.writer.submit(Persist(WriteNumber(number), Index(0), (entry,), None, Index(0), install))
 
 
 def reply(after: int) -> Send:
@@ -97,6 +103,27 @@ async def test_what_arrives_during_a_write_is_joined_into_the_next_batch() -> No
     bench.worker.run_one()
     assert bench.log.batches == [[1], [2, 3]]
     assert bench.persisted == [1, 3]
+
+
+async def test_an_install_comes_after_what_was_written_before_and_the_store_comes_first() -> None:
+    """The commit point is the store's: a start that finds it switched begins the log anew, not the other way round."""
+    bench = Bench()
+    bench.submit(1)
+    bench.submit(2)
+    bench.submit(3, install=Install(LogPosition(Term(1), Index(9)), 1, keeps_log=False))
+    bench.submit(4)
+    bench.submit(5, install=Install(LogPosition(Term(1), Index(20)), 1, keeps_log=True))
+    await bench.worker.close()
+    assert bench.log.done == [
+        "wrote [1]",
+        "wrote [2]",
+        "store switched",
+        "log begins after 9",
+        "wrote [3, 4]",
+        "store switched",
+        "wrote [5]",
+    ]
+    assert bench.persisted == [1, 5]
 
 
 async def test_a_batch_is_bounded_by_bytes_but_holds_at_least_one_write() -> None:
