@@ -39,6 +39,7 @@ KvnodeError
     ├── LogCorrupted            log_corrupted       damage in what may have been acknowledged
     ├── StateDiverged           state_diverged      its store is not what the other members' are
     ├── DataDirLocked           data_dir_locked
+    ├── MemberRemoved           member_removed      it is no member any more
     ├── IdentityRefused         identity_refused    wiped, cloned or foreign data directory
     └── ConfigInvalid           config_invalid
 
@@ -280,6 +281,12 @@ class DataDirLocked(Fatal):
 
 class IdentityRefused(Fatal):
     code = "identity_refused"
+
+
+class MemberRemoved(Fatal):
+    """This node is no member of its cluster any more, for ever; its files stay."""
+
+    code = "member_removed"
 
 
 class ConfigInvalid(Fatal):

@@ -23,7 +23,7 @@ from kvnode.api.app import ClientServer, build_app
 from kvnode.clocks.clock import Clock
 from kvnode.clocks.system import SystemClock
 from kvnode.config import Config, parse_address
-from kvnode.errors import ConfigInvalid, KvnodeError
+from kvnode.errors import ConfigInvalid, KvnodeError, MemberRemoved
 from kvnode.ids import Index, NodeId
 from kvnode.join import join, tell_progress
 from kvnode.machine.backend import Backend
@@ -63,6 +63,9 @@ APPLIED_LIMITS = (
     "txn_operations_max",
 )
 """Limits that the state machine itself goes by."""
+
+REMOVED_GRACE_S = 1.0
+"""A node that has learnt of its removal goes on so long."""
 
 log = get_logger("server")
 
@@ -154,6 +157,9 @@ class RunningNode:
         self.config = config = await join(config, data, self._clock)
         switchboard = Switchboard()
         self._roster = make_roster(config, data, self._client_url)
+        self._roster.on_removed = self._on_removed
+        if self._roster.was_removed:
+            raise MemberRemoved(self._roster.was_removed)
         self._transport = make_transport(config, self._roster, self._clock, self._on_failed)
         await self._transport.start(switchboard)
         await self._bootstrap()
@@ -224,6 +230,10 @@ class RunningNode:
         assert self._transport is not None
         self._roster.on_configuration(applied, applied_index, in_force)
         self._transport.set_members(self._roster.members)
+
+    def _on_removed(self, sentence: str) -> None:
+        """Not at once: who led may have to tell the others that it is committed."""
+        asyncio.get_running_loop().call_later(REMOVED_GRACE_S, self._on_failed, MemberRemoved(sentence))
 
     async def _bootstrap(self) -> None:
         """The very first start: wait until every initial member has been met and the cluster id is fixed."""

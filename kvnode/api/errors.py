@@ -57,6 +57,7 @@ STATUS: dict[str, HTTPStatus] = {
     "state_diverged": HTTPStatus.INTERNAL_SERVER_ERROR,
     "data_dir_locked": HTTPStatus.INTERNAL_SERVER_ERROR,
     "identity_refused": HTTPStatus.INTERNAL_SERVER_ERROR,
+    "member_removed": HTTPStatus.INTERNAL_SERVER_ERROR,
     "config_invalid": HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 """HTTP status by error code; a test holds it equal to `kvnode.errors.by_code()`."""
