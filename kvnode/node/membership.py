@@ -24,19 +24,18 @@ class Membership:
         self._in_force = committed
         self._is_catching_up = False  # what is in force here may be older than `committed`
 
-    def on_configuration(self, applied: Configuration, applied_index: Index, in_force: Configuration) -> bool:
-        """What this node has applied, with the entry at `applied_index`, and what its log ends with.
+    def is_news(self, applied: Configuration, applied_index: Index) -> bool:
+        """Whether it tells more than `committed`. What the log says at its index wins over what this node was told."""
+        return applied_index > self.index or (applied_index == self.index and applied != self.committed)
 
-        True if `committed` is newer for it.
-        """
+    def on_configuration(self, applied: Configuration, applied_index: Index, in_force: Configuration) -> None:
+        """What this node has applied, with the entry at `applied_index`, and what its log ends with."""
         for configuration in (applied, in_force):
             assert len(configuration.members) == len(configuration.voters) + len(configuration.learners), configuration
         self._in_force = in_force
         self._is_catching_up = applied_index < self.index
-        if applied_index <= self.index:
-            return False
-        self.committed, self.index = applied, applied_index
-        return True
+        if self.is_news(applied, applied_index):
+            self.committed, self.index = applied, applied_index
 
     def is_removed(self, id_: NodeId) -> bool:
         """It was a member, and is none any more."""

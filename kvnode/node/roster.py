@@ -179,7 +179,7 @@ class Roster:
         """
         membership = self._membership
         assert membership is not None, "a node that has not finished its bootstrap applies nothing"
-        if applied_index > membership.index:
+        if membership.is_news(applied, applied_index):
             self._save_configuration(applied, applied_index)
         membership.on_configuration(applied, applied_index, in_force)
         self._take_up(membership)

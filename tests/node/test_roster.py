@@ -507,6 +507,17 @@ def test_what_was_applied_is_known_after_a_restart() -> None:
     assert base_configuration(new.identity) == configuration(1, 2, 4)
 
 
+def test_what_the_log_says_at_an_index_wins_over_what_a_joiner_was_told() -> None:
+    directory = joined(Directory(4), 7, 20, configuration(1, 2, 4))
+    new = up(directory)
+    saves = directory.saves
+    change(new, 20, configuration(1, 2, 4))
+    assert directory.saves == saves
+    change(new, 20, configuration(1, 2, 3, 4))
+    assert new.members == addresses(1, 2, 3, 4)
+    assert directory.identity.configuration == configuration(1, 2, 3, 4)
+
+
 def test_a_wiped_initial_member_is_told_so_by_a_cluster_that_has_changed_since() -> None:
     _, (one, _, _) = cluster()
     wiped = up(Directory(2, incarnation=99))
