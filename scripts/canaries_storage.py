@@ -6,6 +6,8 @@ from canary import Canary
 
 _CRASH = ("tests/storage/test_wal_crash.py", "tests/storage/test_crash_sweep.py")
 _DAMAGE = ("tests/storage/test_wal_damage.py", "tests/storage/test_damage_sweep.py")
+_BEGINNING = ("tests/storage/test_trim_sweep.py", "tests/storage/test_wal_snapshots.py")
+_INSTALL = ("tests/storage/test_install_sweep.py",)
 _RUNTIME = ("runtime", 100)
 
 CANARIES = (
@@ -289,5 +291,105 @@ CANARIES = (
         "            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)\n",
         "            fcntl.flock(os.dup(descriptor), fcntl.LOCK_SH | fcntl.LOCK_NB)\n",
         ("tests/doctor/test_directory.py",),
+    ),
+    Canary(
+        "log-trimmed-beyond-the-store",
+        "segments go whose entries the store has not durably applied",
+        "kvnode/storage/wal.py",
+        "        known = Index(min(applied_index, self._state.hard_state.commit, log.last_index))",
+        "        known = Index(min(self._state.hard_state.commit, log.last_index))",
+        _BEGINNING,
+        number=21,
+    ),
+    Canary(
+        "old-log-goes-before-the-new-segment",
+        "after a snapshot the old segments are removed before the one that begins anew is durable",
+        "kvnode/storage/wal.py",
+        "            state.index.begin(writer.begin(state, begins_anew=True))\n"
+        "            self._votes.keep(state.hard_state)\n"
+        "            with self._lock:\n                self._state = state\n"
+        "            for segment in before.index.segments:\n                self._disk.unlink(segment.path)\n"
+        "            self._disk.fsync_dir(self._directory)\n",
+        "            for segment in before.index.segments:\n                self._disk.unlink(segment.path)\n"
+        "            self._disk.fsync_dir(self._directory)\n"
+        "            state.index.begin(writer.begin(state, begins_anew=True))\n"
+        "            self._votes.keep(state.hard_state)\n"
+        "            with self._lock:\n                self._state = state\n",
+        _BEGINNING,
+        number=21,
+    ),
+    Canary(
+        "vote-goes-with-the-log",
+        "a log that begins anew has forgotten term and vote",
+        "kvnode/storage/log_state.py",
+        "        if position.term > state.term:\n",
+        "        if True:\n",
+        _BEGINNING,
+    ),
+    Canary(
+        "void-segments-count",
+        "segments that come back from before a snapshot are taken for a part of the log",
+        "kvnode/storage/wal_recovery.py",
+        "        if place is not None and segments and segments[-1].header.begins_anew:",
+        "        if place is not None and segments and False:",
+        _BEGINNING,
+    ),
+    Canary(
+        "reader-counts-void-segments",
+        "the independent reader takes segments from before a snapshot for a part of the log",
+        "kvnode/storage/wal_verify.py",
+        "        if is_intact and _HEADER.unpack_from(block)[-1]:",
+        "        if is_intact and False:",
+        _BEGINNING,
+    ),
+    Canary(
+        "pointer-switched-before-the-store",
+        "the pointer names the snapshot's store before that is built",
+        "kvnode/storage/snapshots.py",
+        "            backend = pointer.environments.build(number, self._rows())",
+        "            pointer.switch(number)\n            backend = pointer.environments.build(number, self._rows())",
+        _INSTALL,
+        number=20,
+    ),
+    Canary(
+        "store-not-durable-when-it-counts",
+        "the snapshot's store is switched to before it is durable",
+        "kvnode/storage/environments.py",
+        "        backend.sync()\n",
+        "",
+        _INSTALL,
+        number=20,
+    ),
+    Canary(
+        "block-acknowledged-before-it-is-durable",
+        "a block of a snapshot counts as received before it is durable",
+        "kvnode/storage/snapshots.py",
+        "            file.pwrite(self._end, data)\n            file.fdatasync()\n",
+        "            file.pwrite(self._end, data)\n",
+        _INSTALL,
+    ),
+    Canary(
+        "conflicting-log-outlives-its-snapshot",
+        "an install that was cut short is not finished where the log holds another entry at the snapshot's end",
+        "kvnode/storage/wal_recovery.py",
+        "    return log.last_index < installed.index or log.term_at(installed.index) != installed.term",
+        "    return log.last_index < installed.index",
+        _INSTALL,
+    ),
+    Canary(
+        "snapshot-over-what-was-committed",
+        "a log gives way to a store that came as a snapshot although it has committed another entry there",
+        "kvnode/storage/wal_recovery.py",
+        "    if state.index.last_index >= installed.index and known >= installed.index:",
+        "    if False:",
+        _INSTALL,
+    ),
+    Canary(
+        "pointer-made-up",
+        "without its pointer a store is begun anew beside the old one",
+        "kvnode/storage/store_pointer.py",
+        '        if numbers or disk.exists(f"{self._directory}/{_OLD_NAME}"):',
+        "        if False:",
+        ("tests/storage/test_snapshots.py",),
     ),
 )

@@ -24,7 +24,6 @@ class Canary:
 
 
 WAITING: dict[int, tuple[str, str]] = {
-    21: ("log deleted before the snapshot is durable", "snapshots"),
     23: ("snapshot keeps a configuration entry above its index", "snapshots, membership changes"),
     24: ("second configuration change before an own-term commit", "membership changes"),
     25: ("learner counted", "membership changes"),

@@ -321,10 +321,26 @@ def test_what_a_sender_may_not_say_ends_the_connection(frames: list[Callable[[in
     run_virtual(scenario())
 
 
+def test_who_has_all_that_the_snapshot_has_says_so_and_gets_nothing() -> None:
+    async def scenario() -> None:
+        sent: list[bytes] = []
+
+        async def take() -> bytes:
+            return frame(FrameKind.DONE)(1)
+
+        async def put(message: bytes) -> None:
+            sent.append(message)
+
+        await sending(Stream(TWO, put=put, take=take, settings=limits(), counters=streams(limits())[2]), BlockSource(3))
+        assert len(sent) == 1, "the offer"
+
+    run_virtual(scenario())
+
+
 @pytest.mark.parametrize(
     "answer",
     [
-        pytest.param(frame(FrameKind.DONE), id="done at once"),
+        pytest.param(frame(FrameKind.END, bytes(8)), id="its own end"),
         pytest.param(frame(FrameKind.WANT, bytes(9)), id="more than a number"),
         pytest.param(frame(FrameKind.WANT, b""), id="no number"),
     ],
