@@ -5,8 +5,8 @@
     boot        how often this directory was started, and random numbers of this start and of those before it
     peers       the highest boot counter and its number met of each peer
     wal/        the log
-    store/      the store's own files
-    snap/       snapshots
+    store/      the store: environments, and the pointer to the one that counts
+    snap/       the snapshot that is being received
 
 The incarnation is a random number made with the directory: a member that comes back with an empty directory has
 another one, and its peers refuse it, for it has forgotten its votes. Boot counter and numbers tell a copy of the

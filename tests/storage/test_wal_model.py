@@ -1,4 +1,4 @@
-"""Random work against a plain list: writes, cuts, marks, prefix drops, restarts, kills and power losses.
+"""Random work against a plain list: writes, cuts, marks, trims, snapshots, restarts, kills and power losses.
 
 After each life the log must be the acknowledged one or one step further, and everything it holds must read back.
 Replay one run: ``pytest tests/storage/test_wal_model.py -k seed7``.
@@ -10,8 +10,8 @@ import random
 
 import pytest
 
-from kvnode.ids import Index
-from kvnode.raft.messages import Entry
+from kvnode.ids import Index, Term
+from kvnode.raft.messages import Entry, LogPosition
 from kvnode.raft.output import Persist
 from kvnode.sim.choices import RandomChoices
 from kvnode.sim.disk import FakeDisk, SimulatedCrash
@@ -31,6 +31,7 @@ class Work:
         self.commit = 0
         self.applied = 0
         self.number = 0
+        self.installed: LogPosition | None = None  # what the store began as, while it has applied nothing since
 
     def batch(self) -> list[Persist]:
         return [self._persist() for _ in range(self.rng.choice([1, 1, 1, 2, 5]))]
@@ -69,11 +70,28 @@ class Work:
                     self.applied = max(self.applied, rng.randrange(self.commit + 1))
             elif choice < 0.92:
                 wal.mark()
-            elif self.applied > 1:
-                wal.drop_prefix(Index(rng.randrange(1, self.applied + 1)))
+            elif choice < 0.97:
+                base = wal.trim(Index(self.applied), rng.choice([0, 10_000, 50_000]))
+                assert base.index <= self.applied
+            else:
+                self.install(wal)
             first = rng.randrange(wal.first_index, len(expected.entries) + 2)
             if expected.entries[first - 1 :]:
                 assert wal.read(Index(first), ALL, 1 << 30) == expected.entries[first - 1 :]
+
+    def install(self, wal: Wal) -> None:
+        """A snapshot comes from further on: the store is it from here on, whatever becomes of the log."""
+        rng, expected = self.rng, self.expected
+        index = self.commit + rng.randrange(1, 30)
+        term = max(1, expected.term - rng.randrange(2))
+        self.installed = LogPosition(Term(term), Index(index))
+        self.commit = self.applied = index
+        gone = entry(0)  # what stood below is nobody's any more
+        expected.entries = [gone] * index
+        expected.term = max(expected.term, term)
+        expected.finish()
+        wal.reset(self.installed, index * 1_000)
+        self._last, self._term = index, expected.term
 
 
 @pytest.mark.parametrize("seed", range(24), ids=lambda seed: f"seed{seed}")
@@ -97,7 +115,8 @@ def test_random_lives(seed: int) -> None:
 
 
 def restart(work: Work, disk: FakeDisk, salts: int, options: dict[str, int]) -> Wal:
-    wal, found = open_wal(disk, applied=work.applied, salts=salts, **options)
+    installed = work.installed if work.installed and work.installed.index == work.applied else None
+    wal, found = open_wal(disk, applied=work.applied, salts=salts, installed=installed, **options)
     expected = work.expected
     kept = [(entries[work.applied :], term, vote) for entries, term, vote in expected.allowed]
     assert view(found) in kept, (view(found), kept)
