@@ -107,7 +107,7 @@ async def _ask(config: Config, data: DataDir, clock: Clock) -> None:
     data.save_identity(taken_in(data.identity, answer))
     log.info(
         "join.admitted",
-        node=answer.id,
+        member=answer.id,
         cluster_id=answer.cluster_id,
         members=[member.id for member in answer.members],
         configuration_index=answer.configuration_index,
@@ -225,12 +225,12 @@ async def tell_progress(client_url: Callable[[], str], node: NodeId) -> None:
                 found = None
             own = next((member for member in found.members if member.id == node), None) if found else None
             if own is not None and own.role == "voter":
-                log.info("join.finished", node=node)
+                log.info("join.finished", member=node)
                 return
             if own is not None and own.lag is not None and own.match_index is not None:
                 percent = 100 * own.match_index // max(1, own.match_index + own.lag)
                 now = f"{percent} {own.progress}"
                 if now != told:
-                    log.info("join.catching_up", node=node, percent=percent, lag=own.lag, progress=own.progress)
+                    log.info("join.catching_up", member=node, percent=percent, lag=own.lag, progress=own.progress)
                 told = now
         await asyncio.sleep(PROGRESS_MS / 1e3)
