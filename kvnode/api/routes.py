@@ -18,6 +18,7 @@ from kvnode.api.call import Call
 from kvnode.api.http import batch, history, kv, leases, listing, locks, members, node, sessions, txn, watches
 from kvnode.errors import MethodNotAllowed, NotFound
 from kvnode.kv.interface import Members, MembersChanged, Status
+from kvnode.kv.requests import HashReply
 
 Handler = Callable[[Call], Awaitable[Answer]]
 
@@ -319,6 +320,11 @@ TABLE: tuple[Route, ...] = (
         "POST", "/v1/admin/compact", node.compact, "Give up the history below a revision, on all nodes.",
         (Parameter("rev", "integer", "The oldest revision that can be read from now on.", required=True), TIMEOUT),
         (NO_FORWARD,), "", node.Compacted, ("future_revision", *_WRITE),
+    ),
+    Route(
+        "GET", "/v1/admin/hash", node.show_hash, "A hash of all items, the same on every node.",
+        (Parameter("rev", "integer", "Of what this revision shows; default: the newest."), TIMEOUT),
+        (NO_FORWARD,), "", HashReply, ("future_revision", *_READ),
     ),
     Route("GET", "/livez", node.show_live, "The process is alive.", reply=node.Live),
     Route(

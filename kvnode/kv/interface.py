@@ -28,6 +28,7 @@ from kvnode.kv.requests import (
     Compare,
     Delete,
     DeleteReply,
+    HashReply,
     History,
     KeyValue,
     LeaseEnded,
@@ -388,6 +389,13 @@ class Admin(ABC):
         """Hand leadership to `to`, or to the voter that has most of the log; returns who leads then.
 
         Raises: NoLeader, MemberNotFound, Conflict if there is nobody to hand it to, Timeout.
+        """
+
+    @abstractmethod
+    async def state_hash(self, revision: int = 0, options: Options = DEFAULT_OPTIONS) -> HashReply:
+        """A hash of all items that `revision` shows (0: the newest), the same on every node.
+
+        Raises: Compacted, FutureRevision, and what a read raises.
         """
 
     @abstractmethod

@@ -24,7 +24,7 @@ from kvnode.errors import (
 from kvnode.ids import NOBODY, Index, NodeId, Revision, Term
 from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Admin, Members, MembersChanged, Options, Status
 from kvnode.kv.members import AddMember, MemberChange
-from kvnode.kv.requests import Reply, Request, Watch, WriteRequest
+from kvnode.kv.requests import HashReply, Reply, Request, Watch, WriteRequest
 from kvnode.machine.machine import StateMachine
 from kvnode.node import admission, status
 from kvnode.node.applier import Applier
@@ -517,6 +517,9 @@ class Node(KV, Admin):
             who = f"node {to}" if to != NOBODY else "another voter"
             raise Timeout(f"{who} did not take over in time")
         return raft.leader
+
+    async def state_hash(self, revision: int = 0, options: Options = DEFAULT_OPTIONS) -> HashReply:
+        return await self._path.state_hash(revision, options)
 
     def members(self) -> Members:
         return self._view.members()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -27,6 +27,7 @@ from kvnode.kv.requests import (
     Await,
     Command,
     ConfigurationReply,
+    HashReply,
     LeaseKeepAlive,
     LeaseListReply,
     QueueReply,
@@ -59,6 +60,8 @@ from kvnode.node.watches import Watches
 from kvnode.raft.core import Raft
 from kvnode.raft.messages import EntryKind, Proposed
 from kvnode.wire.codec import encode_change
+
+Found = TypeVar("Found")
 
 COMMAND = EntryKind.COMMAND.value
 
@@ -315,6 +318,13 @@ class RequestPath:
             await self._freshness.reach_read_index(self._deadline(options.timeout_ms), options)
         return self._machine.look_up(request)
 
+    async def state_hash(self, revision: int, options: Options) -> HashReply:
+        """See `Admin.state_hash`. It may take longer than a read: every item is looked at, in slices."""
+        deadline_ms = self._deadline(options.timeout_ms)
+        await self._freshness.reach_read_index(deadline_ms, options)
+        work = self._range_reads.run(lambda pace: self._machine.state_hash(revision, pace))
+        return await self._within(work, deadline_ms, "the state was not hashed within the deadline")
+
     async def _read_by_lease(self, request: ReadRequest, deadline_ms: int) -> RangeReply | None:
         """Without a round; None if the lease has lapsed meanwhile. The order is what makes it right (I14)."""
         applied = self._driver.reads.wait_for_index(self._raft.commit_index)
@@ -369,6 +379,9 @@ class RequestPath:
 
     async def _read_in_slices(self, request: ReadRequest, deadline_ms: int) -> RangeReply:
         answer = self._range_reads.read(request)
+        return await self._within(answer, deadline_ms, "the range was not read within its deadline")
+
+    async def _within(self, answer: asyncio.Future[Found], deadline_ms: int, words: str) -> Found:
         if answer.done():
             return answer.result()
         try:
@@ -377,7 +390,7 @@ class RequestPath:
         except TimeoutError as error:
             if isinstance(error, KvnodeError):
                 raise
-            raise Timeout("the range was not read within its deadline") from None
+            raise Timeout(words) from None
 
     def _deadline(self, timeout_ms: int) -> int:
         return self._clock.monotonic_ms() + min(timeout_ms, self._limits.timeout_ms_max)

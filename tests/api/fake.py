@@ -31,6 +31,7 @@ from kvnode.kv.requests import (
     Compare,
     Delete,
     DeleteReply,
+    HashReply,
     History,
     KeyValue,
     Put,
@@ -277,6 +278,11 @@ class FakeAdmin(Admin):
             raise MemberNotFound(f"there is no member {to}")
         self.transferred.append(to)
         return to or NodeId(2)
+
+    async def state_hash(self, revision: int = 0, options: Options = DEFAULT_OPTIONS) -> HashReply:
+        if revision > self.kv.revision:
+            raise FutureRevision("that revision is yet to come", revision=self.kv.revision)
+        return HashReply(revision or self.kv.revision, len(self.kv.live), "ab" * 16)
 
     def members(self) -> Members:
         return Members(

@@ -64,6 +64,17 @@ async def test_transfer_leadership(door: Door, admin: FakeAdmin) -> None:
         assert (await door.ask("POST", f"/v1/admin/transfer{bad}")).code == "bad_request"
 
 
+async def test_the_hash_of_what_a_revision_shows(door: Door) -> None:
+    await door.ask("PUT", "/v1/kv/k", b"v")
+    now = await door.ask("GET", "/v1/admin/hash?timeout=30s")
+    assert now.json == {"revision": 2, "items": 1, "hash": "ab" * 16}
+    assert now.headers["kv-revision"] == "2"
+    assert (await door.ask("GET", "/v1/admin/hash?rev=1")).json["revision"] == 1
+    assert (await door.ask("GET", "/v1/admin/hash?rev=3")).code == "future_revision"
+    for bad in ("rev=0", "rev=", "rev=x", "prefix=a"):
+        assert (await door.ask("GET", f"/v1/admin/hash?{bad}")).status == 400
+
+
 async def test_a_follower_points_a_transfer_at_the_leader(
     door: Door, admin: FakeAdmin, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from kvnode.kv.interface import KV, Admin, MemberInfo, Members, MembersChanged, 
 from kvnode.kv.members import AddMember, MemberChange, PromoteMember, RemoveMember, UpdateMember
 from kvnode.kv.requests import (
     Await,
+    HashReply,
     History,
     LeaseKeepAlive,
     LeaseList,
@@ -207,6 +208,10 @@ class LocalNode(KV, Admin):
         if to == NOBODY:
             raise errors.Conflict("there is no other voter that leadership could be handed to")
         return to
+
+    async def state_hash(self, revision: int = 0, options: Options = Options()) -> HashReply:  # noqa: B008
+        pace = Pace()
+        return in_one_go(self.machine.state_hash(revision, pace), pace)
 
     def members(self) -> Members:
         return self.configuration

@@ -83,6 +83,13 @@ async def compact(call: Call) -> Answer:
     return call.json(200, Compacted(reply.revision, reply.compact_revision), revision=reply.revision)
 
 
+async def show_hash(call: Call) -> Answer:
+    options = call.options()
+    revision = query.parse_integer(call.parameters["rev"], "rev", least=1) if "rev" in call.parameters else 0
+    found = await call.app.admin.state_hash(revision, options)
+    return call.json(200, found, revision=found.revision)
+
+
 async def transfer_leadership(call: Call) -> Answer:
     options = call.options()
     call.needs_leader = True
