@@ -30,6 +30,7 @@ import canaries_clocks
 import canaries_export
 import canaries_hold
 import canaries_leases
+import canaries_members
 import canaries_node
 import canaries_once
 import canaries_raft
@@ -55,6 +56,7 @@ CANARIES: tuple[Canary, ...] = (
     *canaries_watches.CANARIES,
     *canaries_snapshots.CANARIES,
     *canaries_export.CANARIES,
+    *canaries_members.CANARIES,
 )
 
 SEARCH = """

@@ -67,6 +67,9 @@ def test_a_learner_is_promoted_once_it_has_caught_up() -> None:
 
 def test_whom_it_replaces_goes_only_when_it_votes() -> None:
     assert duty_of(Core(learner(replaces=3))).decide(0) == PromoteMember(NodeId(4))
+    behind = Core(learner(replaces=3))
+    behind.caught_up.clear()
+    assert duty_of(behind).decide(0) is None
     voter = Member(NodeId(4), 4, "a:4", replaces=NodeId(3))
     assert duty_of(Core(voter, voters=4)).decide(0) == RemoveMember(NodeId(3))
     gone = Member(NodeId(4), 4, "a:4", replaces=NodeId(9))
