@@ -20,9 +20,10 @@ from typing import Any, Literal, Self, TypeVar
 
 from kvnode.config import Config, load
 from kvnode.errors import ConnectionLost, NotReady
-from kvnode.ids import NodeId
+from kvnode.ids import NOBODY, NodeId
 from kvnode.kv.events import WatchPart
-from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options, Status, WatchStream
+from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Members, MembersChanged, Options, Status, WatchStream
+from kvnode.kv.members import MemberChange
 from kvnode.kv.requests import Request, Watch
 from kvnode.recipes import hold
 from kvnode.recipes.hold import TTL_MS_DEFAULT, Held
@@ -86,9 +87,27 @@ class EmbeddedNode(KV):
 
         await self._call(wait)
 
-    async def handover(self, to: int) -> None:
-        """Give leadership to member `to` before a planned stop. Raises: NoLeader, MemberNotFound, Timeout."""
-        await self._call(lambda: self._running.node.transfer_leadership(NodeId(to)))
+    async def handover(self, to: int = NOBODY) -> int:
+        """Give leadership to member `to`, or to the best one, before a planned stop; returns who leads then.
+
+        Raises: NoLeader, MemberNotFound, Conflict if there is nobody, Timeout.
+        """
+        leader: int = await self._call(lambda: self._running.node.transfer_leadership(NodeId(to)))
+        return leader
+
+    async def members(self) -> Members:
+        """The members as this node sees them; never waits."""
+
+        async def ask() -> Members:
+            return self._running.node.members()
+
+        found: Members = await self._call(ask)
+        return found
+
+    async def change_members(self, change: MemberChange, options: Options = DEFAULT_OPTIONS) -> MembersChanged:
+        """Add, promote, move or remove a member; see `Admin.change_members`."""
+        changed: MembersChanged = await self._call(lambda: self._running.node.change_members(change, options))
+        return changed
 
     @property
     def failure(self) -> BaseException | None:
