@@ -59,12 +59,13 @@ class LmdbBackend(Backend):
             raise StorageFailed(f"the store was written by {row!r}; this program reads {ENGINE.decode()}")
 
     def seek(self, key: bytes) -> Row | None:
-        with self._env.begin() as view:
+        view = self._env.begin()
+        try:
             cursor = view.cursor()
-            if not cursor.set_range(key):
-                return None
-            row: Row = cursor.item()
-            return row
+            row: Row | None = cursor.item() if cursor.set_range(key) else None
+        finally:
+            view.abort()  # what `with` would do; this is asked for with every put and get
+        return row
 
     @contextmanager
     def read(self) -> Iterator[Cursor]:
