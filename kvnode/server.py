@@ -23,7 +23,7 @@ from kvnode.api.app import ClientServer, build_app
 from kvnode.clocks.clock import Clock
 from kvnode.clocks.system import SystemClock
 from kvnode.config import Config, parse_address
-from kvnode.errors import ConfigInvalid, KvnodeError, MemberRemoved
+from kvnode.errors import ConfigInvalid, KvnodeError, MemberRemoved, StateDiverged
 from kvnode.ids import Index, NodeId
 from kvnode.join import join, tell_progress
 from kvnode.machine.backend import Backend
@@ -255,6 +255,8 @@ class RunningNode:
     def _on_failed(self, error: BaseException) -> None:
         if not self.failed.done():
             code = error.code if isinstance(error, KvnodeError) else type(error).__name__
+            if isinstance(error, StateDiverged) and self._data is not None:
+                self._data.note_diverged(error.message)
             log.error("node.failed", node=self.config.node.id, code=code, message=str(error), exc_info=error)
             self.failed.set_result(error)
 

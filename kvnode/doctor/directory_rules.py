@@ -10,10 +10,7 @@ from kvnode.doctor.advice import DISK_CHECK, replacement
 from kvnode.doctor.contents_rules import judge_log, judge_quarantine, judge_store
 from kvnode.doctor.directory_facts import DirectoryFacts, DiskSpeed, FileFacts, StoreFacts, Unread
 from kvnode.doctor.findings import Finding, bytes_text, counted, note, ok, problem, unread, warning
-from kvnode.storage.datadir import FORMAT, UNSAFE_FILESYSTEMS, OwnBoot
-
-DIVERGED = "DIVERGED"
-"""The file that a node leaves whose state differed from the majority's."""
+from kvnode.storage.datadir import DIVERGED, FORMAT, UNSAFE_FILESYSTEMS, OwnBoot
 
 SMALL_FILES = frozenset({"identity", "boot", "peers"})
 ROOT_NAMES = SMALL_FILES | {"LOCK", "wal", "store", "snap", DIVERGED}

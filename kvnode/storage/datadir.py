@@ -7,6 +7,7 @@
     wal/        the log
     store/      the store: environments, and the pointer to the one that counts
     snap/       the snapshot that is being received
+    DIVERGED    only if the state was found to differ from that of the majority: no start any more
 
 The incarnation is a random number made with the directory: a member that comes back with an empty directory has
 another one, and its peers refuse it, for it has forgotten its votes. Boot counter and numbers tell a copy of the
@@ -25,12 +26,15 @@ from types import MappingProxyType
 
 import msgspec
 
-from kvnode.errors import ConfigInvalid, DataDirLocked, IdentityRefused, StorageFailed
+from kvnode.errors import ConfigInvalid, DataDirLocked, IdentityRefused, StateDiverged, StorageFailed
 from kvnode.raft.messages import Configuration
 from kvnode.storage.disk import DirectoryLock, Disk
 from kvnode.storage.small_file import DamagedFile, T, read_small, write_small
 
 FORMAT = 1
+
+DIVERGED = "DIVERGED"
+"""The note that this member's state was not that of the majority: it does not start any more."""
 
 UNSAFE_FILESYSTEMS = frozenset(
     {
@@ -80,6 +84,12 @@ class Identity(msgspec.Struct, frozen=True):
     applied_limits: dict[str, int] = {}  # limits that decide what an entry does: fixed with the first log
     configuration: Configuration | None = None  # the newest committed one known; None: the initial members
     configuration_index: int = 0  # of the entry it came with
+
+
+class Diverged(msgspec.Struct, frozen=True):
+    """Content of the note."""
+
+    sentence: str
 
 
 class PeerBoot(msgspec.Struct, frozen=True):
@@ -144,6 +154,7 @@ class DataDir:
             _make_directory(disk, path)
             lock = _take_lock(disk, path)
             found = cls(disk, path, lock)
+            found._refuse_if_diverged()
             found._load_or_make(member, cluster_name, random_u64)
             found._count_start(random_u64)
         except BaseException as error:
@@ -177,6 +188,10 @@ class DataDir:
         self._save(self._peers_path, boots)
         self._peer_boots = boots
 
+    def note_diverged(self, sentence: str) -> None:
+        """From now on the node does not start in this directory. Raises: StorageFailed."""
+        self._save(f"{self.path}/{DIVERGED}", Diverged(sentence))
+
     def close(self) -> None:
         """Release the lock. Idempotent."""
         self._lock.release()
@@ -197,6 +212,15 @@ class DataDir:
         for directory in (self.wal_dir, self.store_dir, self.snap_dir):
             if not disk.exists(directory):
                 raise IdentityRefused(f"{directory} is missing beside {self._identity_path}", path=directory)
+
+    def _refuse_if_diverged(self) -> None:
+        path = f"{self.path}/{DIVERGED}"
+        if self._disk.exists(path):
+            raise StateDiverged(
+                f"{path} says: {self._read(path, Diverged).sentence}. What this member would serve may be wrong, so it "
+                "does not start. Keep it for diagnosis, remove the member, and add it again with an empty directory",
+                path=path,
+            )
 
     def _refuse_leftovers(self) -> None:
         """Without an identity there must be nothing it could have promised."""

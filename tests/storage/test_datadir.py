@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from kvnode.errors import ConfigInvalid, DataDirLocked, Fatal, IdentityRefused, StorageFailed
+from kvnode.errors import ConfigInvalid, DataDirLocked, Fatal, IdentityRefused, StateDiverged, StorageFailed
 from kvnode.ids import Index, NodeId
 from kvnode.raft.messages import Configuration, Member
 from kvnode.sim.disk import FakeDisk, SimulatedCrash
@@ -85,6 +85,15 @@ def test_what_is_saved_is_there_after_a_restart() -> None:
     again = open_dir(disk.kill())
     assert again.identity == identity
     assert dict(again.peer_boots) == {2: PeerBoot(5, 98), 3: PeerBoot(1, 7)}
+
+
+def test_a_member_whose_state_diverged_never_starts_again() -> None:
+    disk = FakeDisk()
+    data = open_dir(disk)
+    data.note_diverged("entry 7: abc here, def on members 1 and 2")
+    data.close()
+    with pytest.raises(StateDiverged, match=r"says: entry 7: abc here.*remove the member"):
+        open_dir(disk.kill())
 
 
 def test_who_a_directory_belongs_to_never_changes() -> None:
