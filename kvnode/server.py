@@ -34,7 +34,7 @@ from kvnode.node.recovery import restore
 from kvnode.node.roster import Roster, base_configuration
 from kvnode.node.status import NodeIdentity
 from kvnode.node.worker import ThreadWorker
-from kvnode.observe.log import get_logger
+from kvnode.observe.log import get_logger, set_node
 from kvnode.raft.core import Raft
 from kvnode.raft.messages import Configuration, LogPosition, PeerMessage
 from kvnode.storage.datadir import DataDir, MemberIdentity, PeerBoot
@@ -155,6 +155,7 @@ class RunningNode:
         )
         is_new = bool(config.cluster.join) and not data.identity.member
         self.config = config = await join(config, data, self._clock)
+        set_node(config.node.id)
         switchboard = Switchboard()
         self._roster = make_roster(config, data, self._client_url)
         self._roster.on_removed = self._on_removed

@@ -177,7 +177,7 @@ class _ProcessSink:
 
     def __init__(self, section: LogSection, node: int) -> None:
         self._level = _LEVELS[section.level]
-        self._node = node
+        self.node = node
         # A descriptor, not a Python stream: a thread stuck in writing to a stream holds its lock, and the
         # interpreter aborts at exit when it cannot take it.
         self._descriptor = _open_append(section.file) if section.file else _STDERR
@@ -207,7 +207,7 @@ class _ProcessSink:
 
     def _line(self, event: EventDict) -> str:
         ordered = {key: event.pop(key, "") for key in ("time", "level", "event")}
-        ordered |= {"node": self._node, **event}
+        ordered |= {"node": self.node, **event}
         if self._console:
             ordered["time"] = ordered["time"][11:23]  # the date is noise on a terminal
             del ordered["node"]
@@ -311,6 +311,12 @@ def setup(section: LogSection, *, node: int) -> None:
     root = logging.getLogger()
     root.addHandler(_LIBRARY_HANDLER)
     root.setLevel(max(_LEVELS[section.level], _LEVELS["warning"]))
+
+
+def set_node(node: int) -> None:
+    """Lines of this process name `node` from now on: one that joins does not know its id when logging begins."""
+    if isinstance(_sink, _ProcessSink):
+        _sink.node = node
 
 
 def flush(timeout_ms: int = _STALLED_EXIT_MS) -> bool:

@@ -33,6 +33,10 @@ def test_a_process_writes_one_json_object_a_line(tmp_path):
     ]
     assert lines[0]["level"] == "info"
     assert lines[0]["time"].endswith("Z")
+    log.set_node(4)
+    log.get_logger("join").info("join.finished")
+    assert log.flush()
+    assert json.loads(path.read_text().splitlines()[-1])["node"] == 4
 
 
 def test_console_lines_are_for_people(tmp_path):
