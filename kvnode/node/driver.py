@@ -240,7 +240,7 @@ class Driver:
         for placed in output.placed:
             self._waiting.placed(placed)
         for refused in output.refused:
-            self._waiting.refused(refused.id, _refusal(refused.code, refused.sentence))
+            self._waiting.refused(refused.id, _refusal(refused.code, refused.message))
         for ready in output.reads_ready:
             self.reads.ready(ready.number, ready.index)
         for failed in output.reads_failed:

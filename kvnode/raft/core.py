@@ -42,6 +42,7 @@ from kvnode.raft.messages import (
     ForwardReply,
     Input,
     LeaderProposals,
+    LogPosition,
     LogTrimmed,
     Overflowed,
     PeerConnected,
@@ -51,7 +52,6 @@ from kvnode.raft.messages import (
     Proposals,
     QuarantineLifted,
     RaftMessage,
-    RareInput,
     ReadIndexReply,
     ReadIndexRequest,
     ReadRequest,
@@ -63,7 +63,7 @@ from kvnode.raft.messages import (
     VoteReply,
     VoteRequest,
 )
-from kvnode.raft.output import Output
+from kvnode.raft.output import ConfigurationChanged, Output
 from kvnode.raft.progress import Progress
 from kvnode.raft.state import Restored, Role, initial_state
 
@@ -95,7 +95,7 @@ class Raft:
 
     # ── in ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def step(self, now_ms: int, wall_ms: int, cause: Input) -> None:
+    def step(self, now_ms: int, wall_ms: int, cause: Input) -> None:  # noqa: PLR0915 (one case for each input)
         """Take in one message or local cause. Its effects wait for `take_output`."""
         state = self.state
         self._tell_time(now_ms, wall_ms)
@@ -132,31 +132,24 @@ class Raft:
                 election.on_vote_reply(state, cause)
             case TimeoutNow():
                 transfer.on_timeout_now(state, cause)
+            case Fetched():
+                replication.on_fetched(state, cause)
             case PeerConnected() | PeerDisconnected():
                 self._on_connection_changed(cause.peer, is_up=isinstance(cause, PeerConnected))
             case PeerRefused():
                 self._on_peer_refused(cause.peer)
-            case _:
-                self._step_rarely(cause)
-
-    def _step_rarely(self, cause: RareInput) -> None:
-        """What does not come with every request."""
-        state = self.state
-        match cause:
             case TransferLeadership():
                 transfer.on_transfer_requested(state, cause.to)
-            case LogTrimmed():
-                snapshots.on_trimmed(state, cause)
-            case SnapshotReceived():
-                snapshots.on_received(state, cause)
-            case SnapshotSent():
-                snapshots.on_sent(state, cause)
-            case Fetched():
-                replication.on_fetched(state, cause)
             case DiskStalled() | DiskRecovered():
                 election.on_disk_changed(state, is_stalled=isinstance(cause, DiskStalled))
             case QuarantineLifted():
                 quarantine.on_lifted(state)
+            case LogTrimmed():
+                snapshots.on_log_trimmed(state, cause)
+            case SnapshotReceived():
+                snapshots.on_snapshot_received(state, cause)
+            case SnapshotSent():
+                snapshots.on_snapshot_sent(state, cause)
             case _:
                 assert_never(cause)
 
@@ -170,11 +163,7 @@ class Raft:
             election.check_quorum(state, state.leadership)  # after a pause, before anything is done as a leader
 
     def _admit(self, message: RaftMessage) -> bool:
-        """Anybody whom the transport has proven to be of this cluster, then the rule of terms.
-
-        Not only members: a log that is behind knows neither those added since nor, maybe, its own leader. Votes and
-        acknowledgements are counted of voters alone, wherever they are counted.
-        """
+        """The rule of terms. The sender is proven to be of this cluster, if not by a configuration known here yet."""
         state = self.state
         sender = message.sender
         if sender == state.node:
@@ -206,7 +195,9 @@ class Raft:
         else:
             state.disconnected[peer] = True
         if state.leadership is not None and peer in state.leadership.progress:
-            state.leadership.progress[peer].become_probe()
+            progress = state.leadership.progress[peer]
+            if progress.state != "snapshot":  # that goes its own way, and ends with `SnapshotSent`
+                progress.become_probe()
         if peer == state.leader:
             read_index.fail_forwarded(state)
 
@@ -223,18 +214,30 @@ class Raft:
         leadership = state.leadership
         if leadership is not None:
             is_leaving = reconfiguration.is_leaving(state)
-            leadership.note_due = leadership.note_due or is_leaving  # the others are to know that it is committed
+            leadership.note_due = leadership.note_due or is_leaving
             read_index.open_round(state, leadership)
             replication.send_appends(state, leadership)
             transfer.push(state, leadership)
             if is_leaving:
                 reconfiguration.leave(state, leadership)
+        self._tell_configuration()
         output, state.output = state.output, Output()
         output.persist = state.writes.take(state.log, generation.hard_state(state))
-        if not state.writes.is_installing:
-            state.apply_to = max(state.apply_to, min(state.commit_index, state.writes.durable_index))
-        output.apply_to = state.apply_to
+        output.apply_to = state.apply_to = snapshots.apply_to(state)
         return output
+
+    def _tell_configuration(self) -> None:
+        """Of another one in force, however it came to be, and once for each output."""
+        state = self.state
+        before, now = state.told_configuration, state.configuration
+        if now is before:
+            return
+        state.told_configuration = now
+        state.output.facts.append(ConfigurationChanged(state.log.membership.index, now))
+        if before is not None:
+            for gone in {*before.voters, *before.learners} - set(state.log.membership.members):
+                state.contacts.pop(gone, None)
+                state.disconnected.pop(gone, None)
 
     def next_deadline_ms(self) -> int:
         """When the core wants a Tick at the latest."""
@@ -293,8 +296,28 @@ class Raft:
 
     @property
     def configuration_index(self) -> Index:
-        """Of the entry that the configuration in force came with; 0: the initial one."""
+        """Of the entry that made the configuration in force; 0: it is the initial one."""
         return self.state.log.membership.index
+
+    @property
+    def committed_configuration(self) -> tuple[Index, Configuration]:
+        """The newest configuration known to be committed, and of which entry."""
+        return self.state.log.membership.at(self.state.commit_index)
+
+    @property
+    def is_member(self) -> bool:
+        """Whether this node stands in the configuration in force, voting or not."""
+        return self.state.node in self.state.log.membership.members
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether it is committed that this node is a member no more."""
+        return self.state.is_removed
+
+    @property
+    def base(self) -> LogPosition:
+        """The position before the first log entry that exists."""
+        return self.state.log.base
 
     def is_caught_up(self, peer: NodeId) -> bool:
         """Whether this leader would give a vote to that learner."""

@@ -23,6 +23,7 @@ from kvnode.raft import (
     snapshots,
     timers,
 )
+from kvnode.raft.membership import is_removed
 from kvnode.raft.messages import LogPosition, VoteReply, VoteRequest
 from kvnode.raft.output import BecameCandidate, BecameLeader, BecamePreCandidate, VoteGranted
 from kvnode.raft.state import Candidacy, Leadership, RaftState, Role
@@ -36,7 +37,7 @@ def campaign(state: RaftState, reason: str) -> None:
     if state.role is Role.CANDIDATE and not state.writes.is_hard_state_durable:
         return  # our requests have not even left: a slow disk must not raise one term after another
     generation.forget_leader(state)
-    if state.is_stalled or not state.is_voter or state.is_quarantined or clock_drift.abstains(state):
+    if state.is_stalled or not state.may_stand or state.is_quarantined or clock_drift.abstains(state):
         return
     if leader_lease.is_promised(state):
         return
@@ -128,8 +129,12 @@ def become_leader(state: RaftState, candidacy: Candidacy) -> None:
 
 
 def on_vote_request(state: RaftState, message: VoteRequest) -> None:
-    """Judge a candidate. Learners and members in quarantine grant nothing, nor does who still hears a leader."""
-    if not state.is_voter or state.is_quarantined:
+    """Judge a candidate. Members in quarantine grant nothing, nor does who still hears a leader.
+
+    Whether this node's vote counts is the candidate's to know: a learner may have been promoted by an entry that has
+    not come yet, and be needed. But a removed member votes no more, and nobody votes for one.
+    """
+    if state.is_quarantined or state.is_removed or is_removed(state.committed_configuration, message.sender):
         return
     if not message.transfer and (timers.hears_leader(state) or leader_lease.is_promised(state)):
         return
@@ -200,8 +205,8 @@ def on_disk_changed(state: RaftState, *, is_stalled: bool) -> None:
 
 def on_persisted(state: RaftState, number: WriteNumber) -> None:
     """Our own write is durable: now it counts, for a vote or for a commit (traps R1, S22)."""
-    if state.writes.on_persisted(number):
-        snapshots.on_installed(state)
+    state.writes.on_persisted(number)
+    snapshots.on_persisted(state)
     quarantine.consider_lifting(state)
     on_own_vote_durable(state)
     if state.leadership is not None:

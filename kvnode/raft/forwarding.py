@@ -13,7 +13,6 @@ from kvnode.raft.messages import EntryKind, ForwardProposals, ForwardReply, Lead
 from kvnode.raft.output import Forwarded, Placed, Refused
 from kvnode.raft.state import RaftState
 
-_CONFIGURATION = EntryKind.CONFIGURATION.value
 _NO_LEADER = "no_leader"
 _OVERLOADED = "overloaded"
 
@@ -37,40 +36,35 @@ def on_leader_proposals(state: RaftState, cause: LeaderProposals) -> None:
 def _append_own(state: RaftState, batch: tuple[Proposed, ...]) -> None:
     placed, refused = _append(state, batch)
     term = state.term
-    state.output.placed.extend(Placed(id_, index, term) for id_, index in placed)
-    state.output.refused.extend(Refused(*fate) for fate in refused)
+    state.output.placed.extend([Placed(id_, index, term) for id_, index in placed])
+    state.output.refused.extend(Refused(*each) for each in refused)
 
 
-_Placed = list[tuple[RequestId, Index]]
-_Refused = list[tuple[RequestId, str, str]]
-
-
-def _append(state: RaftState, batch: tuple[Proposed, ...]) -> tuple[_Placed, _Refused]:
-    """What stands in the log now, and why the others do not."""
+def _append(
+    state: RaftState, batch: tuple[Proposed, ...]
+) -> tuple[list[tuple[RequestId, Index]], list[tuple[RequestId, str, str]]]:
+    """Which stand in the log now, and where; and which do not, and why: code, and a sentence if that is not enough."""
     leadership = state.leadership
     if leadership is None or leadership.transfer_to != NOBODY:
         return [], [(proposed.id, _NO_LEADER, "") for proposed in batch]
-    placed: _Placed = []
-    refused: _Refused = []
-    first = 0
-    for at, proposed in enumerate(batch):
-        if proposed.kind != _CONFIGURATION:
+    placed: list[tuple[RequestId, Index]] = []
+    refused: list[tuple[RequestId, str, str]] = []
+    while batch:
+        first = state.log.last_index + 1
+        taken = replication.append_proposals(state, batch)
+        placed += [(batch[position].id, Index(first + position)) for position in range(taken)]
+        if taken == len(batch):
+            break
+        proposed, batch = batch[taken], batch[taken + 1 :]
+        if proposed.kind != EntryKind.CONFIGURATION:
+            refused.append((proposed.id, _OVERLOADED, ""))
             continue
-        _append_commands(state, batch[first:at], placed, refused)
-        first = at + 1
-        try:
-            placed.append((proposed.id, reconfiguration.append(state, leadership, proposed)))
-        except reconfiguration.Denied as denied:
-            refused.append((proposed.id, denied.code, denied.sentence))
-    _append_commands(state, batch[first:] if first else batch, placed, refused)
+        refusal = reconfiguration.append_change(state, leadership, proposed)
+        if refusal is None:
+            placed.append((proposed.id, state.log.last_index))
+        else:
+            refused.append((proposed.id, refusal.code, refusal.message))
     return placed, refused
-
-
-def _append_commands(state: RaftState, batch: tuple[Proposed, ...], placed: _Placed, refused: _Refused) -> None:
-    first = state.log.last_index + 1
-    taken = replication.append_proposals(state, batch)
-    placed.extend((proposed.id, Index(first + at)) for at, proposed in enumerate(batch[:taken]))
-    refused.extend((proposed.id, _OVERLOADED, "") for proposed in batch[taken:])
 
 
 def _refuse(state: RaftState, batch: tuple[Proposed, ...] | list[Proposed], code: str) -> None:
@@ -109,9 +103,9 @@ def _split(waiting: list[Proposed], bytes_max: int) -> list[tuple[Proposed, ...]
 def on_forward_proposals(state: RaftState, message: ForwardProposals) -> None:
     """A follower's clients' commands: append them if we lead, else refuse them."""
     placed, refused = _append(state, message.batch)
-    progress = state.leadership.progress.get(message.sender) if state.leadership is not None else None
-    if placed and progress is not None:
-        progress.commit_wanted = state.log.last_index
+    asker = state.leadership.progress.get(message.sender) if state.leadership is not None else None
+    if placed and asker is not None:
+        asker.commit_wanted = state.log.last_index
     state.send(message.sender, ForwardReply(state.term, state.node, tuple(placed), tuple(refused)))
 
 
@@ -125,4 +119,4 @@ def on_overflowed(state: RaftState, cause: Overflowed) -> None:
 def on_forward_reply(state: RaftState, message: ForwardReply) -> None:
     """Where our commands stand. True of the reply's term, whatever ours has become since."""
     state.output.placed.extend(Placed(id_, index, message.term) for id_, index in message.placed)
-    state.output.refused.extend(Refused(*fate) for fate in message.refused)
+    state.output.refused.extend(Refused(*each) for each in message.refused)

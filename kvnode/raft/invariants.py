@@ -71,17 +71,19 @@ def check(state: RaftState) -> None:
     assert log.base.index <= commit <= last, ("I8", commit, last)
     durable = writes.durable_index
     assert durable <= last, ("I11", durable, last)
-    assert writes.is_installing == (state.installing is not None), ("I17", state.installing)
-    if writes.is_installing:
-        durable = commit  # it will be, before anything is said or applied
     assert state.apply_to <= min(commit, durable), ("I11", state.apply_to)
-    assert log.first_in_memory <= min(commit, durable) + 1, ("I19", log.first_in_memory)
+    saved = commit if state.installing is not None else min(commit, durable)
+    assert log.first_in_memory <= saved + 1, ("I19", log.first_in_memory)
+    assert log.membership.index <= last, ("I15", log.membership.index, last)
+    if state.installing is not None:
+        assert state.apply_to < state.installing.position.index <= commit, ("I17", state.apply_to, state.installing)
     assert state.clock.last >= log.last_time, ("I22", state.clock.last, log.last_time)
     if leadership is not None:
         members = [member for member in log.membership.members if member != state.node]
         assert list(leadership.progress) == members, ("I15", members)
         for progress in leadership.progress.values():
             assert 0 <= progress.match_index < progress.next_index <= last + 1, ("I18", progress, last)
+            assert progress.state != "snapshot" or progress.match_index < log.base.index, ("I18", progress, log.base)
             if progress.window:
                 _check_window(progress, state.settings.window_messages_max)
             else:

@@ -11,6 +11,9 @@ The one way around the promise is a transfer, for which the leader itself asks. 
 way, and after one that was aborted none before a later entry is committed: until then a late order to campaign can
 still win; afterwards its candidate's log is too old (S39; raft-rs #234).
 
+A change of members begins a new lease: none before it is committed, then by rounds sent since. Who might be elected in
+the configuration before it needs a voter of the majority that committed it, who refuses a shorter log.
+
 How a read uses it (I14): applied up to the commit index as of its arrival, then it takes its view, and only then asks
 `holds` by a fresh look at the clock. Whatever happens in between, a pause too, is covered by that order (S37).
 
@@ -66,6 +69,13 @@ def on_confirmed(leadership: Leadership, number: int) -> None:
 def on_order(state: RaftState, leadership: Leadership) -> None:
     """Somebody is told to campaign with this log: no lease before an entry that is not even there yet is committed."""
     leadership.lease_index = Index(state.log.last_index + 1)
+
+
+def on_reconfigured(state: RaftState, leadership: Leadership) -> None:
+    """Other voters elect now: what the ones before have promised is not relied on, nor theirs before the commit."""
+    leadership.lease_index = max(leadership.lease_index, state.log.membership.index)
+    leadership.lease_from_ms = None
+    leadership.lease_rounds.clear()
 
 
 def holds(state: RaftState, now_ms: int) -> bool:

@@ -18,8 +18,8 @@ from kvnode.ids import Index, Term
 from kvnode.raft.membership import Membership
 from kvnode.raft.messages import ENTRY_OVERHEAD_BYTES, Configuration, Entry, EntryKind, LogPosition
 
-_START = Index(0)
 _CONFIGURATION = EntryKind.CONFIGURATION.value
+_FIRST = Index(0)
 
 
 class RaftLog:
@@ -46,12 +46,12 @@ class RaftLog:
         last_index: Index,
         tail: Sequence[Entry],
         configuration: Configuration,
-        configuration_index: Index = _START,
+        configuration_index: Index = _FIRST,
         time_before: int = 0,
     ) -> None:
-        """`configuration` came with the entry at `configuration_index`, 0: it is the initial one.
+        """`time_before`: the hybrid timestamp of the entry before `tail`, where that is not in memory.
 
-        `time_before`: the hybrid timestamp of the entry before `tail`, where that is not in memory.
+        `tail` may begin before `configuration_index`: the configurations up to there are history.
         """
         self.base = base
         self._time_before = time_before
@@ -150,36 +150,35 @@ class RaftLog:
         self.last_index = Index(first - 1)
         self.membership.on_truncated(first)
 
-    def drop_prefix(self, position: LogPosition) -> None:
-        """Everything up to `position` is gone from the disk: the log begins after it now. Stale news are ignored."""
-        if position.index <= self.base.index:
-            return
-        assert self.term_at(position.index) == position.term, (position, self.term_at(position.index))
-        self._evict(position.index - self.first_in_memory + 1)
-        first = Index(position.index + 1)
-        run = bisect_right(self._run_firsts, first) - 1
-        if first > self.last_index:
-            self._run_firsts, self._run_terms = [], []
-        elif run >= 0:
-            del self._run_firsts[:run], self._run_terms[:run]
-            self._run_firsts[0] = first
-        self.base = position
-        self.membership.on_trimmed(position.index)
+    def drop_prefix(self, base: LogPosition) -> None:
+        """Entries up to `base` are not there any more. The configuration in force at it stays known."""
+        assert self.term_at(base.index) == base.term, (base, self.term_at(base.index))
+        count = base.index + 1 - self.first_in_memory
+        if count > 0:
+            self._forget_oldest(count)
+        run = bisect_right(self._run_firsts, base.index)
+        if base.index < self.last_index and self.term_at(Index(base.index + 1)) == base.term and run:
+            run -= 1  # the run goes on behind the base
+            self._run_firsts[run] = Index(base.index + 1)
+        del self._run_firsts[:run]
+        del self._run_terms[:run]
+        self.base = base
+        self.membership.on_trimmed(base.index)
 
-    def restart(
-        self, position: LogPosition, time: int, configuration: Configuration, configuration_index: Index
+    def reset(
+        self, base: LogPosition, time: int, configuration: Configuration, configuration_index: Index = _FIRST
     ) -> None:
-        """Begin anew after `position`, whose hybrid timestamp is `time`: nothing of the log is kept.
-
-        Its configurations go with it, also those of higher indexes: they were never committed (openraft #1808).
-        """
-        self._evicted_bytes = self._ends[-1] if self._ends else self._evicted_bytes
-        self._entries, self._ends = [], []
-        self._run_firsts, self._run_terms = [], []
-        self.base, self.last_index = position, position.index
-        self.first_in_memory = Index(position.index + 1)
+        """All of it goes, configurations too; what is known now is the state at `base`, whose entry has that `time`."""
+        self.base = base
         self._time_before = time
         self.membership = Membership(configuration, configuration_index)
+        self._run_firsts.clear()
+        self._run_terms.clear()
+        self._entries.clear()
+        self._ends.clear()
+        self._evicted_bytes = 0
+        self.last_index = base.index
+        self.first_in_memory = Index(base.index + 1)
 
     # ── slices and sizes ────────────────────────────────────────────────────────────────────────────
 
@@ -219,11 +218,12 @@ class RaftLog:
         if excess <= 0:
             return
         count = bisect_left(self._ends, self._evicted_bytes + excess) + 1
-        self._evict(min(count, up_to - self.first_in_memory + 1))
-
-    def _evict(self, count: int) -> None:
+        count = min(count, up_to - self.first_in_memory + 1)
         if count <= 0:
             return
+        self._forget_oldest(count)
+
+    def _forget_oldest(self, count: int) -> None:
         self._evicted_bytes = self._ends[count - 1]
         self._time_before = self._entries[count - 1].time
         del self._entries[:count]

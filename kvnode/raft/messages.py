@@ -156,7 +156,10 @@ class TimeoutNow(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
 
 
 class Proposed(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One command on its way to the leader. `id` is the origin's and comes back with the answer."""
+    """One command on its way to the leader. `id` is the origin's and comes back with the answer.
+
+    Of kind CONFIGURATION the payload is a `kvnode.kv.members.MemberChange`, for the leader to judge.
+    """
 
     id: RequestId
     payload: bytes
@@ -355,11 +358,14 @@ class SnapshotReceived(msgspec.Struct, frozen=True, gc=False):
     position: LogPosition  # of the last entry it contains
     time: int  # hybrid timestamp of that entry
     configuration: Configuration  # in force there
-    configuration_index: Index  # of the entry it came with; 0: the initial one
+    configuration_index: Index = Index(0)  # of the entry it came with; 0: the initial one
 
 
 class SnapshotSent(msgspec.Struct, frozen=True, gc=False):
-    """What became of an attempt to send `peer` a snapshot (answers `SendSnapshot`). `index` 0: it failed."""
+    """What became of an attempt to send `peer` a snapshot (answers `SendSnapshot`). `index` 0: it failed.
+
+    Every attempt ends with one. One that is under way when the same is asked again goes on, and answers both.
+    """
 
     peer: NodeId
     index: Index
@@ -372,17 +378,6 @@ class Fetched(msgspec.Struct, frozen=True, gc=False):
     entries: tuple[Entry, ...]
 
 
-RareInput = (
-    TransferLeadership
-    | DiskStalled
-    | DiskRecovered
-    | QuarantineLifted
-    | LogTrimmed
-    | SnapshotReceived
-    | SnapshotSent
-    | Fetched
-)
-
 LocalInput = (
     Tick
     | Proposals
@@ -393,7 +388,14 @@ LocalInput = (
     | PeerConnected
     | PeerDisconnected
     | PeerRefused
-    | RareInput
+    | TransferLeadership
+    | DiskStalled
+    | DiskRecovered
+    | QuarantineLifted
+    | LogTrimmed
+    | SnapshotReceived
+    | SnapshotSent
+    | Fetched
 )
 
 Input = RaftMessage | LocalInput

@@ -69,11 +69,11 @@ class Forwarded(msgspec.Struct, frozen=True, gc=False):
 
 
 class Refused(msgspec.Struct, frozen=True, gc=False):
-    """A proposal is certainly in no log: the code of an error that says so (no_leader, overloaded, conflict …)."""
+    """A proposal is certainly in no log: the code of the error (no_leader, overloaded; of a change any of its own)."""
 
     id: RequestId
     code: str
-    sentence: str = ""  # why, where the code alone does not tell
+    message: str = ""  # what was wrong, in a sentence; "" where the code says it all
 
 
 class ReadReady(msgspec.Struct, frozen=True, gc=False):

@@ -2,7 +2,9 @@
 
 This is the Request Pipeline of replication. *probe*: where the logs part is not known (or a message was lost), so
 one message at a time, at most one per heartbeat unless answered. *replicate*: `next_index` runs ahead of the
-acknowledgements, up to a window of messages and bytes. *snapshot*: the follower gets the state instead of entries.
+acknowledgements, up to a window of messages and bytes. *snapshot*: our log begins behind what the follower needs, so it
+gets the state instead of entries, and meanwhile only heartbeats. That ends with the attempt to send it, or as soon as
+the follower acknowledges something our log still reaches.
 
 Invariants: 0 ≤ match_index < next_index; match_index never falls within a leadership, unless the follower has lost
 entries (`quarantine`, `has_lost`), and is only ever set from an acceptance of this term (traps R3, S56); the window is
@@ -40,7 +42,6 @@ class Progress:
     commit_sent: Index = _NONE  # the commit index it will know once it has everything sent
     commit_wanted: Index = _NONE  # its clients wait for this index: it is told at once
     is_fetching: bool = False  # entries for it are being read from disk
-    needs_snapshot: bool = False
     life: int = 0  # the newest of its lives that answered; answers of earlier ones are void
     match_life: int = 0  # the life that acknowledged `match_index`
     is_quarantined: bool = False  # an earlier life of it acknowledged entries that are lost
@@ -76,9 +77,7 @@ class Progress:
             while self.window and self.window[0][0] <= index:
                 self.window_bytes -= self.window.popleft()[1]
             self.next_index = max(self.next_index, Index(index + 1))
-        if self.state == "snapshot" and is_news:
-            self._become_replicate()
-        elif self.state == "probe":
+        if self.state == "probe":
             is_probe_answered = index >= self.next_index - 1
             if is_news or (is_probe_answered and self.next_index > log_last):
                 self._become_replicate()
@@ -106,20 +105,22 @@ class Progress:
         self.window_bytes = 0
 
     def become_snapshot(self) -> None:
-        """The log cannot help it: wait until it was sent the state instead."""
-        self.become_probe()
+        """It needs what our log does not hold any more: the state is sent, and no entries until that is over."""
+        self.become_probe(self.next_index)
         self.state = "snapshot"
-        self.needs_snapshot = True
 
-    def on_snapshot_sent(self, index: Index) -> None:
-        """It has the state up to `index`, or 0: it has not got it."""
-        self.become_probe(Index(index + 1))
+    def on_snapshot_over(self, index: Index) -> None:
+        """The attempt to send it is over; `index` is what it contained, 0 if it failed: then a beat passes first."""
+        if self.state == "snapshot":
+            self.become_probe(Index(index + 1))
+            self.is_paused = index == 0
 
     def on_stamp_refused(self, now_ms: int) -> None:
         """It holds what it accepted and does not take what follows, for now: try again with the next heartbeat."""
         self.refused_ms = now_ms
-        self.become_probe()
-        self.is_paused = True
+        if self.state != "snapshot":
+            self.become_probe()
+            self.is_paused = True
 
     def on_life(self, life: int, *, is_quarantined: bool, look_at: Index) -> None:
         """An answer of `life`; one in quarantine that is new has lost something."""
@@ -140,7 +141,6 @@ class Progress:
         self.state = "replicate"
         self.next_index = Index(self.match_index + 1)
         self.is_paused = False
-        self.needs_snapshot = False
 
     def is_stuck(self, now_ms: int, patience_ms: int) -> bool:
         """Appends are in flight and none has been acknowledged for `patience_ms`: one was probably lost."""

@@ -84,9 +84,9 @@ def confirm(state: RaftState, leadership: Leadership) -> None:
 
 def _answer(state: RaftState, origin: NodeId, number: int, index: Index) -> None:
     if origin != state.node:
-        progress = state.leadership.progress.get(origin) if state.leadership is not None else None
-        if progress is not None and index != _REFUSED:
-            progress.commit_wanted = index
+        asker = state.leadership.progress.get(origin) if state.leadership is not None else None
+        if asker is not None and index != _REFUSED:
+            asker.commit_wanted = index
         state.send(origin, ReadIndexReply(state.term, state.node, number, index))
     elif index == _REFUSED:
         state.output.reads_failed.append(ReadFailed(number))

@@ -1,236 +1,272 @@
-"""Changes of members: judged by the leader when it appends, one at a time, each a whole new configuration in the log.
+"""Membership change: one server at a time, judged by the leader when it appends, in force from then on.
 
-Consecutive configurations differ by one voter, so that any majority of the one shares a voter with any majority of the
-other, and no joint consensus is needed. That holds only under two conditions, without either of which two leaders can
-commit different entries (the raft-dev report of 2015, scenario S42):
+Two rules make it safe. Configurations that follow each other differ by one voter, so that any two majorities of them
+share one; and none is appended before the one before it, and an entry of the leader's own term, is committed: without
+that second half two leaders could each build on a configuration the other does not know (raft-dev, July 2015; scenario
+S42). The other rules keep an operator from losing the cluster: a learner is promoted once it has caught up, and the
+voters heard lately must be a majority of those there would be. `force` overrides those two, and nothing else.
 
-- the configuration before is committed (S43);
-- the leader has committed an entry of its own term: else one of an earlier term that it does not know to be committed
-  may still come back beside its own.
+A change that has been made already is made again, as an equal configuration: so a retry is answered like the first.
+Ids are counted up and never given again: one up to `last_id` that is no member's is that of a removed one, for ever.
 
-Beyond safety a change is refused that would leave too few voters that answer to go on, unless it is forced.
-A configuration is in force from the moment it stands in the log (S46), so everything that counts voters is looked at
-again then. A leader that is no voter any more serves until that is committed, which it does not count for, and goes.
+A leader that removes itself goes on until that is committed, by a majority it does not belong to, and then hands office
+to the best follower and leaves it (thesis §4.2.2). Whoever appends a change looks again at all it has counted: commit
+index, read rounds, whether a majority still answers. Leases begin anew when the change is committed (`leader_lease`).
 
-Source: Raft thesis §4.1–4.2.
+Source: Raft thesis §4.1–4.3.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import assert_never
 
 import msgspec
 
 from kvnode.ids import NOBODY, Index, NodeId
 from kvnode.kv.members import AddMember, MemberChange, PromoteMember, RaiseFeatureLevel, RemoveMember, UpdateMember
 from kvnode.raft import generation, high_water_mark, leader_lease, quorum, read_index, replication, transfer
-from kvnode.raft.membership import encode_configuration
-from kvnode.raft.messages import Configuration, Entry, EntryKind, Member, Proposed, TimeoutNow
-from kvnode.raft.output import ConfigurationChanged
+from kvnode.raft.membership import highest_id, is_member
+from kvnode.raft.messages import Configuration, Member, Proposed, TimeoutNow
 from kvnode.raft.state import Leadership, RaftState
 
-MEMBERS_MAX = 32
+MEMBERS_MAX = 64
+"""Voters and learners together."""
+
 LAG_ENTRIES_MAX = 1_024
-"""A learner that lacks no more, and no more bytes than a window holds, has caught up."""
+"""A learner that lacks more has not caught up."""
 
-_decode = msgspec.msgpack.Decoder(MemberChange).decode
-
-
-class Denied(Exception):
-    """The change is not made. `code` is an error's of `kvnode.errors`."""
-
-    def __init__(self, code: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.code = code
-        self.sentence = sentence
+_decoder: msgspec.msgpack.Decoder[MemberChange] = msgspec.msgpack.Decoder(MemberChange)
 
 
-# ── leader ──────────────────────────────────────────────────────────────────────────────────────────
+class Refusal(msgspec.Struct, frozen=True, gc=False):
+    """Why a change is not made: an error's code, and a sentence that says what to do."""
+
+    code: str
+    message: str
 
 
-def append(state: RaftState, leadership: Leadership, proposed: Proposed) -> Index:
-    """Append the configuration that the change leads to. Raises: Denied."""
-    found = _judge(state, leadership, _decode(proposed.payload))
-    index = Index(state.log.last_index + 1)
-    stamp, payload = state.clock.next(state.wall_ms), encode_configuration(found)
-    state.log.extend((Entry(state.term, index, stamp, EntryKind.CONFIGURATION.value, payload),))
-    on_changed(state)
-    return index
+def encode_change(change: MemberChange) -> bytes:
+    """Payload of a proposal of kind CONFIGURATION."""
+    return msgspec.msgpack.encode(change)
 
 
-def on_changed(state: RaftState) -> None:
-    """Another configuration may be in force: tell so, and look again at everything that counts voters."""
+def append_change(state: RaftState, leadership: Leadership, proposed: Proposed) -> Refusal | None:
+    """Append the configuration that the proposed change leads to, or say why not."""
+    try:
+        change = _decoder.decode(proposed.payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        return Refusal("bad_request", f"not a change of members: {error}")
+    if state.uncommitted_bytes >= state.settings.uncommitted_bytes_max:
+        return Refusal("overloaded", "")
+    judged = judge(state, leadership, change)
+    if isinstance(judged, Refusal):
+        return judged
+    replication.append_configuration(state, proposed, judged)
+    _on_appended(state, leadership)
+    return None
+
+
+# ── what is allowed ─────────────────────────────────────────────────────────────────────────────────
+
+
+def judge(state: RaftState, leadership: Leadership, change: MemberChange) -> Configuration | Refusal:
+    """The configuration after `change`, if it may be made now."""
+    if state.commit_index < leadership.first_index:
+        return Refusal("not_ready", "the leader has committed nothing in its term yet: try again")
     membership = state.log.membership
-    if membership.configuration is state.configuration_told:
-        return
-    state.configuration_told = membership.configuration
-    state.output.facts.append(ConfigurationChanged(membership.index, membership.configuration))
-    leadership = state.leadership
-    if leadership is not None:
-        leadership.progress = replication.track_members(state, leadership.progress)
-        high_water_mark.advance_leader(state, leadership)
-        read_index.confirm(state, leadership)
+    if membership.index > state.commit_index:
+        return Refusal("not_ready", f"the change of members at {membership.index} is not committed yet: try again")
+    now = membership.configuration
+    match change:
+        case AddMember():
+            return _add(now, change)
+        case PromoteMember():
+            return _promote(state, leadership, now, change)
+        case RemoveMember():
+            return _remove(state, leadership, now, change)
+        case UpdateMember():
+            return _update(now, change)
+        case RaiseFeatureLevel(level=level):
+            if level < now.feature_level:
+                return Refusal("conflict", f"the feature level is {now.feature_level} and is never lowered")
+            return msgspec.structs.replace(now, last_id=highest_id(now), feature_level=level)
+        case _:
+            assert_never(change)
+
+
+def _add(now: Configuration, change: AddMember) -> Configuration | Refusal:
+    if not change.address:
+        return Refusal("bad_request", "a member needs the address of its peer listener")
+    if change.incarnation:
+        for known in now.members:
+            if known.incarnation == change.incarnation:
+                taken = _address_taken(now, change.address, but=(known.id, known.replaces))
+                return taken or _wanting(now, known, change)
+    for known in now.members:
+        if known.address == change.address and known.incarnation == 0 and known.id in now.learners:
+            return _wanting(now, known, change)
+    taken = _address_taken(now, change.address, but=(change.replaces,))  # whom it replaces may have been there
+    if taken is not None:
+        return taken
+    if change.replaces != NOBODY and not is_member(now, change.replaces):
+        return Refusal("member_not_found", f"there is no member {change.replaces} to replace")
+    if len(now.voters) + len(now.learners) >= MEMBERS_MAX:
+        return Refusal("conflict", f"there are {MEMBERS_MAX} members already: remove one first")
+    id_ = NodeId(highest_id(now) + 1)
+    member = Member(id_, change.incarnation, change.address, change.name, change.promote, change.replaces)
+    return msgspec.structs.replace(now, learners=(*now.learners, id_), members=_with(now.members, member), last_id=id_)
+
+
+def _wanting(now: Configuration, known: Member, change: AddMember) -> Configuration:
+    """The member is there already: its incarnation, address, and what it is there for, are filled in."""
+    is_learner = known.id in now.learners
+    replaces = change.replaces if change.replaces != known.id and is_member(now, change.replaces) else known.replaces
+    member = msgspec.structs.replace(
+        known,
+        address=change.address,
+        incarnation=change.incarnation or known.incarnation,
+        name=change.name or known.name,
+        wants_vote=is_learner and (change.promote or known.wants_vote),
+        replaces=replaces,
+    )
+    return msgspec.structs.replace(now, members=_with(now.members, member), last_id=highest_id(now))
+
+
+def _promote(
+    state: RaftState, leadership: Leadership, now: Configuration, change: PromoteMember
+) -> Configuration | Refusal:
+    id_ = change.id
+    if not is_member(now, id_):
+        return _no_member(now, id_)
+    if id_ in now.voters:
+        return msgspec.structs.replace(now, last_id=highest_id(now))
+    voters = tuple(sorted((*now.voters, id_)))
+    if not change.force:
+        lack = _lacks(state, leadership, id_)
+        if lack:
+            return Refusal("conflict", f"member {id_} has not caught up: {lack}")
+        risk = _risk(state, leadership, voters)
+        if risk:
+            return Refusal("conflict", risk)
+    members = tuple(
+        msgspec.structs.replace(member, wants_vote=False) if member.id == id_ else member for member in now.members
+    )
+    learners = tuple(learner for learner in now.learners if learner != id_)
+    return msgspec.structs.replace(now, voters=voters, learners=learners, members=members, last_id=highest_id(now))
+
+
+def _remove(
+    state: RaftState, leadership: Leadership, now: Configuration, change: RemoveMember
+) -> Configuration | Refusal:
+    id_ = change.id
+    if not is_member(now, id_):
+        return _no_member(now, id_)
+    voters = tuple(voter for voter in now.voters if voter != id_)
+    if not voters:
+        return Refusal("conflict", f"member {id_} is the last voter: promote another one first")
+    if id_ in now.voters and not change.force:
+        risk = _risk(state, leadership, voters)
+        if risk:
+            return Refusal("conflict", risk)
+    learners = tuple(learner for learner in now.learners if learner != id_)
+    members = tuple(
+        msgspec.structs.replace(member, replaces=NOBODY) if member.replaces == id_ else member
+        for member in now.members
+        if member.id != id_
+    )
+    return msgspec.structs.replace(now, voters=voters, learners=learners, members=members, last_id=highest_id(now))
+
+
+def _update(now: Configuration, change: UpdateMember) -> Configuration | Refusal:
+    if not is_member(now, change.id):
+        return _no_member(now, change.id)
+    if not change.address:
+        return Refusal("bad_request", "a member needs the address of its peer listener")
+    taken = _address_taken(now, change.address, but=(change.id,))
+    if taken is not None:
+        return taken
+    known = next((member for member in now.members if member.id == change.id), Member(change.id, 0, ""))
+    member = msgspec.structs.replace(known, address=change.address)
+    return msgspec.structs.replace(now, members=_with(now.members, member), last_id=highest_id(now))
+
+
+def _address_taken(now: Configuration, address: str, *, but: Iterable[NodeId]) -> Refusal | None:
+    for known in now.members:
+        if known.address == address and known.id not in but:
+            return Refusal("conflict", f"{address} is the address of member {known.id}: replace it, or remove it first")
+    return None
+
+
+def _with(members: tuple[Member, ...], member: Member) -> tuple[Member, ...]:
+    """`members` by id, with `member` in its place."""
+    return tuple(sorted([*(other for other in members if other.id != member.id), member], key=lambda each: each.id))
+
+
+def _no_member(now: Configuration, id_: NodeId) -> Refusal:
+    was = "was removed" if NOBODY < id_ <= highest_id(now) else "never was one"
+    return Refusal("member_not_found", f"there is no member {id_}: it {was}")
+
+
+def _is_heard(state: RaftState, leadership: Leadership, node: NodeId) -> bool:
+    """Whether it answered within an election timeout, and its link is up."""
+    if node == state.node:
+        return True
+    progress = leadership.progress[node]
+    since_ms = state.now_ms - state.settings.election_timeout_ms
+    return progress.has_answered and progress.contact_ms > since_ms and node not in state.disconnected
+
+
+def is_caught_up(state: RaftState, leadership: Leadership, learner: NodeId) -> bool:
+    """Whether it would be given a vote."""
+    return learner in leadership.progress and not _lacks(state, leadership, learner)
+
+
+def _lacks(state: RaftState, leadership: Leadership, learner: NodeId) -> str:
+    """What a learner lacks before it may vote; "" if nothing."""
+    progress, log = leadership.progress[learner], state.log
+    if not _is_heard(state, leadership, learner):
+        return "it does not answer"
+    if progress.is_quarantined:
+        return "it is in quarantine"
+    if progress.state != "replicate":
+        return "it still gets the state" if progress.state == "snapshot" else "where its log ends is not known yet"
+    lag = log.last_index - progress.match_index
+    lag_bytes = log.bytes_between(progress.match_index, log.last_index)
+    if lag > LAG_ENTRIES_MAX or lag_bytes > state.settings.window_bytes_max:
+        return f"it lacks {lag} entries"
+    return ""
+
+
+def _risk(state: RaftState, leadership: Leadership, voters: tuple[NodeId, ...]) -> str:
+    """Why the cluster would have no quorum with these voters; "" if it would."""
+    heard = [voter for voter in voters if _is_heard(state, leadership, voter)]
+    if quorum.has_majority(Configuration(voters), heard):
+        return ""
+    silent = ", ".join(str(voter) for voter in voters if voter not in heard)
+    return f"of the {len(voters)} voters there would be, {silent} did not answer lately, and the others are no majority"
+
+
+# ── what follows from it ────────────────────────────────────────────────────────────────────────────
+
+
+def _on_appended(state: RaftState, leadership: Leadership) -> None:
+    """Other voters count now: for commits, reads and the quorum check, which is due at once."""
+    leadership.progress = replication.track_members(state, leadership.progress)
+    leader_lease.on_reconfigured(state, leadership)
+    high_water_mark.advance_leader(state, leadership)
+    read_index.confirm(state, leadership)
+    leadership.quorum_deadline_ms = state.now_ms
 
 
 def is_leaving(state: RaftState) -> bool:
-    """A leader whose removal is committed."""
+    """Whether this leader's removal is committed: its last output tells everybody so."""
     return not state.is_voter and state.commit_index >= state.log.membership.index
 
 
 def leave(state: RaftState, leadership: Leadership) -> None:
-    """Its last act: whoever holds most is told to campaign, so that nobody waits for a timeout (S48)."""
-    target = transfer.best_target(state, leadership)
-    if target != NOBODY and leadership.progress[target].match_index == state.log.last_index:
-        leader_lease.on_order(state, leadership)
-        state.send(target, TimeoutNow(state.term, state.node, state.log.last_index))
+    """The last act of a leader that is no member any more, after its appends."""
+    heir = transfer.best_target(state, leadership)
+    if heir != NOBODY and leadership.progress[heir].match_index == state.log.last_index:
+        state.send(heir, TimeoutNow(state.term, state.node, Index(state.log.last_index)))
     generation.become_follower(state, "removed")
-
-
-# ── the rules ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def _judge(state: RaftState, leadership: Leadership, change: MemberChange) -> Configuration:
-    """The configuration after it. Raises: Denied."""
-    if state.commit_index < leadership.first_index:
-        raise Denied("not_ready", "the leader has not committed an entry of its own term yet: ask again")
-    if state.commit_index < state.log.membership.index:
-        raise Denied("not_ready", "another change of members is not committed yet: ask again")
-    configuration = state.configuration
-    match change:
-        case AddMember():
-            return _add(configuration, change)
-        case PromoteMember():
-            return _promote(state, leadership, change)
-        case RemoveMember():
-            return _remove(state, leadership, change)
-        case UpdateMember():
-            member = _find(configuration, change.id)
-            _check_address(configuration, change.address, but=(member.id,))
-            return _with(configuration, msgspec.structs.replace(member, address=change.address))
-        case RaiseFeatureLevel():
-            level = max(configuration.feature_level, change.level)
-            return msgspec.structs.replace(configuration, feature_level=level)
-
-
-def _add(configuration: Configuration, change: AddMember) -> Configuration:
-    for member in configuration.members:
-        is_same = change.incarnation != 0 and member.incarnation == change.incarnation
-        awaits_it = member.incarnation == 0 and member.address == change.address and member.id in configuration.learners
-        if is_same or awaits_it:  # it asks again, or comes to where it was announced
-            _check_address(configuration, change.address, but=(member.id, member.replaces))
-            known = msgspec.structs.replace(
-                member,
-                address=change.address,
-                incarnation=change.incarnation or member.incarnation,
-                name=change.name or member.name,
-                wants_vote=member.wants_vote or (change.promote and member.id in configuration.learners),
-                replaces=change.replaces or member.replaces,
-            )
-            return _with(configuration, known)
-    if change.replaces != NOBODY:
-        _find(configuration, change.replaces)
-    _check_address(configuration, change.address, but=(change.replaces,))
-    if len(configuration.members) >= MEMBERS_MAX:
-        raise Denied("conflict", f"the cluster has {len(configuration.members)} members, as many as it may")
-    id_ = NodeId(configuration.last_id + 1)
-    joined = Member(id_, change.incarnation, change.address, change.name, change.promote, change.replaces)
-    return msgspec.structs.replace(
-        configuration,
-        learners=(*configuration.learners, id_),
-        members=(*configuration.members, joined),
-        last_id=id_,
-    )
-
-
-def _promote(state: RaftState, leadership: Leadership, change: PromoteMember) -> Configuration:
-    configuration = state.configuration
-    member = _find(configuration, change.id)
-    if member.id in configuration.voters:
-        return configuration
-    if not change.force:
-        if not is_caught_up(state, leadership, member.id):
-            raise Denied("conflict", f"member {member.id} has not caught up with the leader yet: it cannot vote so far")
-        _check_quorum(state, leadership, (*configuration.voters, member.id))
-    return msgspec.structs.replace(
-        _with(configuration, msgspec.structs.replace(member, wants_vote=False)),
-        voters=tuple(sorted((*configuration.voters, member.id))),
-        learners=tuple(id_ for id_ in configuration.learners if id_ != member.id),
-    )
-
-
-def _remove(state: RaftState, leadership: Leadership, change: RemoveMember) -> Configuration:
-    configuration = state.configuration
-    member = _find(configuration, change.id)
-    voters = tuple(id_ for id_ in configuration.voters if id_ != member.id)
-    if not voters:
-        raise Denied("conflict", f"member {member.id} is the last voter: without it there is no cluster")
-    if not change.force and voters != configuration.voters:
-        _check_quorum(state, leadership, voters)
-    return msgspec.structs.replace(
-        configuration,
-        voters=voters,
-        learners=tuple(id_ for id_ in configuration.learners if id_ != member.id),
-        members=tuple(
-            msgspec.structs.replace(other, replaces=NOBODY) if other.replaces == member.id else other
-            for other in configuration.members
-            if other.id != member.id
-        ),
-    )
-
-
-def is_caught_up(state: RaftState, leadership: Leadership, peer: NodeId) -> bool:
-    """It takes entries as they come, has little left to take, and was heard within T."""
-    progress = leadership.progress.get(peer)
-    if progress is None or progress.state != "replicate" or not _answers(state, leadership, peer):
-        return False
-    log = state.log
-    return (
-        log.last_index - progress.match_index <= LAG_ENTRIES_MAX
-        and log.bytes_between(progress.match_index, log.last_index) <= state.settings.window_bytes_max
-    )
-
-
-def _answers(state: RaftState, leadership: Leadership, peer: NodeId) -> bool:
-    """It is this node, or was heard within T, and could acknowledge and vote."""
-    if peer == state.node:
-        return True
-    progress = leadership.progress.get(peer)
-    since_ms = state.now_ms - state.settings.election_timeout_ms
-    return (
-        progress is not None
-        and progress.has_answered
-        and progress.contact_ms >= since_ms
-        and not progress.is_quarantined
-    )
-
-
-def _check_quorum(state: RaftState, leadership: Leadership, voters: tuple[NodeId, ...]) -> None:
-    answering = sum(_answers(state, leadership, voter) for voter in voters)
-    needed = quorum.majority(len(voters))
-    if answering < needed:
-        raise Denied(
-            "conflict",
-            f"of the {len(voters)} voters after it only {answering} answer and {needed} are needed: the cluster would "
-            "stand still. Start the others, or remove those that are gone for good; force it only if that is meant",
-        )
-
-
-def _find(configuration: Configuration, id_: NodeId) -> Member:
-    for member in configuration.members:
-        if member.id == id_:
-            return member
-    was = "was removed" if id_ <= configuration.last_id else "was never added"
-    raise Denied("member_not_found", f"there is no member {id_}: it {was}")
-
-
-def _check_address(configuration: Configuration, address: str, *, but: Iterable[NodeId]) -> None:
-    for member in configuration.members:
-        if member.address == address and member.id not in but:
-            raise Denied("conflict", f"{address} is the address of member {member.id}: replace it, or remove it first")
-
-
-def _with(configuration: Configuration, changed: Member) -> Configuration:
-    return msgspec.structs.replace(
-        configuration,
-        members=tuple(changed if member.id == changed.id else member for member in configuration.members),
-    )

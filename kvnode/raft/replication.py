@@ -16,20 +16,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvnode.ids import Index, NodeId, Term
-from kvnode.raft import (
-    clock_drift,
-    generation,
-    high_water_mark,
-    leader_lease,
-    quarantine,
-    read_index,
-    reconfiguration,
-)
+from kvnode.raft import clock_drift, generation, high_water_mark, leader_lease, quarantine, read_index
 from kvnode.raft.log import RaftLog
+from kvnode.raft.membership import encode_configuration
 from kvnode.raft.messages import (
     ENTRY_OVERHEAD_BYTES,
     AppendEntries,
     AppendReply,
+    Configuration,
     Entry,
     EntryKind,
     Fetched,
@@ -39,6 +33,8 @@ from kvnode.raft.messages import (
 from kvnode.raft.output import Fetch, FollowerLost, LogTruncated, SendSnapshot, SnapshotNeeded
 from kvnode.raft.progress import Progress
 from kvnode.raft.state import Leadership, RaftState
+
+_CONFIGURATION = EntryKind.CONFIGURATION.value
 
 # ── leader: its own log ─────────────────────────────────────────────────────────────────────────────
 
@@ -51,14 +47,17 @@ def append_no_op(state: RaftState) -> None:
 
 
 def append_proposals(state: RaftState, batch: Sequence[Proposed]) -> int:
-    """Append as many commands as the uncommitted budget allows, stamped in order; how many that were."""
+    """Append commands of `batch` as far as the uncommitted budget allows, or to the first change of members.
+
+    They are stamped in order. Returns how many that were.
+    """
     settings, log, term = state.settings, state.log, state.term
     stamp, wall_ms = state.clock.next, state.wall_ms
     room = settings.uncommitted_bytes_max - state.uncommitted_bytes
     index = log.last_index
     entries: list[Entry] = []
     for proposed in batch:
-        if room <= 0:
+        if room <= 0 or proposed.kind == _CONFIGURATION:
             break
         payload = proposed.payload
         room -= len(payload) + ENTRY_OVERHEAD_BYTES
@@ -66,6 +65,15 @@ def append_proposals(state: RaftState, batch: Sequence[Proposed]) -> int:
         entries.append(Entry(term, index, stamp(wall_ms), proposed.kind, payload, proposed.session, proposed.sequence))
     log.extend(entries)
     return len(entries)
+
+
+def append_configuration(state: RaftState, proposed: Proposed, configuration: Configuration) -> None:
+    """Append a change of members that was judged to be right; it is in force from now on."""
+    index = Index(state.log.last_index + 1)
+    payload = encode_configuration(configuration)
+    stamp = state.clock.next(state.wall_ms)
+    kind = EntryKind.CONFIGURATION.value
+    state.log.extend((Entry(state.term, index, stamp, kind, payload, proposed.session, proposed.sequence),))
 
 
 def track_members(state: RaftState, known: dict[NodeId, Progress]) -> dict[NodeId, Progress]:
@@ -115,12 +123,10 @@ class _Burst:
         if self._leadership.heartbeat_due:
             self._send_empty(peer, progress, quiet=False)
         if peer not in state.disconnected:
-            if progress.state == "snapshot":
-                pass  # until that has been sent
-            elif progress.state == "probe":
+            if progress.state == "probe":
                 if not progress.is_paused:
                     self._send_entries(peer, progress)
-            else:
+            elif progress.state == "replicate":
                 settings, last_index = state.settings, state.log.last_index
                 while progress.next_index <= last_index and progress.has_room(
                     settings.window_messages_max, settings.window_bytes_max
@@ -196,10 +202,9 @@ def _send(state: RaftState, peer: NodeId, progress: Progress, append: AppendEntr
 
 
 def _need_snapshot(state: RaftState, peer: NodeId, progress: Progress) -> None:
-    if not progress.needs_snapshot:
-        state.output.facts.append(SnapshotNeeded(peer, progress.next_index))
-    state.output.snapshots.append(SendSnapshot(peer, progress.next_index))
     progress.become_snapshot()
+    state.output.snapshots.append(SendSnapshot(peer, progress.next_index))
+    state.output.facts.append(SnapshotNeeded(peer, progress.next_index))
 
 
 def _fetch(state: RaftState, peer: NodeId, progress: Progress) -> None:
@@ -218,8 +223,7 @@ def on_fetched(state: RaftState, message: Fetched) -> None:
         return
     progress.is_fetching = False
     entries = message.entries
-    is_wanted = progress.state != "snapshot" and not progress.is_paused
-    if not is_wanted or not entries or entries[0].index != progress.next_index:
+    if not entries or entries[0].index != progress.next_index or progress.is_paused:
         return
     prev = Index(progress.next_index - 1)
     prev_term = state.log.term_at(prev)
@@ -254,7 +258,10 @@ def on_append_reply(state: RaftState, message: AppendReply) -> None:
             progress.on_rejected(message.index, _look_at(state.log, message))
         return
     assert message.index <= state.log.last_index, (message, state.log.last_index)
-    if progress.on_accepted(message.index, state.now_ms, state.log.last_index):
+    is_news = progress.on_accepted(message.index, state.now_ms, state.log.last_index)
+    if progress.state == "snapshot" and progress.match_index >= state.log.base.index:
+        progress.become_probe()  # the log reaches it
+    if is_news:
         high_water_mark.advance_leader(state, leadership)
         if message.ahead_ms:
             progress.on_stamp_refused(state.now_ms)
@@ -328,7 +335,6 @@ def _accept(state: RaftState, message: AppendEntries) -> tuple[Index, int] | Non
     if fresh:
         log.extend(fresh)
         state.clock.observe(fresh[-1].time)
-        reconfiguration.on_changed(state)
     return Index(last - len(entries) + taken), ahead_ms
 
 

@@ -1,96 +1,115 @@
-"""Snapshots: a follower that needs entries which the leader's log holds no more gets the state instead (thesis §5).
+"""Snapshots: a follower whose leader's log begins too late gets the state itself, and its log goes on behind that.
 
-Leader: where `replication` finds that the logs cannot meet, the follower's progress becomes *snapshot*: the shell is
-asked to send one, no entries go until it has reported back, heartbeats go on. Then the follower is probed after it.
+Leader: a trimmed log (`LogTrimmed`) keeps its base and the configuration in force there. A follower that needs what is
+before the base is asked for once (`Output.snapshots`) and gets no entries until the attempt is over (`progress`); who
+sends it, and how, is the shell's business.
 
-Follower: the shell reports a snapshot that has come whole, was verified, and stands ready beside the store. What it
-contains is committed, for its sender had applied it, so it does not matter whether that one still leads. It is of no
-use if it shows nothing new (scenario S56), and one at a time is installed (S57). Then, by I17:
+Follower: a snapshot that is verified and stands ready (`SnapshotReceived`) is used if it contains something that is not
+committed here. If the log holds the very entry it ends with, the log stays. Otherwise all of the log goes, and with it
+every configuration it held: the snapshot's is in force, or a dropped one would rule on (scenario S45; openraft #1808).
+Everything up to it is committed, for a leader applied it. The install goes to the disk as part of the next write; until
+that is durable `apply_to` stands still, nothing is acknowledged by it, and another snapshot is ignored. Then, once,
+`Output.installed`. What is ignored is answered with where this node stands, so that the leader can go on.
 
-- the log holds the snapshot's last entry: what follows stays, and with it whatever configurations stand there;
-- it does not: all of it goes, and with it its configurations, whatever their indexes (S45, openraft #1808).
-
-The commit index moves at once, and everything that leaves waits until the new state is durable (`writes`). Applying
-stands still until then: `Output.installed` tells when it goes on from there.
+Source: Raft thesis §5; installs as part of the ordered writes: openraft's storage commands.
 """
 
 from __future__ import annotations
 
-from kvnode.raft import reconfiguration
+from kvnode.ids import NOBODY, Index, NodeId
+from kvnode.raft import generation
 from kvnode.raft.messages import AppendReply, LogTrimmed, SnapshotReceived, SnapshotSent
 from kvnode.raft.output import Install, SnapshotIgnored, SnapshotInstalled
-from kvnode.raft.state import RaftState
-
-
-def on_trimmed(state: RaftState, message: LogTrimmed) -> None:
-    """The log on disk is shorter at its beginning; only what is committed and durable goes there."""
-    position = message.position
-    if position.index > min(state.commit_index, state.writes.durable_index):
-        return  # of the log before a snapshot took its place
-    state.log.drop_prefix(position)
-
+from kvnode.raft.state import RaftState, Role
 
 # ── leader ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def on_sent(state: RaftState, message: SnapshotSent) -> None:
-    """An attempt is over: look where the follower stands, which asks for another if that was in vain."""
+def on_log_trimmed(state: RaftState, message: LogTrimmed) -> None:
+    """The log on disk begins later now; late news of what an install has dropped since is void."""
+    position = message.position
+    if position.index > state.log.base.index:
+        known = min(state.commit_index, state.writes.durable_index)
+        assert position.index <= known, ("trimmed beyond what is committed and durable", position, known)
+        state.log.drop_prefix(position)
+
+
+def on_snapshot_sent(state: RaftState, message: SnapshotSent) -> None:
+    """Probe behind it; if it failed ask anew, with the next beat at the earliest."""
     leadership = state.leadership
     progress = leadership.progress.get(message.peer) if leadership is not None else None
-    if progress is not None and progress.state == "snapshot":
-        progress.on_snapshot_sent(min(message.index, state.log.last_index))
+    if progress is not None:
+        progress.on_snapshot_over(min(message.index, state.log.last_index))
 
 
 # ── follower ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def on_received(state: RaftState, message: SnapshotReceived) -> None:
-    """Install it, or say why not; its sender, if it leads, is told where we stand either way."""
+def on_snapshot_received(state: RaftState, message: SnapshotReceived) -> None:
+    """Install it, or say why not."""
+    if message.term > state.term:
+        generation.become_follower(state, "newer term", term=message.term)
     reason = _why_not(state, message)
     if reason:
         state.output.facts.append(SnapshotIgnored(message.sender, message.position, reason))
-    else:
-        _install(state, message)
-    if message.sender == state.leader:
-        held = state.commit_index
-        reply = AppendReply(
-            term=state.term,
-            sender=state.node,
-            accepted=True,
-            index=held,
-            last_index=state.log.last_index,
-            life=state.life,
-            quarantined=state.is_quarantined,
-        )
-        state.send(message.sender, reply, holds=held)
+        _tell_where_we_stand(state, message.sender)
+        return
+    generation.follow(state, message.sender)
+    _install(state, message)
+    _tell_where_we_stand(state, message.sender)
 
 
 def _why_not(state: RaftState, message: SnapshotReceived) -> str:
+    if message.term < state.term:
+        return "its sender's term is over"
+    if message.position.term > message.term:
+        return "it ends in a later term than its sender's"
+    if state.role is Role.LEADER or state.leader not in (NOBODY, message.sender):
+        return "its sender does not lead"
     if state.writes.is_installing:
         return "another one is being installed"
     if message.position.index <= state.commit_index:
-        return f"entry {state.commit_index} is committed here already"
-    if state.leadership is not None:
-        return "this node leads"
+        return "it contains nothing that is not committed here"
     return ""
 
 
 def _install(state: RaftState, message: SnapshotReceived) -> None:
-    log, position = state.log, message.position
+    position, log = message.position, state.log
     keeps_log = log.term_at(position.index) == position.term
-    if not keeps_log:
-        log.restart(position, message.time, message.configuration, message.configuration_index)
-        state.clock.rewind(log.last_time)
-    state.commit_index = position.index
-    state.writes.on_install(Install(position, message.time, keeps_log))
+    state.writes.on_install(Install(position, message.time, keeps_log), state.apply_to)
     state.installing = SnapshotInstalled(message.sender, position)
-    reconfiguration.on_changed(state)
+    if not keeps_log:
+        log.reset(position, message.time, message.configuration, message.configuration_index)
+        state.clock.rewind(message.time)
+    state.commit_index = position.index
 
 
-def on_installed(state: RaftState) -> None:
-    """It is durable: this node is what the snapshot says, and applies what follows."""
-    fact = state.installing
-    assert fact is not None, "nobody asked for it"
-    state.installing = None
-    state.output.facts.append(fact)
-    state.output.installed = fact.position
+def _tell_where_we_stand(state: RaftState, leader: NodeId) -> None:
+    """An answer like that to a heartbeat; it waits until what it says is durable."""
+    commit = state.commit_index
+    reply = AppendReply(
+        term=state.term,
+        sender=state.node,
+        accepted=True,
+        index=commit,
+        last_index=state.log.last_index,
+        life=state.life,
+        quarantined=state.is_quarantined,
+    )
+    state.send(leader, reply, holds=commit)
+
+
+def on_persisted(state: RaftState) -> None:
+    """A write finished: if an install was in it, apply goes on from there."""
+    installing = state.installing
+    if installing is not None and not state.writes.is_installing:
+        state.installing = None
+        state.output.installed = installing.position
+        state.output.facts.append(installing)
+
+
+def apply_to(state: RaftState) -> Index:
+    """Up to where entries may be applied: committed and durable here, and standing still during an install."""
+    if state.installing is not None:
+        return state.apply_to
+    return max(state.apply_to, min(state.commit_index, state.writes.durable_index))

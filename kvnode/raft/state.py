@@ -21,6 +21,7 @@ from kvnode.clocks.hybrid import HybridClock
 from kvnode.config import RaftSection
 from kvnode.ids import NOBODY, Index, NodeId, Term
 from kvnode.raft.log import RaftLog
+from kvnode.raft.membership import is_removed
 from kvnode.raft.messages import Configuration, Entry, HardState, LogPosition, Proposed, RaftMessage
 from kvnode.raft.output import Output, Send, SnapshotInstalled
 from kvnode.raft.progress import Progress
@@ -50,7 +51,7 @@ class Restored(msgspec.Struct, frozen=True):
     """What recovery found on disk; a fresh node has a zero hard state and an empty log."""
 
     hard_state: HardState
-    configuration: Configuration  # in force before `tail`: the initial members, until one was changed
+    configuration: Configuration  # the newest one the store has applied; the initial members, until one was changed
     base: LogPosition  # the position before the first log entry that exists
     term_runs: tuple[tuple[Index, Term], ...]  # (first index, term) of each run of equal terms over (base, last_index]
     last_index: Index
@@ -59,7 +60,7 @@ class Restored(msgspec.Struct, frozen=True):
     applied_time: int  # its hybrid timestamp: of the entry at applied_index
     life: int = 0  # counts the starts of this member
     is_quarantined: bool = False  # entries that an earlier life acknowledged are lost
-    configuration_index: Index = _NONE  # of the entry that `configuration` came with; 0: it is the initial one
+    configuration_index: Index = _NONE  # of its entry, at most applied_index; 0: the initial one
 
 
 @dataclass(slots=True)
@@ -158,8 +159,8 @@ class RaftState:
     contacts: dict[NodeId, int] = field(default_factory=dict)  # last message of each peer
     disconnected: dict[NodeId, bool] = field(default_factory=dict)  # peers reported down
     apply_to: Index = _NONE
-    configuration_told: Configuration | None = None  # the one in force, as it was told last
     installing: SnapshotInstalled | None = None  # accepted, and not durable yet
+    told_configuration: Configuration | None = None  # the one in force at the last output
     output: Output = field(default_factory=Output)
 
     @property
@@ -169,6 +170,21 @@ class RaftState:
     @property
     def is_voter(self) -> bool:
         return self.log.membership.is_voter(self.node)
+
+    @property
+    def committed_configuration(self) -> Configuration:
+        """The newest one known to be committed: it will not be rolled back."""
+        return self.log.membership.at(self.commit_index)[1]
+
+    @property
+    def may_stand(self) -> bool:
+        """A voter may campaign; so may one whose removal is not committed: it may be the only one that can (§4.2.2)."""
+        return self.is_voter or self.node in self.committed_configuration.voters
+
+    @property
+    def is_removed(self) -> bool:
+        """Certainly and for ever."""
+        return is_removed(self.committed_configuration, self.node)
 
     @property
     def uncommitted_bytes(self) -> int:
@@ -200,6 +216,7 @@ def initial_state(
     assert hard_state.term >= log.last_term, (hard_state.term, log.last_term)
     assert restored.base.index <= restored.applied_index <= log.last_index, (restored.applied_index, log.last_index)
     assert log.first_in_memory <= restored.applied_index + 1, (log.first_in_memory, restored.applied_index)
+    assert restored.configuration_index <= restored.applied_index, (restored.configuration_index, restored)
     return RaftState(
         node=node,
         settings=settings,
@@ -213,7 +230,7 @@ def initial_state(
         vote=hard_state.vote,
         commit_index=restored.applied_index,
         apply_to=restored.applied_index,
-        configuration_told=log.membership.configuration,
         life=restored.life,
         is_quarantined=restored.is_quarantined,
+        told_configuration=log.membership.configuration,
     )

@@ -3,10 +3,8 @@
 Everything a step changes (entries, truncation, term and vote) waits here and leaves as one `Persist` per output.
 A finished write is matched by number, never by (index, term): the same (index, term) can be cut and appended again
 while an earlier write is still under way (trap R2). A truncation lowers what every write in flight can prove, so a
-late completion proves only what still stands in the log.
-
-An install (a snapshot takes the place of store and log) makes everything that leaves wait for it: until it is durable
-this node is neither what it was nor what it will be.
+late completion proves only what still stands in the log. An install that drops the log takes all of that away: until
+it is durable nothing is but what was applied before.
 
 Invariants: durable_index ≤ last index of the log; numbers are consecutive; a `Send.after` names a write that has
 been handed out or is the very next one.
@@ -49,12 +47,12 @@ class Writes:
         self._truncate_from = Index(0)
         self._hard_state_changed = False
         self._hard_state_number = NO_WRITE
-        self._install: Install | None = None  # not handed out yet
+        self._install: Install | None = None
         self._install_number = NO_WRITE
 
     @property
     def is_installing(self) -> bool:
-        """A snapshot has been accepted and is not durable yet."""
+        """A snapshot was accepted and is not durable yet."""
         return self._install_number > self.durable_number
 
     @property
@@ -74,22 +72,20 @@ class Writes:
             self._truncate_from = first  # lower than an earlier cut, or it would not be in what is saved
             self._in_flight = deque((number, min(last, below)) for number, last in self._in_flight)
 
-    def on_install(self, install: Install) -> None:
-        """A snapshot is to be installed. Unless it keeps the log, nothing of what was written proves anything more."""
-        assert not self.is_installing, install
+    def on_install(self, install: Install, applied: Index) -> None:
+        """The next write installs a snapshot; of the log it drops, entries up to `applied` go on being proven."""
+        assert not self.is_installing, (self._install_number, install)
         self._install = install
         self._install_number = WriteNumber(self.last_number + 1)
         if not install.keeps_log:
-            self.durable_index = _NONE
-            self._in_flight = deque((number, _NONE) for number, _ in self._in_flight)
+            self.durable_index = min(self.durable_index, applied)
+            self._in_flight = deque((number, self.durable_index) for number, _ in self._in_flight)
             self._unsaved_from = Index(install.position.index + 1)
-            self._truncate_from = Index(0)
+            self._truncate_from = _NONE
 
     def after(self, index: Index = _NONE) -> WriteNumber:
         """The write that makes the hard state and everything up to `index` durable; NO_WRITE if it is already."""
         number = NO_WRITE if self.is_hard_state_durable else self._hard_state_number
-        if self.is_installing:
-            number = max(number, self._install_number)
         if index > self.durable_index:
             number = max(number, self._write_of(index))
         return number
@@ -102,8 +98,12 @@ class Writes:
     def take(self, log: RaftLog, hard_state: HardState) -> Persist | None:
         """Everything that changed since the last call, as one write; None if nothing did."""
         first = self._unsaved_from
-        is_empty = log.last_index < first and not self._hard_state_changed and not self._truncate_from
-        if is_empty and self._install is None:
+        if (
+            log.last_index < first
+            and not self._hard_state_changed
+            and not self._truncate_from
+            and self._install is None
+        ):
             return None
         self.last_number = WriteNumber(self.last_number + 1)
         persist = Persist(
@@ -121,14 +121,12 @@ class Writes:
         self._install = None
         return persist
 
-    def on_persisted(self, number: WriteNumber) -> bool:
-        """Write `number` and every earlier one are durable. Whether an install is among those that are it by this."""
+    def on_persisted(self, number: WriteNumber) -> None:
+        """Write `number` and every earlier one are durable."""
         assert number <= self.last_number, (number, self.last_number)
         if number <= self.durable_number:
-            return False
-        was_installing = self.is_installing
+            return
         self.durable_number = number
         while self._in_flight and self._in_flight[0][0] <= number:
             _, last = self._in_flight.popleft()
             self.durable_index = max(self.durable_index, last)
-        return was_installing and not self.is_installing

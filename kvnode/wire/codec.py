@@ -2,7 +2,8 @@
 
     peer message    array: tag, fields…      tags: `kvnode.wire.raft_tags`
     write request   array: tag, fields…      tags: `kvnode.wire.kv_tags`; the payload of a COMMAND entry
-    configuration   array: voters, learners  the payload of a CONFIGURATION entry
+    change          array: tag, fields…      `kvnode.kv.members`; the payload of a proposal of kind CONFIGURATION
+    configuration   array: voters, learners, members, last_id, feature_level; the payload of a CONFIGURATION entry
 
 The bytes are plain MessagePack: the `msgpack` package, or any language, reads them. Decoding is strict: size first,
 then the schema (types, tag, no trailing bytes, UTF-8), then ranges and consistency. Elements after the known ones
@@ -125,7 +126,10 @@ def encode_configuration(configuration: Configuration) -> bytes:
 
 
 def decode_configuration(payload: Bytes) -> Configuration:
-    """Inverse of `encode_configuration`: ids are positive, sorted, and no id stands twice. Raises CodecError."""
+    """Inverse of `encode_configuration`: ids are positive, sorted, and no id stands twice. Raises CodecError.
+
+    Of members described, each stands once and is one; no id is higher than the last one given, where that is known.
+    """
     check_size(payload)
     try:
         configuration = _configuration_decoder.decode(payload)

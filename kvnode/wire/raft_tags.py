@@ -32,6 +32,7 @@ from kvnode.wire.limits import INTEGER_MAX, CodecError, check_range
 STATE_DIGEST_BYTES = 16
 
 _KINDS = frozenset(kind.value for kind in EntryKind)
+_FORWARDED = frozenset({EntryKind.COMMAND.value, EntryKind.CONFIGURATION.value})
 
 
 def check_message(message: PeerMessage) -> None:

@@ -20,27 +20,45 @@ import msgspec
 
 from kvnode.config import RaftSection
 from kvnode.ids import NO_WRITE, NOBODY, Index, NodeId, RequestId, Term
+from kvnode.kv.members import MemberChange
 from kvnode.raft import invariants
 from kvnode.raft.core import Raft
 from kvnode.raft.messages import (
     AppendReply,
     Configuration,
     Entry,
+    EntryKind,
     Fetched,
     HardState,
     Input,
-    Member,
+    LogPosition,
+    LogTrimmed,
     PeerMessage,
     Persisted,
     Proposals,
     Proposed,
     QuarantineLifted,
     ReadRequest,
+    SnapshotReceived,
+    SnapshotSent,
     Tick,
     VoteReply,
     VoteRequest,
 )
-from kvnode.raft.output import Fact, Fetch, Forwarded, Output, Persist, Placed, ReadFailed, ReadReady, Refused, Send
+from kvnode.raft.output import (
+    Fact,
+    Fetch,
+    Forwarded,
+    Output,
+    Persist,
+    Placed,
+    ReadFailed,
+    ReadReady,
+    Refused,
+    Send,
+    SendSnapshot,
+)
+from kvnode.raft.reconfiguration import encode_change
 from kvnode.sim.core.disk import WALL_START_MS, CoreDisk
 
 
@@ -52,7 +70,7 @@ class Envelope:
 
 
 @dataclass
-class Machine:
+class Member:
     """One node: its core while it runs, its disk, and what its clients were told."""
 
     id: NodeId
@@ -69,6 +87,8 @@ class Machine:
     reads_failed: list[ReadFailed] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
     outputs: list[Output] = field(default_factory=list)
+    snapshots: list[SendSnapshot] = field(default_factory=list)  # asked for, and not answered yet
+    stored: list[Entry] = field(default_factory=list)  # what its store holds durably; the log goes on from there
     life: int = -1  # 0 in the first life, whose answers tests make by hand
     is_quarantined: bool = False  # durable, beside the disk
 
@@ -93,9 +113,7 @@ class Cluster:
     ) -> None:
         """`logs`: entries' terms by node, e.g. {1: [1, 1, 2]}; a node's term is then its last entry's."""
         ids = range(1, voters + 1) if isinstance(voters, int) else voters
-        voting, listening = tuple(map(NodeId, ids)), tuple(map(NodeId, learners))
-        described = tuple(Member(id_, 1_000 + id_, f"node-{id_}:1") for id_ in sorted(voting + listening))
-        self.configuration = Configuration(voting, listening, described, max(voting + listening))
+        self.configuration = Configuration(tuple(map(NodeId, ids)), tuple(map(NodeId, learners)))
         self.settings = settings or RaftSection(commit_note_ms=0)  # notes at once: scripts stay free of timers
         self.seed = seed
         self.now_ms = 1_000
@@ -110,9 +128,9 @@ class Cluster:
         self.last_read = 0
         self.starts = 0
         self.observers: list[Callable[[Cluster, NodeId, Output], None]] = []
-        self.members: dict[NodeId, Machine] = {}
+        self.members: dict[NodeId, Member] = {}
         for id_ in sorted(self.configuration.voters + self.configuration.learners):
-            self.members[id_] = Machine(id_)
+            self.members[id_] = Member(id_)
             terms = (logs or {}).get(id_, [])
             self.members[id_].disk.entries = [made_entry(term, index) for index, term in enumerate(terms, 1)]
             self.members[id_].disk.hard_state = HardState(Term(terms[-1] if terms else 0))
@@ -125,7 +143,7 @@ class Cluster:
         assert raft is not None, f"node {id_} is down"
         return raft
 
-    def member(self, id_: int) -> Machine:
+    def member(self, id_: int) -> Member:
         return self.members[NodeId(id_)]
 
     def start(self, id_: int) -> None:
@@ -133,7 +151,7 @@ class Cluster:
         member = self.member(id_)
         self.starts += 1
         member.life += 1
-        member.applied = []
+        member.applied = list(member.stored)
         member.held = []
         member.observed = None
         member.disk.durable = NO_WRITE
@@ -142,7 +160,11 @@ class Cluster:
             settings=self.settings,
             rng=random.Random(f"{self.seed}.{id_}.{self.starts}"),
             restored=msgspec.structs.replace(
-                member.disk.restored(self.configuration), life=member.life, is_quarantined=member.is_quarantined
+                member.disk.restored(*self._stored_configuration(member)),
+                applied_index=Index(len(member.stored)),
+                applied_time=member.stored[-1].time if member.stored else 0,
+                life=member.life,
+                is_quarantined=member.is_quarantined,
             ),
             now_ms=self.now_ms,
         )
@@ -184,7 +206,7 @@ class Cluster:
     def wall_ms(self, id_: int) -> int:
         return WALL_START_MS + self.now_ms + self.wall_skew_ms.get(id_, 0)
 
-    def _check(self, member: Machine) -> None:
+    def _check(self, member: Member) -> None:
         assert member.raft is not None
         state = member.raft.state
         invariants.check(state)
@@ -196,9 +218,10 @@ class Cluster:
             assert state.term not in self.leaders, ("I1", state.term, self.leaders[state.term], member.id)
             self.leaders[state.term] = member.id
             for index, entry in self.committed.items():
-                assert state.log.term_at(index) == entry.term, ("I6", member.id, index, entry.term)
+                is_there = index <= state.log.base.index or state.log.term_at(index) == entry.term
+                assert is_there, ("I6", member.id, index, entry.term)
 
-    def _execute(self, member: Machine, output: Output) -> None:
+    def _execute(self, member: Member, output: Output) -> None:
         member.outputs.append(output)
         for observer in self.observers:
             observer(self, member.id, output)
@@ -214,6 +237,10 @@ class Cluster:
         member.refused += output.refused
         member.reads_ready += output.reads_ready
         member.reads_failed += output.reads_failed
+        member.snapshots += output.snapshots
+        if output.installed is not None:
+            member.applied = list(member.stored)
+            assert len(member.applied) == output.installed.index, ("I17", member.id, output.installed)
         self._apply(member, output.apply_to)
         for fetch in output.fetches:
             self.on_fetch(member, fetch)
@@ -223,7 +250,7 @@ class Cluster:
         if member.id not in self.slow_disks and not member.is_draining:
             self.complete_writes(member.id)
 
-    def _note_entries(self, member: Machine, persist: Persist) -> None:
+    def _note_entries(self, member: Member, persist: Persist) -> None:
         """Log matching, incrementally: (index, term) names one entry and one predecessor for ever."""
         assert member.raft is not None
         if not persist.entries:
@@ -238,7 +265,10 @@ class Cluster:
     def complete_write(self, id_: int) -> None:
         """One write of a slow disk finishes: messages that waited leave, the core hears of it."""
         member = self.member(id_)
+        install = member.disk.queue[0].install
         number = member.disk.complete()
+        if install is not None:
+            member.stored = [self.committed[Index(index)] for index in range(1, install.position.index + 1)]
         self._release(member)
         self.step(id_, Persisted(number))
 
@@ -250,18 +280,18 @@ class Cluster:
             self.complete_write(id_)
         member.is_draining = False
 
-    def _release(self, member: Machine) -> None:
+    def _release(self, member: Member) -> None:
         still_held: list[Send] = []
         for send in member.held:
             if send.after > member.disk.durable:
                 still_held.append(send)
                 continue
             self._check_durable(member, send)
-            if (member.id, send.to) not in self.cut_links:
+            if (member.id, send.to) not in self.cut_links and send.to in self.members:
                 self.wire.append(Envelope(member.id, send.to, send.message))
         member.held = still_held
 
-    def _check_durable(self, member: Machine, send: Send) -> None:
+    def _check_durable(self, member: Member, send: Send) -> None:
         """I9: what the message claims is on the disk."""
         hard_state, message = member.disk.hard_state, send.message
         if isinstance(message, VoteRequest | VoteReply) and message.pre:
@@ -279,17 +309,74 @@ class Cluster:
             case _:
                 pass
 
-    def _apply(self, member: Machine, apply_to: Index) -> None:
+    def _apply(self, member: Member, apply_to: Index) -> None:
         while len(member.applied) < apply_to:
-            entry = member.disk.entries[len(member.applied)]  # I11: only what is durable is applied
+            entry = member.disk.entry(len(member.applied) + 1)  # I11: only what is durable is applied
+            assert entry is not None, ("I19", member.id, len(member.applied) + 1, apply_to)
             known = self.committed.setdefault(entry.index, entry)
             assert known == entry, ("I7", member.id, entry, known)
             member.applied.append(entry)
 
-    def on_fetch(self, member: Machine, fetch: Fetch) -> None:
+    def on_fetch(self, member: Member, fetch: Fetch) -> None:
         """Read entries back from the disk and hand them to the core."""
-        entries = tuple(member.disk.entries[fetch.first - 1 : min(fetch.last, fetch.first + 15)])
+        found = [member.disk.entry(index) for index in range(fetch.first, min(fetch.last, fetch.first + 15) + 1)]
+        entries = tuple(entry for entry in found if entry is not None)
         self.step(member.id, Fetched(fetch.peer, entries))
+
+    # ── snapshots and members ───────────────────────────────────────────────────────────────────────
+
+    def add(self, id_: int) -> None:
+        """A node that has never been started: an empty log, and a configuration it does not stand in."""
+        self.members[NodeId(id_)] = Member(NodeId(id_))
+        self.start(id_)
+
+    def trim(self, id_: int, index: int | None = None) -> None:
+        """The store of a node holds durably what it has applied, and its log begins after `index` (default: there)."""
+        member = self.member(id_)
+        member.stored = list(member.applied)
+        at = len(member.stored) if index is None else index
+        position = LogPosition(member.stored[at - 1].term, Index(at))
+        member.disk.trim(position)
+        self.step(id_, LogTrimmed(position))
+
+    def snapshot_of(self, id_: int) -> SnapshotReceived:
+        """What a node has applied, as another one would get it."""
+        member, raft = self.member(id_), self[id_]
+        last = member.applied[-1]
+        configuration, index = self._stored_configuration(member, member.applied)
+        return SnapshotReceived(
+            member.id, raft.term, LogPosition(last.term, last.index), last.time, configuration, index
+        )
+
+    def send_snapshots(self, id_: int) -> None:
+        """Whoever was asked for gets a snapshot of what the node has applied now."""
+        member = self.member(id_)
+        asked, member.snapshots = member.snapshots, []
+        for each in asked:
+            snapshot = self.snapshot_of(id_)
+            self.step(each.peer, snapshot)
+            self.step(id_, SnapshotSent(each.peer, snapshot.position.index))
+
+    def _stored_configuration(self, member: Member, entries: list[Entry] | None = None) -> tuple[Configuration, Index]:
+        for entry in reversed(member.stored if entries is None else entries):
+            if entry.kind == EntryKind.CONFIGURATION:
+                return msgspec.msgpack.decode(entry.payload, type=Configuration), entry.index
+        return self.configuration, Index(0)
+
+    def change(self, id_: int, *changes: MemberChange) -> list[RequestId]:
+        """Changes of members proposed at node `id_`, in one batch; their request ids."""
+        batch = []
+        for change in changes:
+            self.last_id += 1
+            payload = encode_change(change)
+            batch.append(Proposed(RequestId(self.last_id), payload, kind=EntryKind.CONFIGURATION.value))
+        self.step(id_, Proposals(tuple(batch)))
+        return [proposed.id for proposed in batch]
+
+    def refusal(self, id_: int, request: RequestId) -> tuple[str, str] | None:
+        """Code and sentence of what node `id_` was told of its proposal; None: it was not refused."""
+        answers = [(each.code, each.message) for each in self.member(id_).refused if each.id == request]
+        return answers[0] if answers else None
 
     # ── the wire and the time ───────────────────────────────────────────────────────────────────────
 
@@ -414,8 +501,10 @@ class Cluster:
         chosen = [self.member(i) for i in ids] if ids else [m for m in self.members.values() if m.raft is not None]
         first = chosen[0]
         for member in chosen:
-            assert member.disk.entries == first.disk.entries, (member.id, first.id)
-            assert member.applied == first.disk.entries, (member.id, len(member.applied), len(first.disk.entries))
+            base = max(member.disk.base.index, first.disk.base.index)
+            assert member.disk.after(base) == first.disk.after(base), (member.id, first.id)
+            assert member.applied == first.applied, (member.id, len(member.applied), len(first.applied))
+            assert len(member.applied) == member.disk.last_index, (member.id, len(member.applied))
 
     def facts_of(self, id_: int, kind: type[Fact]) -> list[Fact]:
         return [fact for fact in self.member(id_).facts if isinstance(fact, kind)]

@@ -14,6 +14,8 @@ leaves, every fact, every rise of a commit index, every answer to a client, and 
     hold N · persist N [COUNT] · release N             disk writes wait; finish; finish at once again
     crash N [KEPT] · start N                           un-synced writes are lost, but for the first KEPT
     cut 1 2,3 · cutoneway 1 2 · heal                   links
+    trim N · snapshot N TO · sent N PEER INDEX         N's log begins behind what it has applied; its state reaches TO
+    add N · member N add ID · promote ID · remove ID   a node with an empty log; a change of members, proposed at N
     propose N TEXT… · read N · transfer N [TO]         clients and operators
     clock N MS                                         its wall clock is so much ahead of the others
     refused N PEER · disconnected N PEER · connected N PEER · stall N · recover N
@@ -26,6 +28,7 @@ import msgspec
 
 from kvnode.config import RaftSection
 from kvnode.ids import NOBODY, Index, NodeId, Term
+from kvnode.kv.members import AddMember, PromoteMember, RemoveMember
 from kvnode.raft.messages import (
     AppendEntries,
     AppendReply,
@@ -36,6 +39,7 @@ from kvnode.raft.messages import (
     PeerDisconnected,
     PeerMessage,
     PeerRefused,
+    SnapshotSent,
     TransferLeadership,
     VoteReply,
     VoteRequest,
@@ -195,6 +199,30 @@ class Conversation:
     def do_start(self, id_: str) -> None:
         self.cluster.start(int(id_))
 
+    def do_trim(self, id_: str) -> None:
+        self.cluster.trim(int(id_))
+
+    def do_snapshot(self, id_: str, to: str) -> None:
+        self.cluster.step(int(to), self.cluster.snapshot_of(int(id_)))
+
+    def do_sent(self, id_: str, peer: str, index: str) -> None:
+        self.cluster.step(int(id_), SnapshotSent(NodeId(int(peer)), Index(int(index))))
+
+    def do_add(self, id_: str) -> None:
+        self.cluster.add(int(id_))
+
+    def do_member(self, id_: str, what: str, member: str) -> None:
+        number = NodeId(int(member))
+        match what:
+            case "add":
+                self.cluster.change(int(id_), AddMember(f"host{number}:1", incarnation=number))
+            case "promote":
+                self.cluster.change(int(id_), PromoteMember(number))
+            case "remove":
+                self.cluster.change(int(id_), RemoveMember(number))
+            case _:
+                raise AssertionError(f"no such change: {what}")
+
     def do_propose(self, id_: str, *texts: str) -> None:
         self.cluster.propose(int(id_), *(text.encode() for text in texts))
 
@@ -236,7 +264,10 @@ class Conversation:
             return f"{id_} down term={disk.hard_state.term} vote={disk.hard_state.vote} log={terms}"
         state = raft.state
         leader = "-" if state.leader == NOBODY else str(state.leader)
-        log = runs([state.log.term_at(Index(i)) or Term(0) for i in range(1, state.log.last_index + 1)])
+        base, last = state.log.base, state.log.last_index
+        log = runs([state.log.term_at(Index(i)) or Term(0) for i in range(base.index + 1, last + 1)])
+        if base.index:
+            log = f"({base.index}.{base.term}){log}"
         return (
             f"{id_} {state.role.value} term={state.term} vote={state.vote} leader={leader} "
             f"commit={state.commit_index} durable={raft.durable_index} log={log}"

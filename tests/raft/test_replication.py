@@ -21,7 +21,7 @@ from kvnode.raft.messages import (
     Proposals,
     Proposed,
 )
-from kvnode.raft.output import LogTruncated, Output, SnapshotNeeded
+from kvnode.raft.output import LogTruncated, Output, SendSnapshot, SnapshotNeeded
 from kvnode.raft.state import Restored
 from tests.raft.cluster import Cluster, made_entry
 
@@ -405,12 +405,15 @@ def test_a_follower_below_the_base_waits_for_a_snapshot() -> None:
         node=NodeId(1), settings=cluster.settings, rng=random.Random(1), restored=restored, now_ms=0
     )
     cluster.members[NodeId(1)].disk.hard_state = HardState(Term(2))
-    cluster.members[NodeId(1)].applied = cluster.member(1).disk.entries = [made_entry(2, i) for i in range(1, 11)]
+    member = cluster.member(1)
+    member.disk.base = restored.base
+    member.applied = member.stored = [made_entry(2, i) for i in range(1, 11)]
     cluster.member(1).observed = None
     cluster.elect(1)
     cluster.advance(3_000)
     assert raft.term == 3
     assert cluster.facts_of(1, SnapshotNeeded) == [SnapshotNeeded(NodeId(2), Index(1))]
+    assert cluster.member(1).snapshots == [SendSnapshot(NodeId(2), Index(1))]
     assert raft.progress[NodeId(2)].state == "snapshot"
     assert cluster[2].last_index == 0
 

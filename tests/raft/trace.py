@@ -7,9 +7,11 @@ from kvnode.raft.log import RaftLog
 from kvnode.raft.messages import (
     AppendEntries,
     AppendReply,
+    Configuration,
     Entry,
     ForwardProposals,
     ForwardReply,
+    LogPosition,
     PeerMessage,
     ReadIndexReply,
     ReadIndexRequest,
@@ -67,12 +69,23 @@ def _plain(fact: object) -> str:
     name = "".join(f"_{c.lower()}" if c.isupper() else c for c in type(fact).__name__).lstrip("_")
     fields = [(field, getattr(fact, field)) for field in fact.__struct_fields__]  # type: ignore[attr-defined]
     return " ".join(
-        [name, *(f"{field}={str(value).replace(' ', '-')}" for field, value in fields if field != "took_ms")]
+        [name, *(f"{field}={_value(value)}" for field, value in fields if field != "took_ms" and value != "")]
     )
+
+
+def _value(value: object) -> str:
+    if isinstance(value, Configuration):
+        return ",".join(map(str, value.voters)) + "".join(f"+{learner}" for learner in value.learners)
+    if isinstance(value, LogPosition):
+        return f"{value.index}.{value.term}"
+    return str(value).replace(" ", "-")
 
 
 def _write(persist: Persist) -> str:
     parts = [f"{persist.number}:"]
+    if persist.install is not None:
+        kept = " keeping the log" if persist.install.keeps_log else ""
+        parts.append(f"install={_value(persist.install.position)}{kept}")
     if persist.truncate_from:
         parts.append(f"truncate={persist.truncate_from}")
     parts.append(f"entries={_entries(persist.entries)}")
@@ -137,7 +150,7 @@ def _details(message: PeerMessage) -> str:
             return "ids=" + ",".join(str(proposed.id) for proposed in m.batch)
         case ForwardReply() as m:
             placed = ",".join(f"{id_}@{index}" for id_, index in m.placed)
-            refused = ",".join(f"{id_}:{code}" for id_, code in m.refused)
+            refused = ",".join(f"{id_}:{code}" for id_, code, _ in m.refused)
             return f"placed={placed or '-'} refused={refused or '-'}"
         case ReadIndexRequest() as m:
             return f"number={m.number}"

@@ -226,6 +226,11 @@ APPEND = MESSAGES[0][0]
         pytest.param(changed(MESSAGES[4][0], last_index=-1), id="transfer at a negative index"),
         pytest.param(changed(MESSAGES[5][0], batch=(Proposed(RequestId(-1), b""),)), id="negative request id"),
         pytest.param(changed(MESSAGES[5][0], batch=(Proposed(RequestId(1), b"", kind=7),)), id="unknown proposal kind"),
+        pytest.param(changed(MESSAGES[5][0], batch=(Proposed(RequestId(1), b"2", kind=1),)), id="a no-op forwarded"),
+        pytest.param(
+            changed(MESSAGES[5][0], batch=(Proposed(RequestId(1), A_PUT, kind=3),)),
+            id="a command called a change",
+        ),
         pytest.param(changed(MESSAGES[6][0], placed=((RequestId(1), Index(-1)),)), id="placed nowhere"),
         pytest.param(msgpack.packb([10, 1, 1]), id="unknown tag"),
         pytest.param(msgpack.packb([5, 1]), id="too few fields"),

@@ -129,7 +129,7 @@ class Observer:
         ours = msgspec.structs.replace(
             output,
             placed=[Placed(_of(node, each.id), each.index, each.term) for each in output.placed],
-            refused=[Refused(_of(node, each.id), each.code) for each in output.refused],
+            refused=[Refused(_of(node, each.id), each.code, each.message) for each in output.refused],
             reads_ready=[msgspec.structs.replace(each, number=_of(node, each.number)) for each in output.reads_ready],
             reads_failed=[msgspec.structs.replace(each, number=_of(node, each.number)) for each in output.reads_failed],
         )
