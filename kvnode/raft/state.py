@@ -216,7 +216,8 @@ def initial_state(
     assert hard_state.term >= log.last_term, (hard_state.term, log.last_term)
     assert restored.base.index <= restored.applied_index <= log.last_index, (restored.applied_index, log.last_index)
     assert log.first_in_memory <= restored.applied_index + 1, (log.first_in_memory, restored.applied_index)
-    assert restored.configuration_index <= restored.applied_index, (restored.configuration_index, restored)
+    is_known = restored.configuration_index <= restored.applied_index or restored.is_quarantined  # store ahead of log
+    assert is_known, (restored.configuration_index, restored)
     return RaftState(
         node=node,
         settings=settings,

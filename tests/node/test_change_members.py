@@ -69,7 +69,7 @@ def test_refusals_say_why_wherever_one_asks() -> None:
     async def scenario(cluster: Cluster) -> None:
         leader = await cluster.elect()
         for node in (leader, a_follower(cluster, leader)):
-            with pytest.raises(MemberNotFound, match="there is no member 9: it was never added"):
+            with pytest.raises(MemberNotFound, match="there is no member 9: it never was one"):
                 await node.change_members(RemoveMember(NodeId(9)))
             added = await node.change_members(AddMember(PEER))
             with pytest.raises(Conflict, match="has not caught up"):
@@ -92,7 +92,7 @@ def test_a_change_that_would_cost_the_majority_is_refused_and_may_be_forced() ->
         lost, here = (node.id for node in cluster.nodes().values() if node is not leader)
         cluster.network.isolate(lost)
         await asyncio.sleep(1.0)
-        with pytest.raises(Conflict, match="the cluster would stand still"):
+        with pytest.raises(Conflict, match="the others are no majority"):
             await leader.change_members(RemoveMember(here))
         removed = await leader.change_members(RemoveMember(lost))
         assert [member.id for member in removed.members] == sorted((leader.id, here))
