@@ -47,9 +47,9 @@ CANARIES = (
     Canary(
         "applied-before-durable-here",
         "a committed entry is applied, and may be flushed, before this node's own log holds it",
-        "kvnode/raft/core.py",
-        "min(state.commit_index, state.writes.durable_index)",
-        "state.commit_index",
+        "kvnode/raft/snapshots.py",
+        "max(state.apply_to, min(state.commit_index, state.writes.durable_index))",
+        "max(state.apply_to, state.commit_index)",
         ("tests/raft",),
     ),
     Canary(

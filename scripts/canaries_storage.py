@@ -388,8 +388,8 @@ CANARIES = (
         "pointer-made-up",
         "without its pointer a store is begun anew beside the old one",
         "kvnode/storage/store_pointer.py",
-        '        if numbers or disk.exists(f"{self._directory}/{_OLD_NAME}"):',
-        "        if False:",
+        '    if numbers or disk.exists(f"{directory}/{_OLD_NAME}"):',
+        "    if False:",
         ("tests/storage/test_snapshots.py",),
     ),
 )

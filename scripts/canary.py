@@ -21,11 +21,3 @@ class Canary:
     tests: tuple[str, ...]
     sim: tuple[str, int] | None = None
     number: int = 0
-
-
-WAITING: dict[int, tuple[str, str]] = {
-    23: ("snapshot keeps a configuration entry above its index", "snapshots, membership changes"),
-    24: ("second configuration change before an own-term commit", "membership changes"),
-    25: ("learner counted", "membership changes"),
-}
-"""Canaries of features that are not built yet: number → (what, which feature brings it)."""

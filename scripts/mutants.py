@@ -26,6 +26,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from time import monotonic
 
+import canaries_changes
 import canaries_clocks
 import canaries_export
 import canaries_hold
@@ -37,7 +38,7 @@ import canaries_raft
 import canaries_snapshots
 import canaries_storage
 import canaries_watches
-from canary import WAITING, Canary
+from canary import Canary
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("kvnode", "tests", "config", "docs", "scripts", "pyproject.toml", "Makefile", "README.md")
@@ -47,6 +48,7 @@ HEALTHY_SEEDS = 5
 WORKERS = 2
 CANARIES: tuple[Canary, ...] = (
     *canaries_raft.CANARIES,
+    *canaries_changes.CANARIES,
     *canaries_node.CANARIES,
     *canaries_leases.CANARIES,
     *canaries_hold.CANARIES,
@@ -124,10 +126,6 @@ def main(arguments: list[str]) -> int:
             verdicts = [(canary, job.result()) for canary, job in zip(chosen, jobs, strict=True)]
     print(_table(verdicts))
     missed = [canary.name for canary, found in verdicts if not found or not all(one.caught for one in found)]
-    if not words:
-        print("\nWaiting for what they need:")
-        for number, (what, feature) in sorted(WAITING.items()):
-            print(f"- {number}: {what} ({feature})")
     print(f"\n{len(verdicts) - len(missed)} of {len(verdicts)} caught" + (f"; missed: {missed}" if missed else ""))
     return 1 if missed else 0
 

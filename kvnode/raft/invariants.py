@@ -64,6 +64,8 @@ def check(state: RaftState) -> None:
     if is_leader or role is Role.CANDIDATE:
         assert state.vote == state.node, ("I2", state.term, state.vote)
         assert not state.is_stalled, "a stalled disk and an office"
+    if state.candidacy is not None:
+        assert state.may_stand, ("I16: a campaign of one who is no voter", state.node)
     if role is not Role.FOLLOWER:
         assert not state.is_quarantined, ("I16: a campaign in quarantine", role)
     assert is_leader == (state.leader == state.node), ("I1", role, state.leader)

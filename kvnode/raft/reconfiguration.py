@@ -240,11 +240,15 @@ def _lacks(state: RaftState, leadership: Leadership, learner: NodeId) -> str:
 
 def _risk(state: RaftState, leadership: Leadership, voters: tuple[NodeId, ...]) -> str:
     """Why the cluster would have no quorum with these voters; "" if it would."""
-    heard = [voter for voter in voters if _is_heard(state, leadership, voter)]
+    healthy = [voter for voter in voters if voter == state.node or not leadership.progress[voter].is_quarantined]
+    heard = [voter for voter in healthy if _is_heard(state, leadership, voter)]
     if quorum.has_majority(Configuration(voters), heard):
         return ""
     silent = ", ".join(str(voter) for voter in voters if voter not in heard)
-    return f"of the {len(voters)} voters there would be, {silent} did not answer lately, and the others are no majority"
+    return (
+        f"of the {len(voters)} voters there would be, {silent} did not answer lately or may not vote,"
+        " and the others are no majority"
+    )
 
 
 # ── what follows from it ────────────────────────────────────────────────────────────────────────────

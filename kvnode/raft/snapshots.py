@@ -7,9 +7,10 @@ sends it, and how, is the shell's business.
 Follower: a snapshot that is verified and stands ready (`SnapshotReceived`) is used if it contains something that is not
 committed here. If the log holds the very entry it ends with, the log stays. Otherwise all of the log goes, and with it
 every configuration it held: the snapshot's is in force, or a dropped one would rule on (scenario S45; openraft #1808).
-Everything up to it is committed, for a leader applied it. The install goes to the disk as part of the next write; until
-that is durable `apply_to` stands still, nothing is acknowledged by it, and another snapshot is ignored. Then, once,
-`Output.installed`. What is ignored is answered with where this node stands, so that the leader can go on.
+Everything up to it is committed, for somebody applied it; so it does not matter whether the sender still leads. The
+install goes to the disk as part of the next write; until that is durable `apply_to` stands still, nothing is
+acknowledged by it, and another snapshot is ignored. Then, once, `Output.installed`. What is ignored is answered with
+where this node stands, so that the leader can go on.
 
 Source: Raft thesis §5; installs as part of the ordered writes: openraft's storage commands.
 """
@@ -54,7 +55,9 @@ def on_snapshot_received(state: RaftState, message: SnapshotReceived) -> None:
         state.output.facts.append(SnapshotIgnored(message.sender, message.position, reason))
         _tell_where_we_stand(state, message.sender)
         return
-    generation.follow(state, message.sender)
+    if state.role is not Role.FOLLOWER:
+        generation.become_follower(state, "leader found")
+    state.promised_ms = state.now_ms  # the leader may count on what this acknowledges (`leader_lease`)
     _install(state, message)
     _tell_where_we_stand(state, message.sender)
 

@@ -22,6 +22,7 @@ from kvnode.raft.messages import (
     Configuration,
     Entry,
     EntryKind,
+    LogPosition,
     TimeoutNow,
     VoteReply,
     VoteRequest,
@@ -30,6 +31,7 @@ from kvnode.raft.output import Output, Persist, Placed, Send
 from kvnode.raft.quorum import has_majority
 from kvnode.sim.core.disk import CoreDisk
 
+_decode_configuration = msgspec.msgpack.Decoder(Configuration).decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -54,6 +56,7 @@ class Ghost:
     """See the module docstring."""
 
     disks: dict[NodeId, CoreDisk]
+    initial: Configuration = field(default_factory=lambda: Configuration(()))
     leaders: dict[Term, NodeId] = field(default_factory=dict)
     votes: dict[tuple[NodeId, Term], NodeId] = field(default_factory=dict)
     entries: dict[tuple[Index, Term], tuple[Entry, int]] = field(default_factory=dict)  # with the log's hash up to it
@@ -70,13 +73,73 @@ class Ghost:
     lost: dict[NodeId, Loss] = field(default_factory=dict)  # who is in quarantine, and what it had before
     whole: list[tuple[NodeId, Term, Index]] = field(default_factory=list)  # left it: that term, and its last entry then
 
+    changes: dict[RequestId, bool] = field(default_factory=dict)  # changes of members proposed
+    configurations: list[tuple[Index, Configuration]] = field(default_factory=list)  # committed ones, by index
+    own_terms: dict[Term, bool] = field(default_factory=dict)  # in which something of their own is committed
+    joined: list[NodeId] = field(default_factory=list)  # members of them not seen before, not taken yet
+
+    # ── members and snapshots ───────────────────────────────────────────────────────────────────────
+
+    def configuration_at(self, index: int) -> tuple[Index, Configuration]:
+        """The configuration in force at a committed index, and of which entry."""
+        for made_at, configuration in reversed(self.configurations):
+            if made_at <= index:
+                return made_at, configuration
+        return Index(0), self.initial
+
+    def committed_entry(self, index: int) -> Entry:
+        return self.entries[Index(index), self.committed[index - 1].term][0]
+
+    def take_joined(self) -> list[NodeId]:
+        joined, self.joined = self.joined, []
+        return joined
+
+    def on_disks(self) -> list[Configuration]:
+        """What is in force by each disk, writes under way included."""
+        found = []
+        for disk in self.disks.values():
+            entries = [*disk.entries, *(entry for write in disk.queue for entry in write.entries)]
+            made = next((entry for entry in reversed(entries) if entry.kind == EntryKind.CONFIGURATION), None)
+            if made is not None:
+                found.append(_decode_configuration(made.payload))
+        return found
+
+    def on_installed(self, node: NodeId, position: LogPosition) -> None:
+        """I17: what came as a snapshot is committed, and on this disk."""
+        assert self.committed[position.index - 1].term == position.term, ("I17", node, position)
+        disk = self.disks[node]
+        assert disk.last_index >= position.index, ("I17: installed before it is durable", node, position)
+        assert self._has(disk, position.index, position.term), ("I17: installed another", node, position)
+
+    def _has(self, disk: CoreDisk, index: int, term: Term) -> bool:
+        """Whether that entry, or a store that contains it, is on the disk."""
+        if index <= disk.base.index:
+            return index <= len(self.committed) and self.committed[index - 1].term == term
+        entry = disk.entry(index)
+        return entry is not None and entry.term == term
+
+    def _on_configuration(self, raft: Raft, entry: Entry) -> None:
+        """I15: a new configuration, appended by the leader of its term."""
+        before_index, before = raft.state.log.membership.at(Index(entry.index - 1))
+        after = _decode_configuration(entry.payload)
+        assert len(set(before.voters) ^ set(after.voters)) <= 1, ("I15: more than one voter", before, after)
+        assert before_index <= len(self.committed), ("I15: two changes at once", raft.node, before_index, entry.index)
+        assert entry.term in self.own_terms, ("I15: before its own term has committed", raft.node, entry.index)
+        assert after.last_id >= max((*after.voters, *after.learners, before.last_id)), ("I15: an id comes again", after)
+
     # ── one node ────────────────────────────────────────────────────────────────────────────────────
 
     def on_started(self, node: NodeId) -> None:
         """The node's log is what its disk holds, and that is a log we know."""
         entries = self.disks[node].entries
-        self.chains[node] = [self.entries[entry.index, entry.term][1] for entry in entries]
+        self.chains[node] = [
+            *self._committed_chain(self.disks[node].base.index),
+            *(self.entries[entry.index, entry.term][1] for entry in entries),
+        ]
         assert [self.entries[entry.index, entry.term][0] for entry in entries] == entries, ("I26", node)
+
+    def _committed_chain(self, index: int) -> list[int]:
+        return [self.entries[Index(at), self.committed[at - 1].term][1] for at in range(1, index + 1)]
 
     def on_lost(self, node: NodeId, before: Sequence[Entry]) -> None:
         """Entries are gone that this node may have acknowledged; its disk held `before`. Its next start finds out."""
@@ -92,7 +155,7 @@ class Ghost:
         """
         term, disk = self.lost.pop(node).term, self.disks[node]
         for index, committed in enumerate(self.committed, 1):
-            if disk.last_index < index or disk.entries[index - 1].term != committed.term:
+            if not self._has(disk, index, committed.term):
                 assert committed.term >= term, ("I12: left quarantine without", node, index, committed, disk.last_index)
                 holders = self._holders(Index(index), committed.term)
                 assert has_majority(self.configuration, holders), (
@@ -187,16 +250,26 @@ class Ghost:
             if match > before.get(peer, 0) and self.disks[peer].hard_state.term <= raft.term:
                 term = raft.state.log.term_at(match)
                 is_held = term is None or peer in self.held.get((match, term), {})
+                is_held = is_held or match <= self.disks[peer].base.index  # as part of a snapshot
                 assert is_held, ("I18: never held", raft.node, peer, match, term)
 
     def _on_leader(self, raft: Raft) -> None:
         assert raft.term not in self.leaders, ("I1", raft.term, self.leaders[raft.term], raft.node)
         self.leaders[raft.term] = raft.node
-        for index in range(len(self.committed), 0, -1):
+        self._assert_elected(raft)
+        for index in range(len(self.committed), raft.state.log.base.index, -1):
             if self.committed[index - 1].by_term < raft.term:
                 term = raft.state.log.term_at(Index(index))
                 assert term == self.committed[index - 1].term, ("I6", raft.node, raft.term, index, term)
                 return
+
+    def _assert_elected(self, raft: Raft) -> None:
+        """I16: by a majority of the voters of its configuration, and of nobody else."""
+        voters, term, node = raft.configuration.voters, raft.term, raft.node
+        given = [voter for voter in voters if self.votes.get((voter, term)) == node]
+        if node in voters and node not in given and self.disks[node].hard_state.vote == node:
+            given.append(node)  # the only voter asks nobody
+        assert has_majority(raft.configuration, given), ("I16: elected without a majority of voters", node, term, given)
 
     def _on_committed(self, raft: Raft, commit: Index) -> None:
         assert raft.role == "leader", ("I8: heard of a commit that no leader has made", raft.node, commit)
@@ -211,14 +284,31 @@ class Ghost:
             for node, lost_in, last in self.whole:
                 assert at >= lost_in or index <= last, ("I12: committed behind who left quarantine", node, index, at)
             self.committed.append(Committed(at, raft.term))
+            self.own_terms[raft.term] = True
+            entry = self.entries[Index(index), at][0]
+            if entry.kind == EntryKind.CONFIGURATION:
+                configuration = _decode_configuration(entry.payload)
+                known = self.configuration_at(index)[1]
+                self.configurations.append((Index(index), configuration))
+                for id_ in configuration.learners:
+                    if id_ not in self.disks and id_ not in known.learners:
+                        self.joined.append(id_)
 
     def on_output(self, raft: Raft, output: Output) -> None:
         """What one output writes and claims."""
         if output.persist is not None:
+            for entry in output.persist.entries:
+                if entry.kind == EntryKind.CONFIGURATION and (entry.index, entry.term) not in self.entries:
+                    self._on_configuration(raft, entry)
             self._on_persist(raft.node, output.persist)
+        for send in output.sends:
+            if isinstance(send.message, VoteReply) and send.message.granted:
+                assert not raft.is_removed, ("I16: a removed member votes", raft.node, send)
         for placed in output.placed:
             self._on_placed(raft, placed)
         for refused in output.refused:
+            if refused.id in self.changes:
+                continue
             payload = self.proposed[refused.id]
             assert payload not in self.payloads, ("I29: refused but appended", refused, payload)
             self.refused[payload] = True
@@ -237,12 +327,14 @@ class Ghost:
             self.vanished[placed.index, placed.term] = True
         else:
             is_made_by_leader = known[0].kind == EntryKind.CONFIGURATION  # what was proposed is the change
-            is_it = is_made_by_leader or known[0].payload == self.proposed[placed.id]
-            assert is_it, ("I29: placed where it is not", placed, known)
+            is_right = is_made_by_leader or known[0].payload == self.proposed[placed.id]
+            assert is_right, ("I29: placed where it is not", placed, known)
 
     def _on_persist(self, node: NodeId, persist: Persist) -> None:
         """Log matching: (index, term) names one entry and one prefix for ever, whoever holds it."""
         chain = self.chains[node]
+        if persist.install is not None and not persist.install.keeps_log:
+            chain[:] = self._committed_chain(persist.install.position.index)
         if persist.truncate_from:
             assert persist.truncate_from <= len(chain), (node, persist.truncate_from, len(chain))
             del chain[persist.truncate_from - 1 :]
@@ -281,6 +373,9 @@ class Ghost:
         I12: what is committed stays on a majority of disks. A member outside of it may cut such an entry on the late
         word of an older leader; it has acknowledged nothing to the leader that committed.
         """
+        if write.install is not None:
+            position = write.install.position
+            self.held.setdefault((position.index, position.term), {})[node] = True
         first = write.truncate_from
         if first and first <= len(self.committed):
             self._on_cut(node, Index(first), self.committed[first - 1].term)
@@ -288,14 +383,14 @@ class Ghost:
             self.held.setdefault((entry.index, entry.term), {})[node] = True
 
     def _on_cut(self, node: NodeId, index: Index, term: Term) -> None:
-        if self.disks[node].entries[index - 1].term == term:
+        if self._has(self.disks[node], index, term):
             keepers = self._holders(index, term) - {node}
             assert has_majority(self.configuration, keepers), ("I12: a committed entry is cut", node, index, keepers)
 
     def _holders(self, index: Index, term: Term) -> set[NodeId]:
         """Whose disks hold that entry, and who lost it but will be restored before it votes again."""
         disks = self.disks.items()
-        holders = {n for n, disk in disks if disk.last_index >= index and disk.entries[index - 1].term == term}
+        holders = {n for n, disk in disks if self._has(disk, index, term)}
         if self.lost:
             holders |= {node for node, loss in self.lost.items() if (index, term) in loss.had}
         return holders

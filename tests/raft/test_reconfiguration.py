@@ -418,7 +418,7 @@ def test_removing_a_living_voter_beside_dead_ones_is_refused() -> None:
     cluster.advance(400)
     code, sentence = refused(cluster, RemoveMember(NodeId(2)))
     assert code == "conflict"
-    assert sentence == ("of the 2 voters there would be, 3 did not answer lately, and the others are no majority")
+    assert sentence.startswith("of the 2 voters there would be, 3 did not answer lately or may not vote")
     made(cluster, RemoveMember(NodeId(3)))
     assert cluster[1].configuration.voters == (1, 2)
 

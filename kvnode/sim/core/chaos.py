@@ -8,7 +8,7 @@ from random import Random
 from kvnode.ids import Index, NodeId, Term
 from kvnode.raft.messages import Entry, Input
 from kvnode.raft.output import BecameCandidate, BecameLeader, Output
-from kvnode.sim.core import faults, liveness, script
+from kvnode.sim.core import churn, faults, liveness, script
 from kvnode.sim.core.faults import FAULTS
 from kvnode.sim.core.machine import Machine, Process
 from kvnode.sim.core.marks import Observer
@@ -29,11 +29,12 @@ class Chaos(World):
         shape = draw_shape(seed, tuple(FAULTS))
         self.script = given if given is not None else draw_script(seed, shape)
         for knob in self.script.off:
-            setattr(shape, knob, 0.0)
+            setattr(shape, knob, 0)
         super().__init__(seed, shape, trace)
         self.observer = Observer(self)
         self.done_in_trouble = 0
         self._ambush = fork(seed, "ambush")
+        self._life = fork(seed, "churn")
         self._placed: list[tuple[Index, Term]] = []
 
     def run(self) -> None:
@@ -46,10 +47,11 @@ class Chaos(World):
         self.trace.add(self.now_ms, "peace", core)
         liveness.make_peace(self, core, rng)
         liveness.assert_recovery(self, core)
-        if len(core) < len(self.ids):
-            self.trace.add(self.now_ms, "peace", self.ids)
+        if len(core) < len(self.members()):
+            members = self.members()
+            self.trace.add(self.now_ms, "peace", members)
             liveness.heal_everybody(self)
-            liveness.assert_recovery(self, self.ids)
+            liveness.assert_recovery(self, members)
         liveness.assert_one_link_does_not_matter(self, rng)
         for id_ in self.ids:
             self.ghost.on_times(id_)
@@ -60,8 +62,25 @@ class Chaos(World):
             self.start(id_)
             if self.shape.drift:
                 faults.drift(self, self._ambush)
+        if self.shape.churn_every_ms:
+            self._churn_later()
         for event in self.script.events:
             self.at(event.at_ms, partial(self._on_event, event))
+
+    def _churn_later(self) -> None:
+        wait = int(self._life.random() * 2 * self.shape.churn_every_ms) + 1
+        self.in_trouble(wait, self._churn)
+
+    def _churn(self) -> None:
+        churn.change_members(self, self._life)
+        self._churn_later()
+
+    def on_joined(self, id_: NodeId) -> None:
+        self.in_trouble(int(self._life.random() * self.timeout), partial(self._start_joined, id_))
+
+    def _start_joined(self, id_: NodeId) -> None:
+        if self.machines[id_].process is None:
+            self.start(id_)
 
     def _on_event(self, event: Event) -> None:
         self.trace.add(self.now_ms, event.kind, event.seed)
@@ -93,6 +112,10 @@ class Chaos(World):
         if output.placed:
             self._placed.extend((placed.index, placed.term) for placed in output.placed)
         self.observer.after_output(process, output)
+        for asked in output.snapshots:
+            churn.send_snapshot(self, process, asked, self._life)
+        if self.shape.trims and not self.is_peace:
+            churn.maybe_trim(self, process, self._life)
         if output.facts and not self.is_peace:
             for fact in output.facts:
                 if isinstance(fact, BecameLeader):

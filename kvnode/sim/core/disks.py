@@ -66,6 +66,8 @@ class Disks:
         write = machine.disk.queue[0]
         self._ghost.on_durable(machine.node, write)
         machine.records.append(write)
+        if write.install is not None:
+            machine.stored = write.install.position.index
         machine.disk.complete()
 
     def stick(self, machine: Machine, until_ms: int) -> None:

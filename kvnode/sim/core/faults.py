@@ -185,12 +185,12 @@ def crash_now(world: World, rng: Random, node: NodeId) -> None:
 
 
 def crash_minority(world: World, rng: Random) -> None:
-    voters = world.shape.configuration.voters
+    voters = world.voters()
     _crash(world, rng, some_of(rng, voters, max(1, (len(voters) - 1) // 2)))
 
 
 def crash_majority(world: World, rng: Random) -> None:
-    voters = world.shape.configuration.voters
+    voters = world.voters()
     _crash(world, rng, some_of(rng, voters, len(voters) // 2 + 1), down_timeouts=2.0)
 
 
@@ -221,7 +221,7 @@ def rot(world: World, rng: Random) -> None:
 
 def rot_the_deciding(world: World, rng: Random) -> None:
     """A leader is left a bare quorum, and one of that loses what it acknowledged: its word was needed for commits."""
-    voters = world.shape.configuration.voters
+    voters = world.voters()
     leader = leader_or_any(world, rng)
     others = some_of(rng, [voter for voter in voters if voter != leader], len(voters))
     followers = others[: len(voters) // 2]
@@ -239,9 +239,10 @@ def _rot(world: World, rng: Random, node: NodeId) -> None:
 
     The fault atlas: never more than a minority of the voters is in quarantine, or there would be nobody to restore it.
     """
-    voters = world.shape.configuration.voters
+    voters = world.voters()
     damaged = {voter for voter in voters if world.machines[voter].is_quarantined} | ({node} & set(voters))
-    if len(damaged) > (len(voters) - 1) // 2:
+    may_shrink = 1 if world.shape.churn_every_ms else 0
+    if len(damaged) > (len(voters) - 1 - may_shrink) // 2:
         return
     records = world.machines[node].records
     cuts = [number for number, write in enumerate(records) if write.truncate_from]
@@ -276,7 +277,7 @@ def pause_leader(world: World, rng: Random) -> None:
 
 
 def pause_quorum(world: World, rng: Random) -> None:
-    voters = world.shape.configuration.voters
+    voters = world.voters()
     _pause(world, rng, some_of(rng, voters, len(voters) // 2 + 1))
 
 
@@ -336,7 +337,7 @@ def duel(world: World, rng: Random) -> None:
     for node in world.ids:
         if node != leader:
             world.put(node, PeerRefused(leader))
-    voters = [voter for voter in world.shape.configuration.voters if voter != leader]
+    voters = [voter for voter in world.voters() if voter != leader]
     links = both_ways(some_of(rng, voters, 1), some_of(rng, voters, 1))
     world.links.cut(links)
     world.in_trouble(1 + int(rng.random() * world.timeout), partial(world.links.mend, links))

@@ -10,7 +10,7 @@ from kvnode.ids import Index, NodeId
 from kvnode.raft import invariants
 from kvnode.raft.core import Raft
 from kvnode.raft.messages import Input
-from kvnode.raft.output import Persist, Send
+from kvnode.raft.output import Install, Persist, Send
 from kvnode.sim.core.disk import CoreDisk
 
 START = Index(0)
@@ -63,14 +63,26 @@ class Machine:
         What the store has applied counts for committed only as far as the kept records say so.
         """
         del self.records[kept:]
-        entries = self.disk.entries = []
+        trimmed = self.disk.base
+        disk = CoreDisk()
         commit = 0
         for write in self.records:
+            if write.install is not None and not write.install.keeps_log:
+                disk.base, disk.entries = write.install.position, []
             if write.truncate_from:
-                del entries[write.truncate_from - 1 :]
-            commit = max(commit, min(write.commit, len(entries)))
-            entries += write.entries
-        self.stored = Index(min(self.stored, commit))
+                del disk.entries[write.truncate_from - disk.base.index - 1 :]
+            commit = max(commit, min(write.commit, disk.last_index))
+            disk.entries += write.entries
+        if disk.base.index < trimmed.index:  # the store holds what is before that
+            at = disk.entry(trimmed.index)
+            if at is not None and at.term == trimmed.term:
+                disk.trim(trimmed)
+            else:
+                disk.base, disk.entries = trimmed, []
+                install = Install(trimmed, 0, keeps_log=False)
+                self.records = [Persist(self.disk.durable, Index(0), (), None, trimmed.index, install)]
+        self.disk.base, self.disk.entries = disk.base, disk.entries
+        self.stored = Index(min(self.stored, max(commit, disk.base.index)))
         self.is_quarantined = True
 
     def local_ms(self, now_ms: int) -> int:

@@ -19,11 +19,15 @@ from kvnode.raft.output import (
     BecameLeader,
     ClockAhead,
     ClockJumped,
+    ConfigurationChanged,
     Fact,
     LogTruncated,
     Output,
     Persist,
     QuarantineEnded,
+    SnapshotIgnored,
+    SnapshotInstalled,
+    SnapshotNeeded,
     StampRefused,
     StampTolerated,
     TransferAborted,
@@ -76,6 +80,17 @@ MARKS: dict[str, str] = {
     "stamp_tolerated": "… is taken after all, as nothing has been committed without that leader",
     "clock_jumped": "a node sees its wall clock jump",
     "everybody_down": "no process is alive",
+    "configuration_changed": "another configuration comes into force somewhere",
+    "configuration_rolled_back": "… and goes out of force again, with its entry",
+    "leader_change_during_configuration_change": "a leader is elected while a change of members is uncommitted",
+    "leader_removed": "a leader's own removal is committed, and it leaves",
+    "refused_not_ready": "a change is refused because the leader has committed nothing in its term",
+    "refused_conflict": "a change is refused because of another one, or for the quorum's sake",
+    "snapshot_needed": "a follower needs what its leader's log does not hold any more",
+    "snapshot_installed": "a snapshot is durable, and apply goes on from it",
+    "snapshot_keeps_log": "a snapshot arrives at a log that holds its last entry",
+    "snapshot_ignored": "a snapshot arrives that is not used",
+    "install_lost_in_crash": "a crash loses an install that was under way",
 }
 
 RARE_MARKS = ("appended_again_in_flight",)
@@ -91,6 +106,7 @@ class Observer:
         self._commits: dict[NodeId, Index] = {}
         self._leading: dict[NodeId, bool] = {}
         self._candidates: dict[Term, NodeId] = {}
+        self._configurations: dict[NodeId, Index] = {}
         self._transfers: dict[NodeId, tuple[Term, NodeId]] = {}
         self._cut_in_flight: dict[tuple[NodeId, Index, Term], WriteNumber] = {}
 
@@ -144,7 +160,8 @@ class Observer:
         if output.fetches:
             marks["old_entries_read_back"] += 1
         for refused in output.refused:
-            marks[f"refused_{refused.code}"] += 1
+            if f"refused_{refused.code}" in MARKS:
+                marks[f"refused_{refused.code}"] += 1
         if state.grace_given:
             marks["late_deadline_forgiven"] += 1
         self._commits[node] = state.commit_index
@@ -167,6 +184,8 @@ class Observer:
         node, marks = process.node, self.marks
         match fact:
             case BecameLeader(term=term):
+                state = process.raft.state
+                marks["leader_change_during_configuration_change"] += state.log.membership.index > state.commit_index
                 if any(other.node != node for other in self._world.leaders()):
                     marks["two_leaders_at_once"] += 1
                 for began_at, (began_in, to) in list(self._transfers.items()):
@@ -183,6 +202,16 @@ class Observer:
                 on_disk = process.machine.disk.last_index
                 marks["truncation_of_durable_entries"] += first <= on_disk
                 marks["truncation_before_durable"] += last > on_disk
+            case ConfigurationChanged(index=index):
+                marks["configuration_changed"] += 1
+                marks["configuration_rolled_back"] += index < self._configurations.get(node, 0)
+                self._configurations[node] = index
+            case SnapshotNeeded():
+                marks["snapshot_needed"] += 1
+            case SnapshotInstalled():
+                marks["snapshot_installed"] += 1
+            case SnapshotIgnored():
+                marks["snapshot_ignored"] += 1
             case QuarantineEnded():
                 marks["quarantine_left"] += 1
             case StampRefused():
@@ -210,12 +239,14 @@ class Observer:
                 "newer term": "leader_killed_by_newer_term",
                 "no quorum contact": "leader_without_quorum",
                 "disk stalled": "leader_with_stuck_disk",
+                "removed": "leader_removed",
             }.get(reason)
             if name is not None:
                 marks[name] += 1
 
     def _on_persist(self, process: Process, persist: Persist) -> None:
         node, disk, cut = process.node, process.machine.disk, self._cut_in_flight
+        self.marks["snapshot_keeps_log"] += persist.install is not None and persist.install.keeps_log
         if persist.truncate_from:
             for write in list(disk.queue)[:-1]:
                 for entry in write.entries:
@@ -235,6 +266,8 @@ class Observer:
 
     def crashed(self, node: NodeId, lost_writes: int) -> None:
         self.marks["crash_lost_writes"] += lost_writes > 0
+        queue = self._world.machines[node].disk.queue
+        self.marks["install_lost_in_crash"] += any(write.install is not None for write in queue)
         self.marks["everybody_down"] += not self._world.processes()
         self._leading[node] = False
         self._commits.pop(node, None)

@@ -13,7 +13,7 @@ import msgspec
 
 from kvnode.sim.core.shape import Shape, fork
 
-KNOBS = ("drop", "duplicate", "bury", "straggle", "ambush", "drift")
+KNOBS = ("drop", "duplicate", "bury", "straggle", "ambush", "drift", "trims", "churn_every_ms")
 HEAL = "heal"
 PROPOSE = "propose"
 READ = "read"

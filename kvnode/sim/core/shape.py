@@ -20,6 +20,7 @@ from kvnode.raft.messages import Configuration
 
 FRACTIONS_ON = 0.5
 LEASES_ON = 0.3
+LIFE_ON = 0.4
 
 
 def fork(seed: int, label: str) -> random.Random:
@@ -47,6 +48,8 @@ class Shape:
     client_every_ms: int
     duration_ms: int  # until peace
     has_calm: bool  # trouble comes in spells, with time between them in which the cluster works
+    trims: bool  # logs lose their prefix, so that followers get snapshots
+    churn_every_ms: int  # members come and go; 0: they do not
 
     @property
     def timeout(self) -> int:
@@ -65,6 +68,7 @@ def draw_shape(seed: int, faults: Sequence[str]) -> Shape:
         leader_lease_reads=fork(seed, "leases").random() < LEASES_ON,
     )
     timeout = settings.election_timeout_ms
+    life = fork(seed, "life")
     voters = rng.choice([1, 2, 3, 3, 3, 3, 4, 5, 5, 7])
     learners = rng.choice([0, 0, 0, 1, 2])
     ids = [NodeId(number) for number in range(1, voters + learners + 1)]
@@ -85,6 +89,8 @@ def draw_shape(seed: int, faults: Sequence[str]) -> Shape:
         client_every_ms=rng.choice([10, 50, 50, timeout // 3]),
         duration_ms=timeout * rng.choice([20, 40]),
         has_calm=rng.random() < 0.85,
+        trims=life.random() < LIFE_ON,
+        churn_every_ms=timeout * life.choice([1, 3, 8]) if life.random() < LIFE_ON else 0,
     )
 
 

@@ -17,6 +17,7 @@ import msgspec
 from kvnode.ids import NO_WRITE, Index, NodeId, RequestId
 from kvnode.raft import invariants
 from kvnode.raft.core import Raft
+from kvnode.raft.membership import is_removed
 from kvnode.raft.messages import (
     AppendEntries,
     Entry,
@@ -61,7 +62,7 @@ class World(EventHeap):
         self.reader: dict[int, NodeId] = {}  # whom each read was asked
         self.counts: Counter[str] = Counter()
         self.machines = {id_: Machine(id_, fork(seed, f"node-{id_}")) for id_ in self.ids}
-        self.ghost = Ghost({id_: machine.disk for id_, machine in self.machines.items()})
+        self.ghost = Ghost({id_: machine.disk for id_, machine in self.machines.items()}, shape.configuration)
         self.disks = Disks(shape, self, self.put, self.ghost, self.counts)
         self.links = Links(fork(seed, "links"), shape, self.at, self.put, self.counts)
 
@@ -78,6 +79,9 @@ class World(EventHeap):
 
     def on_rotted(self, machine: Machine, before: list[Entry]) -> None:
         """A machine has lost the end of its log, which was `before`."""
+
+    def on_joined(self, id_: NodeId) -> None:
+        """A machine was added for a member that is committed now."""
 
     def in_trouble(self, delay_ms: int, event: Callable[[], None]) -> None:
         """A fault's further course: void once there is peace, which ends all faults in its own way."""
@@ -129,6 +133,18 @@ class World(EventHeap):
         """Those alive, paused ones too, in order of id."""
         return [machine.process for machine in self.machines.values() if machine.process is not None]
 
+    def voters(self) -> tuple[NodeId, ...]:
+        """By the newest committed configuration."""
+        return self.ghost.configuration_at(len(self.ghost.committed))[1].voters
+
+    def members(self) -> list[NodeId]:
+        """Who is not removed, as far as anything is committed, and who is in a configuration on any disk."""
+        ghost = self.ghost
+        known = [ghost.configuration_at(len(ghost.committed))[1], *ghost.on_disks()]
+        committed = known[0]
+        members = {id_ for each in known for id_ in (*each.voters, *each.learners)}
+        return [id_ for id_ in self.ids if id_ in members and not is_removed(committed, id_)]
+
     def leaders(self) -> list[Process]:
         return [process for process in self.processes() if process.raft.state.leadership is not None]
 
@@ -154,12 +170,14 @@ class World(EventHeap):
 
     def _restored(self, machine: Machine) -> Restored:
         disk, rng = machine.disk, machine.rng
-        machine.stored = Index(rng.choice([0, machine.stored, machine.stored // 2]))
+        base = disk.base.index
+        machine.stored = Index(max(base, rng.choice([0, machine.stored, machine.stored // 2])))
+        made_at, configuration = self.ghost.configuration_at(machine.stored)
         return msgspec.structs.replace(
-            disk.restored(self.shape.configuration),
-            tail=tuple(disk.entries[rng.randint(0, machine.stored) :]),
+            disk.restored(configuration, made_at),
+            tail=tuple(disk.after(rng.randint(base, machine.stored))),
             applied_index=machine.stored,
-            applied_time=disk.entries[machine.stored - 1].time if machine.stored else 0,
+            applied_time=self.ghost.committed_entry(machine.stored).time if machine.stored else 0,
             life=machine.lives,
             is_quarantined=machine.is_quarantined,
         )
@@ -195,8 +213,8 @@ class World(EventHeap):
         self.on_rotted(machine, before)
 
     def put(self, id_: NodeId, *causes: Input) -> None:
-        """Causes reach a node's inbox; a dead one has none."""
-        process = self.machines[id_].process
+        """Causes reach a node's inbox; a dead one has none, nor has a member that has not joined yet."""
+        process = self.machines[id_].process if id_ in self.machines else None
         if process is not None:
             process.inbox.extend(causes)
             if not process.is_scheduled and not process.is_paused:
@@ -264,6 +282,16 @@ class World(EventHeap):
         if is_old and isinstance(cause, VoteRequest):
             self.ghost.on_behind(process.raft, cause)
         self.ghost.on_step(process.raft)
+        for id_ in self.ghost.take_joined():
+            self._join(id_)
+
+    def _join(self, id_: NodeId) -> None:
+        """A committed configuration names a member for the first time: a machine with nothing on it."""
+        machine = self.machines[id_] = Machine(id_, fork(self.seed, f"node-{id_}"))
+        self.ghost.disks[id_] = machine.disk
+        self.ids = (*self.ids, id_)
+        self.counts["members joined"] += 1
+        self.on_joined(id_)
 
     def _check(self, process: Process) -> None:
         """Most steps change nothing that is observed: a heartbeat, an answer to one, a timer moved."""
@@ -305,6 +333,9 @@ class World(EventHeap):
             else:
                 self._leave(process.node, send)
         assert output.apply_to <= machine.disk.last_index, ("I11", process.node, output.apply_to)
+        if output.installed is not None:
+            self.ghost.on_installed(process.node, output.installed)
+            process.applied = output.installed.index
         if output.apply_to > process.applied and random() < 0.7:
             process.applied = output.apply_to
             if random() < 0.3:
@@ -333,7 +364,10 @@ class World(EventHeap):
             return
         entries: list[Entry] = []
         size = 0
-        for entry in process.machine.disk.entries[fetch.first - 1 : fetch.last]:
+        for index in range(fetch.first, fetch.last + 1):
+            entry = process.machine.disk.entry(index)
+            if entry is None:
+                break  # trimmed meanwhile
             size += entry_bytes(entry)
             if entries and size > fetch.bytes_max:
                 break

@@ -1,0 +1,168 @@
+"""Canaries of members and snapshots in the core."""
+
+from __future__ import annotations
+
+from canary import Canary
+
+_CORE = ("core", 300)
+_MEMBERS = ("tests/raft/test_reconfiguration.py", "tests/raft/test_membership.py")
+_SNAPSHOTS = ("tests/raft/test_snapshots.py",)
+
+CANARIES = (
+    Canary(
+        "ack-before-install",
+        "a snapshot is acknowledged before it is durable (core)",
+        "kvnode/raft/snapshots.py",
+        "    state.send(leader, reply, holds=commit)",
+        "    state.send(leader, reply)",
+        _SNAPSHOTS,
+        _CORE,
+        number=21,
+    ),
+    Canary(
+        "snapshot-keeps-configuration",
+        "a dropped log's configuration stays in force after a snapshot (openraft #1808)",
+        "kvnode/raft/log.py",
+        "        self._time_before = time\n        self.membership = Membership(configuration, configuration_index)",
+        "        self._time_before = time",
+        _SNAPSHOTS,
+        number=23,
+    ),
+    Canary(
+        "change-before-own-term",
+        "a leader changes members before it has committed in its own term (raft-dev 2015)",
+        "kvnode/raft/reconfiguration.py",
+        "    if state.commit_index < leadership.first_index:",
+        "    if state.commit_index < 0:",
+        _MEMBERS,
+        _CORE,
+        number=24,
+    ),
+    Canary(
+        "two-changes-at-once",
+        "a configuration is appended before the one before it is committed",
+        "kvnode/raft/reconfiguration.py",
+        "    if membership.index > state.commit_index:",
+        "    if membership.index > state.log.last_index:",
+        _MEMBERS,
+        _CORE,
+    ),
+    Canary(
+        "learner-counted",
+        "what a learner holds counts for a commit",
+        "kvnode/raft/quorum.py",
+        "    values = sorted([value_of(voter) for voter in configuration.voters], reverse=True)",
+        "    both = (*configuration.voters, *configuration.learners)\n"
+        "    values = sorted([value_of(voter) for voter in both], reverse=True)[: len(configuration.voters)]",
+        _MEMBERS,
+        _CORE,
+        number=25,
+    ),
+    Canary(
+        "removed-votes",
+        "a member that is removed, and knows it, grants votes",
+        "kvnode/raft/election.py",
+        "    if state.is_quarantined or state.is_removed or is_removed(",
+        "    if state.is_quarantined or is_removed(",
+        _MEMBERS,
+        number=26,
+    ),
+    Canary(
+        "removed-is-elected",
+        "a member votes for one that it knows to be removed",
+        "kvnode/raft/election.py",
+        "or state.is_removed or is_removed(state.committed_configuration, message.sender):",
+        "or state.is_removed:",
+        _MEMBERS,
+    ),
+    Canary(
+        "snapshot-lowers-commit",
+        "a snapshot from before the commit index is installed",
+        "kvnode/raft/snapshots.py",
+        "    if message.position.index <= state.commit_index:",
+        "    if message.position.index < 0:",
+        _SNAPSHOTS,
+        _CORE,
+    ),
+    Canary(
+        "install-proven-by-old-writes",
+        "a write of the log that an install drops is taken for proof of the new one",
+        "kvnode/raft/writes.py",
+        "            self._in_flight = deque((number, self.durable_index) for number, _ in self._in_flight)\n"
+        "            self._unsaved_from = Index(install.position.index + 1)",
+        "            self._unsaved_from = Index(install.position.index + 1)",
+        _SNAPSHOTS,
+    ),
+    Canary(
+        "applied-during-install",
+        "entries are applied while a snapshot is on its way to the disk",
+        "kvnode/raft/snapshots.py",
+        "    if state.installing is not None:\n        return state.apply_to",
+        "    if state.apply_to < 0:\n        return state.apply_to",
+        _SNAPSHOTS,
+    ),
+    Canary(
+        "second-install",
+        "a snapshot is taken while another one is on its way to the disk",
+        "kvnode/raft/snapshots.py",
+        "    if state.writes.is_installing:",
+        "    if message.term < 0:",
+        _SNAPSHOTS,
+    ),
+    Canary(
+        "snapshot-asked-again",
+        "a leader asks for a snapshot at every turn while one is on its way",
+        "kvnode/raft/progress.py",
+        '        self.become_probe(self.next_index)\n        self.state = "snapshot"',
+        "        self.become_probe(self.next_index)",
+        _SNAPSHOTS,
+    ),
+    Canary(
+        "configuration-not-rolled-back",
+        "a truncated configuration stays in force",
+        "kvnode/raft/log.py",
+        "        self.membership.on_truncated(first)",
+        "        self.membership.on_trimmed(Index(0))",
+        _MEMBERS,
+    ),
+    Canary(
+        "id-given-again",
+        "a new member gets the id of a removed one",
+        "kvnode/raft/reconfiguration.py",
+        "    id_ = NodeId(highest_id(now) + 1)",
+        "    id_ = NodeId(max((*now.voters, *now.learners)) + 1)",
+        _MEMBERS,
+    ),
+    Canary(
+        "promoted-unprepared",
+        "a learner is promoted however far behind it is",
+        "kvnode/raft/reconfiguration.py",
+        "        lack = _lacks(state, leadership, id_)",
+        '        lack = ""',
+        _MEMBERS,
+    ),
+    Canary(
+        "quorum-at-risk",
+        "members are changed though those left that answer are no majority",
+        "kvnode/raft/reconfiguration.py",
+        "    if quorum.has_majority(Configuration(voters), heard):",
+        "    if heard:",
+        _MEMBERS,
+    ),
+    Canary(
+        "removed-leader-stays",
+        "a leader whose removal is committed goes on leading",
+        "kvnode/raft/reconfiguration.py",
+        "    return not state.is_voter and state.commit_index >= state.log.membership.index",
+        "    return False",
+        _MEMBERS,
+    ),
+    Canary(
+        "lease-outlives-configuration",
+        "a lease earned from the voters before a change is relied on after it",
+        "kvnode/raft/leader_lease.py",
+        "    leadership.lease_from_ms = None\n    leadership.lease_rounds.clear()",
+        "    assert leadership.lease_index",
+        _MEMBERS,
+    ),
+)
