@@ -140,7 +140,12 @@ class LogWriter:
         self._log.write(batch[first:])
 
     def trim(self, applied_index: Index, bytes_kept: int, on_done: Callable[[LogPosition], None]) -> None:
-        """Drop what the store has durably from the beginning of the log (`LogStore.trim`); `on_done` follows."""
+        """Drop what the store has durably from the beginning of the log (`LogStore.trim`); `on_done` follows.
+
+        Not behind `close`, to which the last flush may be reported late.
+        """
+        if self._closing or self._failed:
+            return
         log = self._log
         self._worker.submit(lambda: log.trim(applied_index, bytes_kept), on_done, self._fail)
 

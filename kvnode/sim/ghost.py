@@ -362,6 +362,12 @@ class Ghost:
             self.payloads[entry.payload] = self.payloads.get(entry.payload, 0) + 1
             assert self.payloads[entry.payload] == 1, ("I20: sent once, appended twice", entry)
 
+    def committed_entries(self, last: Index) -> list[Entry]:
+        """What a snapshot that ends with `last` stands for."""
+        assert last <= len(self.committed), ("a snapshot of what nobody has committed", last, len(self.committed))
+        terms = (committed.term for committed in self.committed[:last])
+        return [self.entries[Index(index), term][0] for index, term in enumerate(terms, 1)]
+
     def on_times(self, node: NodeId) -> None:
         """Hybrid timestamps strictly increase along a log."""
         entries = self.disks[node].entries
@@ -377,7 +383,9 @@ class Ghost:
             position = write.install.position
             self.held.setdefault((position.index, position.term), {})[node] = True
         first = write.truncate_from
-        if first and first <= len(self.committed):
+        if write.install is not None and not write.install.keeps_log:
+            first = Index(write.install.position.index + 1)
+        if first and first <= min(len(self.committed), self.disks[node].last_index):
             self._on_cut(node, Index(first), self.committed[first - 1].term)
         for entry in write.entries:
             self.held.setdefault((entry.index, entry.term), {})[node] = True

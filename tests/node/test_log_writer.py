@@ -58,6 +58,11 @@ class RecordingLog:
     def reset(self, position: LogPosition, time: int) -> None:
         self.done.append(f"log begins after {position.index}")
 
+    def trim(self, applied_index: Index, bytes_kept: int) -> LogPosition:
+        assert not self.closed
+        self.done.append(f"trimmed up to {applied_index}")
+        return LogPosition(Term(1), applied_index)
+
     def read(self, first, last, bytes_max):
         raise AssertionError
 
@@ -195,3 +200,15 @@ async def test_a_closed_writer_sets_no_timer_when_its_last_batch_is_written() ->
     await bench.writer.close()
     assert bench.persisted == [1]
     assert bench.writer._mark_timer is None
+
+
+async def test_a_closed_log_is_not_trimmed() -> None:
+    """The last flush of a clean end may be reported after the log was closed."""
+    bench = Bench()
+    trimmed: list[LogPosition] = []
+    bench.writer.trim(Index(3), 0, trimmed.append)
+    await bench.writer.close()
+    bench.writer.trim(Index(4), 0, trimmed.append)
+    assert not bench.worker.jobs
+    assert bench.log.done == ["trimmed up to 3"]
+    assert trimmed == [LogPosition(Term(1), Index(3))]

@@ -13,9 +13,11 @@ from typing import NamedTuple
 from kvnode.config import LimitsSection
 from kvnode.ids import Index, NodeId
 from kvnode.kv.events import Event
-from kvnode.kv.requests import KeyValue, WriteRequest
+from kvnode.kv.requests import KeyValue, StateCheckReply, WriteRequest
 from kvnode.machine.backend import Backend
 from kvnode.machine.machine import Applied, StateMachine
+from kvnode.raft.messages import Configuration
+from kvnode.wire.codec import decode_configuration
 
 
 class History(NamedTuple):
@@ -46,6 +48,9 @@ class AppliedLog:
     steps: list[Step] = field(default_factory=list)
     at_s: list[float] = field(default_factory=list)  # when the first node had applied each, in true time
     now_s: Callable[[], float] = lambda: 0.0
+    configurations: list[tuple[Index, Configuration]] = field(default_factory=list)  # as the first node applied each
+    on_checked: Callable[[], None] = lambda: None  # a state check was applied, by anybody
+    on_configured: Callable[[Index, Configuration], None] = lambda _, __: None
 
     def on_applied(self, node: NodeId, index: Index, step: Step) -> None:
         if index > len(self.steps):
@@ -103,7 +108,12 @@ class WatchedMachine(StateMachine):
 
     def configure(self, index: Index, time: int, payload: bytes) -> Applied:
         applied = super().configure(index, time, payload)
+        is_first = index > len(self._log.steps)
         self._log.on_applied(self._node, index, Step(time, None, self.digest, self.revision, self._kept()))
+        if is_first:
+            configuration = decode_configuration(payload)
+            self._log.configurations.append((index, configuration))
+            self._log.on_configured(index, configuration)
         return applied
 
     def take_over(self, other: StateMachine) -> None:
@@ -120,4 +130,6 @@ class WatchedMachine(StateMachine):
             self._pending = None
             step = Step(time, request, self.digest, self.revision, self._kept(), applied.events)
             self._log.on_applied(self._node, self.applied_index, step)
+            if type(applied.result) is StateCheckReply:
+                self._log.on_checked()
         return applied

@@ -20,11 +20,14 @@ from typing import Any
 import msgspec
 
 from kvnode.config import Config, load
-from kvnode.errors import Fatal, StorageFailed
-from kvnode.ids import NodeId
-from kvnode.kv.interface import KV
+from kvnode.errors import Conflict, Fatal, KvnodeError, Rejected, StorageFailed
+from kvnode.ids import NOBODY, Index, NodeId
+from kvnode.join import taken_in
+from kvnode.kv.interface import KV, MembersChanged, Options
+from kvnode.kv.members import AddMember, MemberChange
 from kvnode.node.node import Node
 from kvnode.node.roster import derive_cluster_id
+from kvnode.raft.messages import Configuration
 from kvnode.sim.choices import RandomChoices
 from kvnode.sim.disk import FakeDisk, SimulatedCrash
 from kvnode.sim.runtime.applied import AppliedLog
@@ -37,6 +40,10 @@ from kvnode.storage.datadir import DataDir, MemberIdentity
 from kvnode.storage.environments import MemoryEnvironments
 
 LOG_DIRECTORY = f"{DATA_DIR}/wal"
+
+CHANGE_MS = 2_000
+CHANGE_AGAIN_S = 0.2
+"""How long a change of members is waited for, and after which pause it is asked for again."""
 
 UNDER_WAY_MAX = 6
 """A power loss strikes somewhere in the first so many disk operations of the write that is under way."""
@@ -81,6 +88,10 @@ class Cluster:
         self.clocks: dict[NodeId, NodeClock] = {}
         self.draw_clock: Callable[[NodeId], NodeClock] = lambda _: NodeClock(self.loop.time, start_s=self.loop.time())
         self.lives: dict[NodeId, int] = {}
+        self._joined = 0
+        self.removed: dict[NodeId, Index] = {}  # who is no member any more, by which entry
+        self.applied.on_configured = self._on_configured
+        self.applied.on_checked = lambda: self.observer.mark("state_checked")
         self.strays: set[NodeId] = set()  # members whose disk is not theirs: no log of the cluster is on it
         self._tasks: list[asyncio.Task[None]] = []
         if not has_processes:
@@ -135,6 +146,65 @@ class Cluster:
         found.start()
         return found
 
+    async def join(
+        self, through: Callable[[], NodeId], *, replaces: NodeId = NOBODY, address: str = "", promote: bool = True
+    ) -> NodeId:
+        """A machine with an empty directory becomes a member, as `kvnode.join` has it, and starts.
+
+        It asks whom `through` names, again and again. Raises: Rejected when the answer is final.
+        """
+        self._joined += 1
+        address = address or f"127.0.0.1:{7600 + self._joined}"
+        disk, rng = FakeDisk(self.fork(f"disk-joined-{self._joined}")), self.fork(f"joined-{self._joined}")
+        data = DataDir.open(
+            disk,
+            DATA_DIR,
+            member=NOBODY,
+            cluster_name=self.configs[self.ids[0]].cluster.name,
+            random_u64=partial(rng.getrandbits, 64),
+            allow_unsafe_filesystem=False,
+        )
+        change = AddMember(address, "", data.identity.incarnation, promote=promote, replaces=replaces)
+        answer = await self.change_members(through, change)
+        data.save_identity(taken_in(data.identity, answer))
+        data.close()
+        member = answer.id
+        self.note(f"joined {member}")
+        self.disks[member] = disk
+        self.configs[member] = self.reconfigured(member, {"cluster.members": (f"{member}={address}",)})
+        self.observer.admit(member)
+        if member not in self.removed:
+            self.ids.append(member)
+            self.begin(member)
+        return member
+
+    async def change_members(self, through: Callable[[], NodeId], change: MemberChange) -> MembersChanged:
+        """Ask until there is an answer. Raises: Rejected when it is final."""
+        while True:
+            found = self.members.get(through())
+            if found is not None and found.own_loop is not None:
+                try:
+                    return await found.change_members(change, Options(timeout_ms=CHANGE_MS))
+                except (Rejected, Fatal) as error:
+                    if not isinstance(error, Conflict):
+                        raise
+                except (KvnodeError, ConnectionError):
+                    pass
+            await asyncio.sleep(CHANGE_AGAIN_S)
+
+    def _on_configured(self, index: Index, configuration: Configuration) -> None:
+        """The first node has applied it, so it stays."""
+        there = {member.id for member in configuration.members}
+        for member in [member for member in self.ids if member not in there]:
+            self.note(f"removed {member}")
+            self.ids.remove(member)
+            self.removed[member] = index
+
+    @property
+    def configuration(self) -> Configuration:
+        """The newest that is applied; empty: still the initial one."""
+        return self.applied.configurations[-1][1] if self.applied.configurations else Configuration(tuple(self.ids))
+
     @property
     def starts(self) -> int:
         return sum(self.lives.values())
@@ -153,6 +223,7 @@ class Cluster:
             for worker in gone.workers.values():
                 _interrupt(worker.under_way)
         self.disks[member] = gone.disk.crash(RandomChoices(rng))
+        self.environments_of(member).lose_power()
 
     def disk_of(self, member: NodeId) -> FakeDisk:
         """To be damaged while the member is down."""

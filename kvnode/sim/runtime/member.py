@@ -13,10 +13,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kvnode.config import Config
-from kvnode.errors import Fatal, NotReady
+from kvnode.errors import Fatal, MemberRemoved, NotReady
 from kvnode.ids import Index, NodeId
 from kvnode.kv.events import WatchPart
-from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Options, WatchStream
+from kvnode.kv.interface import DEFAULT_OPTIONS, KV, MembersChanged, Options, WatchStream
+from kvnode.kv.members import MemberChange
 from kvnode.kv.requests import Request, Watch
 from kvnode.machine.backend import Backend
 from kvnode.node.node import Node, Workers
@@ -24,7 +25,7 @@ from kvnode.node.recovery import restore
 from kvnode.node.roster import Roster, base_configuration
 from kvnode.node.status import NodeIdentity
 from kvnode.raft.messages import Configuration
-from kvnode.server import Switchboard, make_roster, open_log_of, open_snapshots
+from kvnode.server import REMOVED_GRACE_S, Switchboard, make_roster, open_log_of, open_snapshots
 from kvnode.sim.disk import FakeDisk, SimulatedCrash
 from kvnode.sim.loop import VirtualWorker
 from kvnode.sim.runtime.applied import AppliedLog, WatchedMachine
@@ -33,6 +34,7 @@ from kvnode.sim.runtime.observer import Observer, StrayObserver, WatchedRaft, wa
 from kvnode.sim.runtime.transport import VirtualTransport
 from kvnode.storage.datadir import DataDir
 from kvnode.storage.memory_backend import MemoryBackend
+from kvnode.storage.snapshots import SnapshotFiles
 from kvnode.storage.store_pointer import StorePointer
 from kvnode.storage.wal import Wal
 
@@ -142,7 +144,14 @@ class Member:
             on_come_up=self._observer.on_come_up,
             settings=config.peer,
         )
+        self._roster.on_removed = self._on_removed
+        if self._roster.was_removed:
+            raise MemberRemoved(self._roster.was_removed)
         self.transport.open(self._switchboard)
+
+    def _on_removed(self, sentence: str) -> None:
+        """As `kvnode.server`: who led may have to tell the others first."""
+        self.loop.call_later(REMOVED_GRACE_S, self.failed, MemberRemoved(sentence))
 
     def _take_part(self) -> None:
         config, cluster, data = self._config, self._cluster, self.data
@@ -160,7 +169,7 @@ class Member:
         random_u64 = partial(self._rng.getrandbits, 64)
         self._observer.on_opening(self.id)
         wal, recovered, salvaged = open_log_of(config, data, self.disk, machine, random_u64=random_u64)
-        watch(wal, partial(self._observer.on_written, self.id), self._observer.on_rolled)
+        watch(wal, partial(self._observer.on_written, self.id), self._observer.on_rolled, self._observer.on_trimmed)
         self._observer.on_recovered(
             self.id,
             wal,
@@ -186,7 +195,7 @@ class Member:
             raft=self.raft,
             machine=machine,
             log_store=wal,
-            snapshot_store=open_snapshots(config, data, self.disk, pointer, machine),
+            snapshot_store=self._watched(open_snapshots(config, data, self.disk, pointer, machine)),
             transport=self.transport,
             workers=Workers(self.workers.__getitem__),
             clock=self.clock,
@@ -206,6 +215,18 @@ class Member:
         )
         self._node.start()
         self._switchboard.attach(self._node.receiver)
+
+    def _watched(self, store: SnapshotFiles) -> SnapshotFiles:
+        begin = store.begin
+
+        def watched(header: bytes) -> int:
+            first = begin(header)
+            if first:
+                self._observer.mark("snapshot_resumed")
+            return first
+
+        store.begin = watched  # type: ignore[method-assign]
+        return store
 
     def _on_members(self, applied: Configuration, applied_index: Index, in_force: Configuration) -> None:
         self._roster.on_configuration(applied, applied_index, in_force)
@@ -237,6 +258,18 @@ class Member:
         left = self.own_loop.leftovers()
         self.data.close()
         return left
+
+    async def change_members(self, change: MemberChange, options: Options = DEFAULT_OPTIONS) -> MembersChanged:
+        """As `Admin` does, in the member's process."""
+
+        async def serve() -> MembersChanged:
+            if self._node is None:
+                raise NotReady("the member does not take part yet")
+            return await self._node.change_members(change, options)
+
+        assert self.own_loop is not None
+        answer: MembersChanged = await self.own_loop.submit(serve())
+        return answer
 
     def ask(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Coroutine[Any, Any, Any]:
         """Carry out one request, as the HTTP layer of the process would."""

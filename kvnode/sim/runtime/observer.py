@@ -3,6 +3,9 @@
 What a single core must keep is `kvnode.raft.invariants`, what spans nodes is `kvnode.sim.ghost`, the same that judges
 tier 1. Here the ghost is shown the real runtime: each log is mirrored into a `CoreDisk` as its writes finish, and at a
 restart the recovered log must be one that the mirror and the write under way allow (I26).
+
+A snapshot stands for the committed entries up to its position, so the mirror of a log that begins anew after one, or
+that was trimmed, goes on holding them: whoever has the state has what made it.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from kvnode.raft.messages import (
     KeepAlive,
     KeepAliveReply,
     LeaderProposals,
+    LogPosition,
     PeerMessage,
     Proposals,
     ReadRequest,
@@ -40,8 +44,9 @@ from kvnode.raft.output import (
     Persist,
     Placed,
     QuarantineEnded,
-    Refused,
     Send,
+    SnapshotIgnored,
+    SnapshotInstalled,
     StampRefused,
     StampTolerated,
 )
@@ -105,6 +110,10 @@ class Observer:
         disks = {member: CoreDisk() for member in members}
         return cls(disks, RuntimeGhost(disks))
 
+    def admit(self, member: NodeId) -> None:
+        """There is one more member; its disk is empty."""
+        self.disks[member] = CoreDisk()
+
     def mark(self, name: str) -> None:
         self.marks[name] = self.marks.get(name, 0) + 1
 
@@ -129,7 +138,7 @@ class Observer:
         ours = msgspec.structs.replace(
             output,
             placed=[Placed(_of(node, each.id), each.index, each.term) for each in output.placed],
-            refused=[Refused(_of(node, each.id), each.code, each.message) for each in output.refused],
+            refused=[msgspec.structs.replace(each, id=_of(node, each.id)) for each in output.refused],
             reads_ready=[msgspec.structs.replace(each, number=_of(node, each.number)) for each in output.reads_ready],
             reads_failed=[msgspec.structs.replace(each, number=_of(node, each.number)) for each in output.reads_failed],
         )
@@ -159,6 +168,10 @@ class Observer:
                     self.mark("stamp_refused")
                 case StampTolerated():
                     self.mark("stamp_tolerated")
+                case SnapshotInstalled():
+                    self.mark("snapshot_installed")
+                case SnapshotIgnored():
+                    self.mark("snapshot_ignored")
                 case _:
                     pass
 
@@ -172,6 +185,8 @@ class Observer:
             assert under_way[0] is write, ("writes finish in the order they were made", node, write, under_way[0])
             under_way.pop(0)
             self.ghost.on_durable(node, write)
+            if write.install is not None and not write.install.keeps_log:
+                disk.entries[:] = self.ghost.committed_entries(write.install.position.index)
             disk.queue.append(write)
             disk.complete()
 
@@ -180,6 +195,9 @@ class Observer:
 
     def on_rolled(self) -> None:
         self.segment_rolls += 1
+
+    def on_trimmed(self) -> None:
+        self.mark("log_trimmed")
 
     def on_left(self, node: NodeId, to: NodeId, message: PeerMessage) -> None:
         if not isinstance(message, KeepAlive | KeepAliveReply | StateHash):  # of no concern to consensus
@@ -203,7 +221,12 @@ class Observer:
         nothing can be asked but genuine entries.
         """
         disk = self.disks[node]
-        entries = _whole_log(wal, recovered, disk.entries if has_rotted else None)
+        before_log = self.ghost.committed_entries(recovered.base.index)
+        if before_log:
+            assert before_log[-1].term == recovered.base.term, ("I17: begins after another entry", node, recovered.base)
+        entries = _whole_log(wal, recovered, before_log, disk.entries if has_rotted else None)
+        if recovered.report.began_anew is not None:
+            self.mark("install_finished_at_start")
         was_interrupted = self.opening.pop(node) > 1
         if was_salvaged or (was_interrupted and has_rotted and recovered.quarantine is not None):
             before = list(disk.entries)
@@ -262,6 +285,9 @@ class Observer:
         entries = list(self.disks[node].entries)
         yield entries
         for write in self.under_way.get(node, []):
+            if write.install is not None and not write.install.keeps_log:
+                entries[:] = self.ghost.committed_entries(write.install.position.index)
+                yield entries
             if write.truncate_from:
                 del entries[write.truncate_from - 1 :]
                 yield entries
@@ -354,9 +380,11 @@ class WatchedRaft(Raft):
         self._observed = observed
 
 
-def watch(wal: Wal, written: Callable[[Sequence[Persist]], None], rolled: Callable[[], None]) -> None:
-    """Have every finished write of this log told, and every new segment."""
-    write, roll = wal.write, wal._roll
+def watch(
+    wal: Wal, written: Callable[[Sequence[Persist]], None], rolled: Callable[[], None], trimmed: Callable[[], None]
+) -> None:
+    """Have every finished write of this log told, every new segment, and every trim that removed something."""
+    write, roll, trim = wal.write, wal._roll, wal.trim
 
     def watched(batch: Sequence[Persist]) -> None:
         write(batch)
@@ -366,6 +394,14 @@ def watch(wal: Wal, written: Callable[[Sequence[Persist]], None], rolled: Callab
         roll(need)
         rolled()
 
+    def watched_trim(applied_index: Index, bytes_kept: int) -> LogPosition:
+        first = wal.first_index
+        position = trim(applied_index, bytes_kept)
+        if wal.first_index > first:
+            trimmed()
+        return position
+
+    wal.trim = watched_trim  # type: ignore[method-assign]  # likewise
     wal.write = watched  # type: ignore[method-assign]  # `open_log` makes it, so no subclass can
     wal._roll = watched_roll  # type: ignore[method-assign]  # likewise
 
@@ -375,11 +411,13 @@ def _of(node: NodeId, number: int) -> RequestId:
     return RequestId((node << 96) | number)
 
 
-def _whole_log(wal: Wal, recovered: Recovered, believed: list[Entry] | None) -> list[Entry]:
-    """`believed`: stands in for old entries that rotted and that a start does not look at, as the scrubber will."""
-    entries: list[Entry] = []
+def _whole_log(wal: Wal, recovered: Recovered, before_log: list[Entry], believed: list[Entry] | None) -> list[Entry]:
+    """What is in the log, after what the store stands for.
+
+    `believed`: stands in for old entries that rotted and that a start does not look at, as the scrubber will.
+    """
+    entries = list(before_log)
     last = recovered.tail[0].index - 1 if recovered.tail else recovered.last_index
-    assert recovered.base.index == 0, recovered.base  # nothing compacts a log yet
     try:
         while len(entries) < last:
             entries += wal.read(Index(len(entries) + 1), Index(last), 1 << 20)

@@ -87,6 +87,8 @@ def _settings(rng: random.Random) -> dict[str, object]:
         "raft.window_bytes_max": rng.choice((KIB, 16 * KIB, 4 * KIB * KIB)),
         "raft.log_cache_bytes": rng.choice((64 * KIB, 64 * KIB, 16 * KIB * KIB)),
         "storage.segment_bytes": rng.choice((8 * KIB, 8 * KIB, 16 * KIB, 64 * KIB)),
+        "storage.tail_bytes": rng.choice((0, 0, 16 * KIB, 128 * KIB * KIB)),
+        "storage.check_every_s": rng.choice((0, 1, 1)),
         "storage.batch_bytes_max": rng.choice((4 * KIB, 4 * KIB, 64 * KIB)),
         "storage.flush_versions": rng.choice((1, 5, 50, 10_000)),
         "storage.flush_ms": rng.choice((10, 100, 1_000)),
