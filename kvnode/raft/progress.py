@@ -96,7 +96,13 @@ class Progress:
         return True
 
     def become_probe(self, next_index: Index | None = None) -> None:
-        """Send one message and wait: at `next_index`, or right after what is known to match."""
+        """Send one message and wait: at `next_index`, or right after what is known to match.
+
+        While nothing is known to match it stays with what was to be tried next: at the beginning of the log, where that
+        has been cut, a follower that is level would be sent a snapshot.
+        """
+        if next_index is None and not self.match_index and self.state != "replicate":
+            next_index = self.next_index
         self.state = "probe"
         self.next_index = max(next_index or Index(0), Index(self.match_index + 1))
         self.is_paused = False

@@ -41,6 +41,23 @@ def test_the_window_is_freed_by_acknowledged_index() -> None:
     assert (progress.in_flight, progress.window_bytes) == (0, 0)
 
 
+def test_a_connection_that_comes_before_any_answer_does_not_send_the_probe_to_the_beginning() -> None:
+    """A leader whose log is cut would take it for one that needs a snapshot."""
+    progress = Progress(Index(1018), contact_ms=0)
+    progress.become_probe()
+    assert (progress.state, progress.next_index) == ("probe", 1018)
+    assert progress.on_rejected(Index(1017), Index(1000))
+    progress.become_probe()
+    assert progress.next_index == 1001, "nor to the end again"
+    progress.become_snapshot()
+    assert (progress.state, progress.next_index) == ("snapshot", 1001)
+    progress.on_snapshot_sent(Index(0))
+    assert (progress.state, progress.next_index) == ("probe", 1)
+    progress.on_accepted(Index(7), 0, Index(1020))
+    progress.become_probe()
+    assert progress.next_index == 8
+
+
 def test_stale_rejections_are_ignored() -> None:
     """Trap R3: at or below match; in a probe, not the one we asked about; beyond what was sent."""
     progress = replicating(3, 6)
