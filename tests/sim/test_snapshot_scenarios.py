@@ -1,4 +1,4 @@
-"""Directed scenarios of a cluster's life on the runtime's simulator: trimmed logs, snapshots, members that come and go."""
+"""Directed scenarios of a cluster's life, simulated: trimmed logs, snapshots, members that come and go."""
 
 from __future__ import annotations
 
