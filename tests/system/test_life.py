@@ -1,4 +1,4 @@
-"""Real processes: members are replaced while clients write, and what the clients were told is judged (scripts/life.py)."""
+"""Real processes: members are replaced while clients write; what the clients were told is judged (scripts/life.py)."""
 
 from __future__ import annotations
 
