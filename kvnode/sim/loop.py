@@ -91,6 +91,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._clock.now_s
 
+    def _asyncgen_firstiter_hook(self, agen: object) -> None:
+        """asyncio closes what was left open at its end: the `finally` of a killed process must not run."""
+
+    def _asyncgen_finalizer_hook(self, agen: object) -> None:
+        """Nor when it is collected, whenever that is."""
+
 
 class VirtualClock:
     """A `kvnode.clocks.clock.Clock` on a virtual loop. `wall_offset_ms` may be changed to make the wall clock jump."""

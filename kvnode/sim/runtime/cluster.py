@@ -34,6 +34,7 @@ from kvnode.sim.runtime.applied import AppliedLog
 from kvnode.sim.runtime.clock import NodeClock
 from kvnode.sim.runtime.member import DATA_DIR, AskedFromOutside, Member
 from kvnode.sim.runtime.network import Network
+from kvnode.sim.runtime.node_loop import NodeLoop
 from kvnode.sim.runtime.observer import Observer, StrayObserver
 from kvnode.sim.trace import Trace
 from kvnode.storage.datadir import DataDir, MemberIdentity
@@ -89,6 +90,7 @@ class Cluster:
         self.draw_clock: Callable[[NodeId], NodeClock] = lambda _: NodeClock(self.loop.time, start_s=self.loop.time())
         self.lives: dict[NodeId, int] = {}
         self._joined = 0
+        self._killed: list[NodeLoop] = []
         self.removed: dict[NodeId, Index] = {}  # who is no member any more, by which entry
         self.applied.on_configured = self._on_configured
         self.applied.on_checked = lambda: self.observer.mark("state_checked")
@@ -238,7 +240,10 @@ class Cluster:
 
     def _end(self, member: NodeId, *, silently: bool = False) -> None:
         self.failures.pop(member, None)
-        self.members.pop(member).die(silently=silently)
+        gone = self.members.pop(member)
+        gone.die(silently=silently)
+        if gone.own_loop is not None:
+            self._killed.append(gone.own_loop)  # a coroutine that is collected runs its `finally`
 
     def describe(self) -> str:
         """A line for each member, for whoever reads a failure."""
@@ -252,6 +257,8 @@ class Cluster:
         """The run is over; what is still there goes without a word."""
         for member in list(self.members):
             self._end(member)
+        for loop in self._killed:
+            loop.forget()
 
     def on_power_lost(self, member: Member) -> None:
         """The disk has reached the operation at which its machine was to lose power."""

@@ -13,6 +13,7 @@ import inspect
 import random
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from contextvars import Context
 from typing import Any, TypeVarTuple, Unpack
 
@@ -94,6 +95,14 @@ class NodeLoop(asyncio.AbstractEventLoop):
         for answer in asked:
             if not answer.done():
                 answer.set_exception(ConnectionLost("the node was killed"))
+
+    def forget(self) -> None:
+        """The run is over: give up what the killed process had begun, so that no collector does it, who knows when."""
+        for task in self._tasks:
+            work = task.get_coro()
+            if inspect.iscoroutine(work):
+                with suppress(Exception):  # whatever a `finally` in it says that must never have run
+                    work.close()
 
     def submit(self, work: Coroutine[Any, Any, Any]) -> asyncio.Future[Any]:
         """Run `work` in this process; the future belongs to the carrier, on which the caller lives."""
