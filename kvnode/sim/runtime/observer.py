@@ -185,10 +185,11 @@ class Observer:
             assert under_way[0] is write, ("writes finish in the order they were made", node, write, under_way[0])
             under_way.pop(0)
             self.ghost.on_durable(node, write)
-            if write.install is not None and not write.install.keeps_log:
-                disk.entries[:] = self.ghost.committed_entries(write.install.position.index)
             disk.queue.append(write)
             disk.complete()
+            if disk.base.index:  # here a log is mirrored whole, with what its store stands for
+                disk.entries[:0] = self.ghost.committed_entries(disk.base.index)
+                disk.base = LogPosition(Term(0), Index(0))
 
     def on_come_up(self, node: NodeId, peer: NodeId) -> None:
         """A connection is up."""
