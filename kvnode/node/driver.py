@@ -170,6 +170,7 @@ class Driver:
 
     def on_connected(self, peer: NodeId) -> None:
         self.connected[peer] = None
+        self._snapshots.sender.on_connected(peer)
         self.queue.put_control(PeerConnected(peer))
         self._on_peer_up()
 

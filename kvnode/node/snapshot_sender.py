@@ -4,7 +4,8 @@ What is sent is the store as its last flush left it, an exact cut at its applied
 read, in a thread of its own, block by block as the transport asks for them: no stop, no copy, and writes go on. A view
 that is pinned keeps LMDB from reusing the pages it shows, so the transport gives up a stream that makes no progress.
 
-One stream a follower, `STREAMS_MAX` at a time; after a failure it is tried again after a pause that grows.
+One stream a follower, `STREAMS_MAX` at a time; after a failure it is tried again after a pause that grows, or once the
+follower connects anew: another life of it has nothing to do with why the last one failed.
 Each `SendSnapshot` of the core is answered by one `SnapshotSent`, also when this node does not lead any more.
 """
 
@@ -113,6 +114,7 @@ class SnapshotSender:
         self._tasks: dict[NodeId, asyncio.Task[None]] = {}
         self._pinned: dict[NodeId, Index] = {}
         self._failures: dict[NodeId, int] = {}  # one after another
+        self._returned: dict[NodeId, asyncio.Event] = {}  # of those for whom the pause goes on
         self.sent = self.failed = 0
 
     @property
@@ -127,6 +129,12 @@ class SnapshotSender:
             self._tasks[wanted.peer] = task
             task.add_done_callback(lambda ended: self._on_ended(wanted.peer, ended))
 
+    def on_connected(self, peer: NodeId) -> None:
+        """Begin anew with it, at once."""
+        self._failures.pop(peer, None)
+        if peer in self._returned:
+            self._returned[peer].set()
+
     def stop(self) -> None:
         """The node stops: break off."""
         for task in self._tasks.values():
@@ -135,7 +143,7 @@ class SnapshotSender:
     async def _attempt(self, peer: NodeId) -> None:
         failures = self._failures.get(peer, 0)
         if failures:
-            await asyncio.sleep(min(RETRY_MS_MIN << min(failures - 1, 10), RETRY_MS_MAX) / 1e3)
+            await self._rest(peer, min(RETRY_MS_MIN << min(failures - 1, 10), RETRY_MS_MAX))
         index = NOTHING
         async with self._streams:
             if self._leads():
@@ -143,9 +151,19 @@ class SnapshotSender:
         if index:
             self._failures.pop(peer, None)
         else:
-            self._failures[peer] = failures + 1
+            self._failures[peer] = self._failures.get(peer, 0) + 1
         del self._tasks[peer]  # what the core asks for from here on is a new attempt
         self._on_sent(SnapshotSent(peer, index))
+
+    async def _rest(self, peer: NodeId, limit_ms: int) -> None:
+        self._returned[peer] = returned = asyncio.Event()
+        try:
+            async with asyncio.timeout(limit_ms / 1e3):
+                await returned.wait()
+        except TimeoutError:
+            return
+        finally:
+            del self._returned[peer]
 
     async def _stream(self, peer: NodeId) -> Index:
         """Up to where the snapshot reached that `peer` has now; 0: it has none."""
