@@ -85,6 +85,16 @@ class AppliedLog:
         return self.steps[-1].history.swept_revision if self.steps else 0
 
 
+class StrayLog(AppliedLog):
+    """Of a process on what is not its member's own: what it has applied, or applies, is nobody's state."""
+
+    def on_applied(self, node: NodeId, index: Index, step: Step) -> None:
+        """Compared with nothing."""
+
+    def on_opened(self, node: NodeId, index: Index, digest: bytes, history: History) -> None:
+        """Likewise."""
+
+
 class WatchedMachine(StateMachine):
     """A state machine that tells of every entry it has finished."""
 

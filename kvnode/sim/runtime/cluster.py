@@ -196,11 +196,26 @@ class Cluster:
 
     def _on_configured(self, index: Index, configuration: Configuration) -> None:
         """The first node has applied it, so it stays."""
+        configurations = self.applied.configurations
+        if len(configurations) > 1:
+            self._note_change(configurations[-2][1], configuration)
         there = {member.id for member in configuration.members}
         for member in [member for member in self.ids if member not in there]:
             self.note(f"removed {member}")
+            ghost = self.observer.ghost
+            leader = ghost.leaders[ghost.committed[index - 1].term]
+            self.observer.mark("leader_removed" if member == leader else "member_removed")
             self.ids.remove(member)
             self.removed[member] = index
+
+    def _note_change(self, before: Configuration, after: Configuration) -> None:
+        gone = {member.id for member in before.members} - {member.id for member in after.members}
+        if set(before.learners) & set(after.voters):
+            self.observer.mark("learner_promoted")
+        if any(member.replaces in gone for member in before.members):
+            self.observer.mark("member_replaced")
+        if after.feature_level > before.feature_level:
+            self.observer.mark("feature_level_raised")
 
     @property
     def configuration(self) -> Configuration:

@@ -196,7 +196,9 @@ def _lose(nemesis: Nemesis, _: NodeId) -> bool:
 
 
 def _corrupt(nemesis: Nemesis, _: NodeId) -> bool:
-    nemesis.cluster.network.corruption = nemesis.rng.choice((0.002, 0.02, 0.1))
+    network = nemesis.cluster.network
+    network.corruption = nemesis.rng.choice((0.002, 0.02, 0.1))
+    network.rot = nemesis.rng.choice((0.0, 0.02, 0.5))
     return True
 
 
@@ -244,7 +246,7 @@ def _graveyard(nemesis: Nemesis, _: NodeId) -> bool:
 
 def _hang(nemesis: Nemesis, victim: NodeId) -> bool:
     nemesis.may_fail.setdefault(victim, "hang")  # if it hangs for longer than `storage.abort_ms`
-    nemesis.member(victim).workers[nemesis.rng.choice(("log", "log", "flusher", "log-reader"))].hang()
+    nemesis.member(victim).workers[nemesis.rng.choice(("log", "log", "flusher", "log-reader", "snapshots"))].hang()
     return True
 
 
@@ -360,6 +362,24 @@ def _cloned(nemesis: Nemesis, victim: NodeId) -> bool:
     return operators.may_err() and operators.may_use_backup(victim) and operators.run_twice(victim)
 
 
+# ── members ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _remove_leader(nemesis: Nemesis, _: NodeId) -> bool:
+    leader = nemesis.cluster.leader()
+    return leader is not None and leader.id in nemesis.cluster.ids and nemesis.churn.remove(leader.id)
+
+
+def _upgrade(nemesis: Nemesis, victim: NodeId) -> bool:
+    """It starts with the newer version, which knows the newest feature level."""
+    cluster = nemesis.cluster
+    if not cluster.configs[victim].cluster.feature_level_max:
+        return False
+    nemesis.end(victim)
+    cluster.configs[victim] = cluster.reconfigured(victim, {})
+    return True
+
+
 FAULTS: dict[str, Fault] = {
     "end": _end,
     "end_leader": _end_leader,
@@ -395,4 +415,11 @@ FAULTS: dict[str, Fault] = {
     "other_limits": _mistake(Operators.configure_otherwise),
     "old_backup": _old_backup,
     "cloned": _cloned,
+    "add_member": lambda nemesis, _: nemesis.churn.add(),
+    "remove_member": lambda nemesis, victim: nemesis.churn.remove(victim),
+    "remove_leader": _remove_leader,
+    "replace_member": lambda nemesis, victim: nemesis.churn.replace(victim),
+    "move_member": lambda nemesis, victim: nemesis.churn.move(victim),
+    "restart_removed": lambda nemesis, _: nemesis.churn.restart_removed(),
+    "upgrade": _upgrade,
 }

@@ -33,6 +33,9 @@ PEACE_CHANCE_MAX = 0.1
 REDIAL_S = 0.02
 """A client whose node is down dials again after this."""
 
+MEMBERS_MAX = 1_000
+"""No run has so many, one after another."""
+
 LASTS_MS_MAX = 500_000
 """No run takes longer, in virtual time by the fastest clock."""
 
@@ -76,6 +79,9 @@ class Life:
         cluster.draw_clock = self._draw_clock
         cluster.network.delay_s = world.delay_s
         cluster.disk_delay_s = world.disk_delay_s
+        levels = self.fork("levels")
+        for member in [member for member in cluster.ids if levels.random() < world.old_level]:
+            cluster.configs[member] = cluster.reconfigured(member, {"cluster.feature_level_max": 1})
         self.nemesis = Nemesis(cluster, self.fork("faults"), world)
         self.workload = Workload(self._ask, cluster.ids, world.mix, self.fork, self._served_by)
         window_ms = cluster.configs[cluster.ids[0]].limits.idempotency_ms
@@ -118,7 +124,7 @@ class Life:
         self.was_undecided = verdict.result == "unknown"  # the search gave up; the log has judged all the same
 
     def _served_by(self, member: NodeId) -> int:
-        return self.cluster.lives.get(member, 0) * (len(self.cluster.ids) + 1) + member
+        return self.cluster.lives.get(member, 0) * MEMBERS_MAX + member
 
     def _draw_clock(self, member: NodeId) -> NodeClock:
         rng, world = self.fork(f"clock-{member}"), self.world
@@ -154,6 +160,9 @@ class Life:
         rng = self.fork("liveness")
         for member in [m for m in nemesis.may_fail if m in cluster.members and m not in cluster.failures]:
             nemesis.end(member)  # a fault may still be waiting in its disk
+        if self.world.has_churn:
+            nemesis.is_peace = True
+            await liveness.settle_members(cluster, nemesis)
         core = liveness.draw_core(cluster, nemesis, rng)
         nemesis.is_peace = True
         await cluster.finish_spawned()
@@ -223,6 +232,8 @@ class Life:
             if self.workload.is_over:
                 raise NotReady(f"member {member} is down")
             await asyncio.sleep(REDIAL_S)
+            if member in self.cluster.removed:
+                raise NotReady(f"member {member} is gone")
         on_sent()
         return await self.cluster.members[member].ask(request, options)
 

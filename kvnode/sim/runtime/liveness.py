@@ -34,8 +34,8 @@ TRIES = 40
 
 def draw_core(cluster: Cluster, nemesis: Nemesis, rng: random.Random) -> list[NodeId]:
     """A quorum of members that can come back."""
-    can = [member for member in cluster.ids if member not in nemesis.lost_for_good]
-    quorum = len(cluster.ids) // 2 + 1
+    can = [member for member in cluster.configuration.voters if member not in nemesis.lost_for_good]
+    quorum = len(cluster.configuration.voters) // 2 + 1
     assert len(can) >= quorum, ("the atlas let too many go", nemesis.lost_for_good)
     met = [member for member in can if member in cluster.bootstrapped]
     if len(met) < quorum:
@@ -45,6 +45,20 @@ def draw_core(cluster: Cluster, nemesis: Nemesis, rng: random.Random) -> list[No
     if nemesis.rotten in met and rng.random() < 0.7:
         core.append(nemesis.rotten)
     return sorted(core)
+
+
+async def settle_members(cluster: Cluster, nemesis: Nemesis) -> None:
+    """Everybody is healed until no change of members is under way: one that is decides which quorum counts."""
+
+    def is_settled() -> bool:
+        nemesis.heal()
+        return nemesis.churn.is_settled()
+
+    nemesis.heal()
+    await cluster.finish_spawned()
+    await cluster.until(is_settled, within_s=2 * BOUND_S)
+    for member in [member for member in cluster.members if member not in cluster.ids]:
+        cluster.kill(member)
 
 
 def break_for_good(cluster: Cluster, nemesis: Nemesis, core: list[NodeId], rng: random.Random) -> None:

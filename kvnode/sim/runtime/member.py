@@ -28,7 +28,7 @@ from kvnode.raft.messages import Configuration
 from kvnode.server import REMOVED_GRACE_S, Switchboard, make_roster, open_log_of, open_snapshots
 from kvnode.sim.disk import FakeDisk, SimulatedCrash
 from kvnode.sim.loop import VirtualWorker
-from kvnode.sim.runtime.applied import AppliedLog, WatchedMachine
+from kvnode.sim.runtime.applied import AppliedLog, StrayLog, WatchedMachine
 from kvnode.sim.runtime.node_loop import NodeLoop
 from kvnode.sim.runtime.observer import Observer, StrayObserver, WatchedRaft, watch
 from kvnode.sim.runtime.transport import VirtualTransport
@@ -156,7 +156,7 @@ class Member:
     def _take_part(self) -> None:
         config, cluster, data = self._config, self._cluster, self.data
         if self._is_stray:
-            applied = AppliedLog()  # what it applies is nobody's state
+            applied: AppliedLog = StrayLog()
         else:
             applied = cluster.applied
             cluster.bootstrapped[self.id] = True

@@ -10,10 +10,11 @@ import random
 from collections.abc import Coroutine
 from typing import Any
 
-from kvnode.errors import LogCorrupted, StorageFailed
+from kvnode.errors import LogCorrupted, MemberRemoved, StorageFailed
 from kvnode.ids import NOBODY, NodeId
 from kvnode.sim.disk import UNLIMITED
 from kvnode.sim.runtime import faults
+from kvnode.sim.runtime.churn import Churn
 from kvnode.sim.runtime.cluster import Cluster
 from kvnode.sim.runtime.member import Member
 from kvnode.sim.runtime.operators import Operators
@@ -41,6 +42,7 @@ class Nemesis:
         self.lost_for_good: dict[NodeId, str] = {}  # members that must not come back, and why
         self.rotten = NOBODY  # the one member whose durable bytes may go bad
         self.operators = Operators(cluster, rng)
+        self.churn: Churn = Churn(cluster, random.Random(rng.getrandbits(64)) if world.has_churn else rng, self)
         self.is_peace = False  # nothing new strikes
 
     def strike(self) -> str:
@@ -48,7 +50,9 @@ class Nemesis:
         up = [
             member
             for member in sorted(self.cluster.members)
-            if member not in self.cluster.failures and not self.operators.has_strayed(member)
+            if member in self.cluster.ids
+            and member not in self.cluster.failures
+            and not self.operators.has_strayed(member)
         ]
         if not up:
             return ""
@@ -84,6 +88,9 @@ class Nemesis:
             if isinstance(error, LogCorrupted) and member == self.rotten:
                 self._bury_the_rotten(member, error)
                 continue
+            if isinstance(error, MemberRemoved):
+                self._bury_the_removed(member)
+                continue
             assert isinstance(error, StorageFailed), (member, error)
             is_full = cluster.disks[member].capacity_bytes < UNLIMITED
             reason = self.may_fail.get(member, "no_space" if is_full else "")
@@ -92,6 +99,15 @@ class Nemesis:
             if reason.startswith("fsync"):
                 cluster.observer.mark(f"exited_after_{reason}")
             self.end(member)
+
+    def _bury_the_removed(self, member: NodeId) -> None:
+        """It has heard that it is no member any more, from its log or from its peers, and has ended."""
+        cluster = self.cluster
+        assert member in cluster.removed, ("told that it was removed, and it was not", member)
+        cluster.observer.mark("removed_refused" if member in self.lost_for_good else "removed_told")
+        self.lost_for_good[member] = "told"
+        self.may_fail.pop(member, None)
+        cluster.kill(member)
 
     def _bury_the_rotten(self, member: NodeId, error: LogCorrupted) -> None:
         """A damaged log ends its node. If it can be repaired the next start does that; else the node stays down."""
@@ -122,7 +138,7 @@ class Nemesis:
         if stray is not None and (among is None or stray.member in among):
             self.operators.put_back()
         network = cluster.network
-        network.loss = network.duplication = network.corruption = 0.0
+        network.loss = network.duplication = network.corruption = network.rot = 0.0
         network.reorder = False
         network.heal(among)
         members = among if among is not None else cluster.ids
@@ -149,7 +165,7 @@ class Nemesis:
 
     def may_lose_another(self) -> bool:
         """The fault atlas: what is lost for good stays a minority, with one good copy of everything in each quorum."""
-        if self.rotten != NOBODY or len(self.cluster.bootstrapped) < len(self.cluster.ids):
+        if self.rotten != NOBODY or any(member not in self.cluster.bootstrapped for member in self.cluster.ids):
             return False
         return len(self.lost_for_good) + 1 <= (len(self.cluster.ids) - 1) // 2
 

@@ -54,6 +54,7 @@ class Backup:
     """A copy of a member's data directory, taken while its process had this boot counter."""
 
     disk: FakeDisk
+    store: MemoryEnvironments
     boot: int
 
 
@@ -70,7 +71,8 @@ class Operators:
     def may_err(self) -> bool:
         """Whether a member could be led astray now. A first start must be over: until then nobody knows who is who."""
         cluster = self._cluster
-        return self.stray is None and len(cluster.ids) > 1 and len(cluster.bootstrapped) == len(cluster.ids)
+        have_met = all(member in cluster.bootstrapped for member in cluster.ids)
+        return self.stray is None and len(cluster.ids) > 1 and have_met
 
     def has_strayed(self, member: NodeId) -> bool:
         return self.stray is not None and self.stray.member == member
@@ -96,7 +98,8 @@ class Operators:
 
     def restore_backup(self, member: NodeId) -> None:
         """Its directory is an old copy. Needs `may_use_backup`."""
-        self._lead_astray(member, "old_backup", disk=self._restored(member))
+        store = _copy_of_store(self._backups[member].store)
+        self._lead_astray(member, "old_backup", disk=self._restored(member), store=store)
 
     # ── backups ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -104,7 +107,8 @@ class Operators:
         """Copy its directory as it is now, if it takes part and has no backup yet."""
         found = self._cluster.members[member]
         if found.takes_part and member not in self._backups:
-            self._backups[member] = Backup(found.disk.kill(), found.data.boot.counter)
+            store = _copy_of_store(self._cluster.environments_of(member))
+            self._backups[member] = Backup(found.disk.kill(), store, found.data.boot.counter)
 
     def may_use_backup(self, member: NodeId) -> bool:
         """Whether all peers have met a later start of this member than its backup is of.
@@ -167,7 +171,13 @@ class Operators:
             cluster.stores[stray.member] = stray.store
 
     def _lead_astray(
-        self, member: NodeId, what: str, *, disk: FakeDisk | None = None, config: Config | None = None
+        self,
+        member: NodeId,
+        what: str,
+        *,
+        disk: FakeDisk | None = None,
+        store: MemoryEnvironments | None = None,
+        config: Config | None = None,
     ) -> None:
         cluster = self._cluster
         self.stray = Stray(member, what, cluster.disks[member], cluster.stores.get(member), cluster.configs[member])
@@ -175,6 +185,8 @@ class Operators:
             cluster.strays.add(member)
             cluster.disks[member] = disk
             cluster.stores.pop(member, None)
+        if store is not None:
+            cluster.stores[member] = store
         if config is not None:
             cluster.configs[member] = config
         cluster.begin(member)
@@ -208,6 +220,13 @@ def _copy_of(disk: FakeDisk) -> FakeDisk:
     """What is on it, on another disk: what is wrong with the one is not with the other."""
     copy = disk.kill()
     copy.capacity_bytes = UNLIMITED
+    return copy
+
+
+def _copy_of_store(store: MemoryEnvironments) -> MemoryEnvironments:
+    copy = MemoryEnvironments()
+    for number, backend in store.backends.items():
+        copy.build(number, [backend.pin().rows(b"", 1 << 60)])
     return copy
 
 

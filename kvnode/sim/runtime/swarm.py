@@ -21,6 +21,22 @@ KIB = 1 << 10
 BEYOND_THE_RATE_BOUND = ("drift", "freeze")
 """Faults that leader leases are not made for."""
 
+CHURNING = 0.4
+"""Share of worlds in which members come and go."""
+
+CHURN = (
+    "add_member",
+    "remove_member",
+    "remove_leader",
+    "replace_member",
+    "move_member",
+    "restart_removed",
+    "upgrade",
+)
+
+NOT_WITH_CHURN = ("bit_rot", "wiped", "foreign", "other_limits", "old_backup", "cloned")
+"""What takes a good copy away for good: which minority may be lost so is a matter of who the members are."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -39,6 +55,8 @@ class World:
     drift: float  # clocks run at 1 ± this
     skew_s: float
     shuffles: bool
+    has_churn: bool  # members come and go
+    old_level: float  # share of the first members that claim an older feature level until they are upgraded
     perturbed: dict[str, float]  # points of `kvnode.perturb` that are on, and how often each strikes
 
 
@@ -49,7 +67,11 @@ def draw(fork: Callable[[str], random.Random], faults: Sequence[str]) -> World:
     by_lease = bool(settings["raft.leader_lease_reads"])
     if by_lease:
         faults = [kind for kind in faults if kind not in BEYOND_THE_RATE_BOUND]
-    on = tuple(kind for kind in faults if rng.random() < 0.5)
+    on = tuple(kind for kind in faults if kind not in CHURN and rng.random() < 0.5)
+    churn = fork("churn")
+    has_churn = churn.random() < CHURNING
+    if has_churn:
+        on = tuple(kind for kind in on if kind not in NOT_WITH_CHURN) + tuple(k for k in CHURN if churn.random() < 0.7)
     timeout_s = float(str(settings["raft.election_timeout_ms"])) / 1e3
     return World(
         size=rng.choice((1, 2, 3, 3, 3, 3, 3, 4, 5, 5, 7)),
@@ -61,12 +83,18 @@ def draw(fork: Callable[[str], random.Random], faults: Sequence[str]) -> World:
         heals=rng.choice((0.2, 0.5, 0.9)),
         delay_s=rng.choice(((0.0002, 0.001), (0.0002, 0.001), (0.0002, 0.01), (timeout_s / 100, timeout_s / 12))),
         disk_delay_s=rng.choice((0.0002, 0.0005, 0.0005, 0.004, 0.02)),
-        fsync_failure=rng.choice(list(FsyncFailure)),
+        fsync_failure=_fsync_failure(rng.choice(list(FsyncFailure)), has_churn=has_churn),
         drift=min(rng.choice((0.0, 0.0, 0.02, 0.1, 0.3)), RATE_BOUND / 100 if by_lease else 1.0),
         skew_s=rng.choice((0.0, 1.0, 1e6)),
         shuffles=rng.random() < 0.8,
+        has_churn=has_churn,
+        old_level=churn.choice((0.0, 0.0, 0.5, 1.0)) if has_churn else 0.0,
         perturbed=_perturbed(fork("perturb")),
     )
+
+
+def _fsync_failure(drawn: FsyncFailure, *, has_churn: bool) -> FsyncFailure:
+    return FsyncFailure.CLEAN_OLD if has_churn and drawn is FsyncFailure.LATE else drawn
 
 
 def _perturbed(rng: random.Random) -> dict[str, float]:
@@ -87,8 +115,6 @@ def _settings(rng: random.Random) -> dict[str, object]:
         "raft.window_bytes_max": rng.choice((KIB, 16 * KIB, 4 * KIB * KIB)),
         "raft.log_cache_bytes": rng.choice((64 * KIB, 64 * KIB, 16 * KIB * KIB)),
         "storage.segment_bytes": rng.choice((8 * KIB, 8 * KIB, 16 * KIB, 64 * KIB)),
-        "storage.tail_bytes": rng.choice((0, 0, 16 * KIB, 128 * KIB * KIB)),
-        "storage.check_every_s": rng.choice((0, 1, 1)),
         "storage.batch_bytes_max": rng.choice((4 * KIB, 4 * KIB, 64 * KIB)),
         "storage.flush_versions": rng.choice((1, 5, 50, 10_000)),
         "storage.flush_ms": rng.choice((10, 100, 1_000)),
@@ -111,6 +137,9 @@ def _settings(rng: random.Random) -> dict[str, object]:
         "history.compact_revisions": rng.choice((1, 10, 10_000)),
         "history.compact_ms": rng.choice((100, 1_000)),
         "history.sweep_changes": rng.choice((1, 10, 512)),
+        "storage.tail_bytes": rng.choice((0, 0, 16 * KIB, 128 * KIB * KIB)),
+        "storage.check_every_s": rng.choice((0, 1, 1)),
+        "peer.snapshot_bytes_per_s": rng.choice((64 * KIB, 64 * KIB * KIB)),
     }
 
 

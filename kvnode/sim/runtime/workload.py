@@ -141,7 +141,7 @@ class Workload:
         weights = list(self._mix.weights.values())
         while not self.is_over:
             await asyncio.sleep(rng.expovariate(1.0 / self._mix.pause_s))
-            if rng.random() < self._mix.roams:
+            if rng.random() < self._mix.roams or client.member not in self._members:
                 client.member = rng.choice(self._members)
             (kind,) = rng.choices(kinds, weights)
             await client.request(kind, f"{PREFIX}{rng.randrange(self._mix.keys)}")
