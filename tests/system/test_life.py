@@ -1,8 +1,4 @@
-<<<<<<< ours
-"""Real processes: members are replaced while clients write; what the clients were told is judged (scripts/life.py)."""
-=======
 """Real processes: members are replaced while clients write; what those were told is judged (scripts/life.py)."""
->>>>>>> theirs
 
 from __future__ import annotations
 
