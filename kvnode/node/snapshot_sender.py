@@ -115,6 +115,7 @@ class SnapshotSender:
         self._pinned: dict[NodeId, Index] = {}
         self._failures: dict[NodeId, int] = {}  # one after another
         self._returned: dict[NodeId, asyncio.Event] = {}  # of those for whom the pause goes on
+        self._stopped = False
         self.sent = self.failed = 0
 
     @property
@@ -124,7 +125,7 @@ class SnapshotSender:
 
     def send(self, wanted: SendSnapshot) -> None:
         """Begin, unless a stream to that follower is under way: how that one ends is the answer then."""
-        if wanted.peer not in self._tasks:
+        if wanted.peer not in self._tasks and not self._stopped:
             task = self._loop.create_task(self._attempt(wanted.peer), name=f"snapshot-to-{wanted.peer}")
             self._tasks[wanted.peer] = task
             task.add_done_callback(lambda ended: self._on_ended(wanted.peer, ended))
@@ -136,7 +137,8 @@ class SnapshotSender:
             self._returned[peer].set()
 
     def stop(self) -> None:
-        """The node stops: break off."""
+        """The node stops: break off, and begin nothing more, though the core may still ask until it leads no more."""
+        self._stopped = True
         for task in self._tasks.values():
             task.cancel()
 
