@@ -15,7 +15,7 @@ import msgspec
 from kvnode.api import shapes
 from kvnode.api.answer import Answer
 from kvnode.api.call import Call
-from kvnode.api.http import batch, history, kv, leases, listing, locks, members, node, sessions, txn, watches
+from kvnode.api.http import batch, history, kv, leases, listing, locks, members, node, sessions, snapshot, txn, watches
 from kvnode.errors import MethodNotAllowed, NotFound
 from kvnode.kv.interface import Members, MembersChanged, Status
 from kvnode.kv.requests import HashReply
@@ -325,6 +325,10 @@ TABLE: tuple[Route, ...] = (
         "GET", "/v1/admin/hash", node.show_hash, "A hash of all items, the same on every node.",
         (Parameter("rev", "integer", "Of what this revision shows; default: the newest."), TIMEOUT),
         (NO_FORWARD,), "", HashReply, ("future_revision", *_READ),
+    ),
+    Route(
+        "GET", "/v1/admin/snapshot", snapshot.take, "A backup: everything committed, as one consistent state.",
+        (TIMEOUT,), (NO_FORWARD,), "", bytes, _READ,
     ),
     Route("GET", "/livez", node.show_live, "The process is alive.", reply=node.Live),
     Route(

@@ -70,6 +70,10 @@ class Outlet:
         """The last words. Does not wait."""
         self._transport.write(framed + (b"0\r\n\r\n" if self._chunked else b""))
 
+    def cut(self) -> None:
+        """Break the answer off, so that nobody takes it for whole."""
+        self._transport.abort()
+
     def linger(self) -> None:
         """What was written may be read for a while; then the connection is cut."""
         asyncio.get_running_loop().call_later(LINGER_S, self._transport.abort)

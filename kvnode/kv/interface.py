@@ -13,7 +13,7 @@ from typing import Any, Literal, cast, overload
 import msgspec
 
 from kvnode.errors import KvnodeError
-from kvnode.ids import NOBODY, NodeId, Revision, Term
+from kvnode.ids import NOBODY, Index, NodeId, Revision, Term
 from kvnode.kv import keys
 from kvnode.kv.events import WatchPart
 from kvnode.kv.members import MemberChange
@@ -346,6 +346,26 @@ class Status(msgspec.Struct, frozen=True):
     uptime_ms: int
 
 
+class Backup(ABC):
+    """The state of a node at `index`, as a snapshot: the `header`, then its blocks. To be closed.
+
+    The node may close it itself: when it stops, when another state takes this one's place, or when nobody reads on.
+    """
+
+    index: Index
+    revision: Revision
+    header: bytes
+    logical_bytes: int  # about what it takes
+
+    @abstractmethod
+    async def block(self, number: int) -> bytes | None:
+        """Block `number`, from 0, in order; None after the last. Raises: ConnectionAbortedError, StorageFailed."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Idempotent."""
+
+
 class Admin(ABC):
     """What a front end may see and ask of the node beside `KV`."""
 
@@ -396,6 +416,13 @@ class Admin(ABC):
         """A hash of all items that `revision` shows (0: the newest), the same on every node.
 
         Raises: Compacted, FutureRevision, and what a read raises.
+        """
+
+    @abstractmethod
+    async def backup(self, options: Options = DEFAULT_OPTIONS) -> Backup:
+        """Everything that was committed before the call, and maybe more, as one consistent state.
+
+        Raises: Overloaded when others are being read, and what a linearizable read raises.
         """
 
     @abstractmethod

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from kvnode import perturb
 from kvnode.clocks.clock import Clock
 from kvnode.config import StorageSection
+from kvnode.errors import NotReady
 from kvnode.ids import Index
 from kvnode.kv.requests import ApplyResult, Put, StateCheckReply
 from kvnode.machine.machine import StateMachine
@@ -85,6 +86,8 @@ class Applier:
         self._reading_log = False
         self._cut: Cut | None = None
         self._cut_since_ms = 0
+        self._flushed_index = Index(machine.applied_index)
+        self._await_flush: list[asyncio.Future[None]] = []
         self._flush_timer: asyncio.TimerHandle | None = None
         self.commit_seconds = Histogram()
         self.flush_seconds = Histogram()
@@ -228,7 +231,11 @@ class Applier:
         machine, settings = self._machine, self._settings
         if self._cut is not None or self._halted or self._is_paused:
             return
-        is_due = machine.recent_versions >= settings.flush_versions or machine.recent_bytes >= settings.flush_bytes
+        is_due = (
+            bool(self._await_flush)
+            or machine.recent_versions >= settings.flush_versions
+            or machine.recent_bytes >= settings.flush_bytes
+        )
         if is_due or perturb.at("flush-early"):
             self.flush()
         elif self._flush_timer is None:
@@ -266,12 +273,31 @@ class Applier:
             return
         self._machine.evict(cut)
         self._cut = None
+        self._flushed_index = Index(cut.applied_index)
+        self._wake_flush()
         self.flush_seconds.observe(seconds)
         self._on_flushed(cut.applied_index)
         if not self._machine.is_flushed:
             self._consider_flush()
         if self._machine.applied_index < self._target:
             self._continue()
+
+    async def flushed_through(self, index: Index) -> None:
+        """Until the store has all up to `index`, which is applied, durably. Raises: NotReady when the node ends."""
+        while self._flushed_index < index:
+            if self._halted:
+                raise NotReady("this node is stopping")
+            woken: asyncio.Future[None] = self._loop.create_future()
+            self._await_flush.append(woken)
+            self.flush()
+            await woken
+
+    def _wake_flush(self) -> None:
+        """Whoever waits for a flush looks again."""
+        waiting, self._await_flush = self._await_flush, []
+        for woken in waiting:
+            if not woken.done():
+                woken.set_result(None)
 
     def pause(self) -> None:
         """A snapshot is being installed: what follows in the log does not fit the state here. `replaced` ends it."""
@@ -284,12 +310,15 @@ class Applier:
         self._unfinished = self._cut = None
         self._applied_term = machine.cut_term
         self._target = max(self._target, machine.applied_index)
+        self._flushed_index = Index(machine.applied_index)
+        self._wake_flush()
         self._waiting.skipped_to(machine.applied_index)
         self._reads.applied(machine.applied_index, machine.revision)
 
     def halt(self) -> None:
         """Apply nothing more, not even the rest of an unfinished entry: the log has all of it."""
         self._halted = True
+        self._wake_flush()
 
     def flush_ms(self, now_ms: int) -> int:
         """How long the flush under way has been at the store; 0 if there is none."""

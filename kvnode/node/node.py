@@ -22,12 +22,13 @@ from kvnode.errors import (
     Timeout,
 )
 from kvnode.ids import NOBODY, Index, NodeId, Revision, Term
-from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Admin, Members, MembersChanged, Options, Status
+from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Admin, Backup, Members, MembersChanged, Options, Status
 from kvnode.kv.members import AddMember, MemberChange
 from kvnode.kv.requests import HashReply, Reply, Request, Watch, WriteRequest
 from kvnode.machine.machine import StateMachine
 from kvnode.node import admission, status
 from kvnode.node.applier import Applier
+from kvnode.node.backups import Backups
 from kvnode.node.changes import Changes
 from kvnode.node.driver import Driver
 from kvnode.node.duties import Duties
@@ -211,6 +212,18 @@ class Node(KV, Admin):
             clock=clock,
             leader_client_url=self.leader_client_url,
         )
+        self._backups = Backups(
+            node=raft.node,
+            machine=machine,
+            applier=self._applier,
+            reach_read_index=self._path.reach_read_index,
+            worker=workers.snapshots,
+            loop=loop,
+            clock=clock,
+            cluster_id=identity.cluster_id,
+            initial=identity.initial,
+        )
+        self._snapshots.on_installing = lambda: self._backups.break_off("a snapshot takes this state's place")
         self._view = MemberView(
             raft=raft,
             transport=transport,
@@ -366,6 +379,7 @@ class Node(KV, Admin):
         self._member_alarms.stop()
         self._duties.stop()
         self._snapshots.stop()
+        self._backups.stop()
         if self._catch_up is not None:
             self._catch_up.cancel()
         if self._failure is None:
@@ -400,6 +414,7 @@ class Node(KV, Admin):
         self._member_alarms.stop()
         self._duties.stop()
         self._snapshots.stop()
+        self._backups.stop()
         if self._catch_up is not None:
             self._catch_up.cancel()
         self._driver.stop()
@@ -421,6 +436,7 @@ class Node(KV, Admin):
         self._member_alarms.stop()
         self._duties.stop()
         self._snapshots.stop()
+        self._backups.stop()
         self._driver.stop()
         self._applier.halt()
         self._path.close(ConnectionLost(f"the node failed: {error}"))
@@ -520,6 +536,9 @@ class Node(KV, Admin):
 
     async def state_hash(self, revision: int = 0, options: Options = DEFAULT_OPTIONS) -> HashReply:
         return await self._path.state_hash(revision, options)
+
+    async def backup(self, options: Options = DEFAULT_OPTIONS) -> Backup:
+        return await self._backups.open(options)
 
     def members(self) -> Members:
         return self._view.members()

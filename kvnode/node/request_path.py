@@ -325,6 +325,10 @@ class RequestPath:
         work = self._range_reads.run(lambda pace: self._machine.state_hash(revision, pace))
         return await self._within(work, deadline_ms, "the state was not hashed within the deadline")
 
+    async def reach_read_index(self, deadline_ms: int, options: Options) -> None:
+        """What was committed before the call is applied here then."""
+        await self._freshness.reach_read_index(deadline_ms, options)
+
     async def _read_by_lease(self, request: ReadRequest, deadline_ms: int) -> RangeReply | None:
         """Without a round; None if the lease has lapsed meanwhile. The order is what makes it right (I14)."""
         applied = self._driver.reads.wait_for_index(self._raft.commit_index)

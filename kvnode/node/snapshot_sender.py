@@ -49,6 +49,7 @@ class PinnedSnapshot:
         self._worker = worker
         self._loop = loop
         self._may_go_on = may_go_on
+        self.description = reader.description
         self.index = reader.description.index
 
     @classmethod

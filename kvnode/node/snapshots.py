@@ -40,6 +40,8 @@ class Snapshots:
         self._watches = watches
         self._flusher = flusher
         self._on_failed = on_failed
+        self.on_installing: Callable[[], None] = lambda: None
+        """The state goes: who reads the old store must let go of it."""
 
     def send(self, wanted: SendSnapshot) -> None:
         self.sender.send(wanted)
@@ -53,6 +55,7 @@ class Snapshots:
 
         Reads between two slices begin again; what a revision shows is the same in every store.
         """
+        self.on_installing()
         self._end_duties()  # none goes on in the old state
         old = self.receiver.installed(position)
         self._applier.replaced()

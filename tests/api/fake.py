@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from kvnode.errors import CompareFailed, FutureRevision, KvnodeError, MemberNotFound
-from kvnode.ids import NOBODY, NodeId, Revision, Term
+from kvnode.ids import NOBODY, Index, NodeId, Revision, Term
 from kvnode.kv import keys
 from kvnode.kv.interface import (
     DEFAULT_OPTIONS,
     KV,
     Admin,
+    Backup,
     MemberInfo,
     Members,
     MembersChanged,
@@ -201,6 +202,29 @@ def _holds(compare: Compare, old: KeyValue | None) -> bool:
     return {"=": actual == wanted, "!=": actual != wanted, "<": actual < wanted, ">": actual > wanted}[compare.op]
 
 
+class FakeBackup(Backup):
+    """A header and the blocks given; a block that is an error is raised."""
+
+    def __init__(self, revision: Revision, blocks: Sequence[bytes | Exception]) -> None:
+        self.index = Index(9)
+        self.revision = revision
+        self.header = b"header"
+        self.logical_bytes = 4096
+        self.closed = False
+        self._blocks = blocks
+
+    async def block(self, number: int) -> bytes | None:
+        if number == len(self._blocks):
+            return None
+        block = self._blocks[number]
+        if isinstance(block, Exception):
+            raise block
+        return block
+
+    def close(self) -> None:
+        self.closed = True
+
+
 class FakeAdmin(Admin):
     """Node 1, leader of term 3, over a `FakeKV`."""
 
@@ -213,6 +237,10 @@ class FakeAdmin(Admin):
         self.configuration_index = 0
         self.changes: list[tuple[MemberChange, Options]] = []
         self.fail_change: KvnodeError | None = None
+        self.options: list[Options] = []
+        self.fail_backup: KvnodeError | None = None
+        self.blocks: list[bytes | Exception] = [b"block 0", b"the end"]
+        self.backups: list[FakeBackup] = []
 
     @property
     def id(self) -> NodeId:
@@ -283,6 +311,13 @@ class FakeAdmin(Admin):
         if revision > self.kv.revision:
             raise FutureRevision("that revision is yet to come", revision=self.kv.revision)
         return HashReply(revision or self.kv.revision, len(self.kv.live), "ab" * 16)
+
+    async def backup(self, options: Options = DEFAULT_OPTIONS) -> Backup:
+        self.options.append(options)
+        if self.fail_backup is not None:
+            raise self.fail_backup
+        self.backups.append(FakeBackup(Revision(self.kv.revision), self.blocks))
+        return self.backups[-1]
 
     def members(self) -> Members:
         return Members(

@@ -19,7 +19,7 @@ from kvnode.clocks.hybrid import HybridClock
 from kvnode.clocks.system import SystemClock
 from kvnode.config import ClientSection, Config
 from kvnode.ids import NOBODY, Index, NodeId, Revision, Term
-from kvnode.kv.interface import KV, Admin, MemberInfo, Members, MembersChanged, Options, Status, WatchStream
+from kvnode.kv.interface import KV, Admin, Backup, MemberInfo, Members, MembersChanged, Options, Status, WatchStream
 from kvnode.kv.members import AddMember, MemberChange, PromoteMember, RemoveMember, UpdateMember
 from kvnode.kv.requests import (
     Await,
@@ -38,13 +38,47 @@ from kvnode.kv.requests import (
 )
 from kvnode.machine.machine import StateMachine
 from kvnode.machine.pace import Pace, in_one_go
+from kvnode.machine.snapshot import SnapshotReader
 from kvnode.node.range_reads import RangeReads
 from kvnode.node.watch_stream import NodeStream
 from kvnode.node.watches import Watches
+from kvnode.raft.messages import Configuration, Member
 from kvnode.storage.memory_backend import MemoryBackend
+from kvnode.wire.codec import encode_configuration
 
 WALL_MS = 1_790_000_000_000
 POLL_MS = 5
+
+
+class LocalBackup(Backup):
+    """Of the state as it is; `broken_after` blocks it breaks off."""
+
+    broken_after = 1 << 30
+
+    def __init__(self, node: LocalNode) -> None:
+        machine = node.machine
+        cut = machine.cut(Term(1))
+        if cut is not None:
+            machine.backend.commit(cut)
+            machine.evict(cut)
+        configuration = Configuration(
+            (NodeId(1),), members=(Member(NodeId(1), 0xA1, "127.0.0.1:7501"),), last_id=NodeId(1)
+        )
+        self._reader = SnapshotReader(
+            machine.backend.pin(), cluster_id=0xAA, initial=encode_configuration(configuration)
+        )
+        self.index = Index(machine.applied_index)
+        self.revision = Revision(machine.revision)
+        self.header = self._reader.header
+        self.logical_bytes = machine.logical_bytes
+
+    async def block(self, number: int) -> bytes | None:
+        if number >= self.broken_after:
+            raise ConnectionAbortedError("broken off")
+        return self._reader.block(number)
+
+    def close(self) -> None:
+        self._reader.close()
 
 
 class LocalNode(KV, Admin):
@@ -212,6 +246,11 @@ class LocalNode(KV, Admin):
     async def state_hash(self, revision: int = 0, options: Options = Options()) -> HashReply:  # noqa: B008
         pace = Pace()
         return in_one_go(self.machine.state_hash(revision, pace), pace)
+
+    async def backup(self, options: Options = Options()) -> Backup:  # noqa: B008
+        if self.refusals:
+            raise self.refusals.popleft()
+        return LocalBackup(self)
 
     def members(self) -> Members:
         return self.configuration
