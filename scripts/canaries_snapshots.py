@@ -6,6 +6,8 @@ from canary import Canary
 
 _FORMAT = "tests/machine/test_snapshot.py"
 _CARRIED = "tests/machine/test_take_over.py"
+_COMMAND = "tests/cli/test_snapshot.py"
+_BACKUPS = "tests/node/test_backups.py"
 
 CANARIES = (
     Canary(
@@ -91,6 +93,65 @@ CANARIES = (
         "                compact_revision=self.revision,\n",
         "",
         ("tests/machine/test_restore.py",),
+    ),
+    Canary(
+        "restore-keeps-the-cluster",
+        "a restored cluster has the id of the old one, and members of both take each other for their own",
+        "kvnode/restore.py",
+        "cluster_id = derive_cluster_id({member: (incarnation, peer)})",
+        "cluster_id = old.cluster_id",
+        (_COMMAND,),
+    ),
+    Canary(
+        "restore-half-done-starts",
+        "the identity is there before the store: a restore that was cut short starts as an empty cluster",
+        "kvnode/storage/datadir.py",
+        "        fill_store(data.store_dir)\n",
+        "        write_small(disk, data._boot_path, OwnBoot(0, 0))\n"
+        "        write_small(disk, data._peers_path, {})\n"
+        "        write_small(disk, data._identity_path, identity)\n"
+        "        fill_store(data.store_dir)\n",
+        (_COMMAND,),
+    ),
+    Canary(
+        "restore-over-what-is-there",
+        "a restore writes into a directory that holds something",
+        "kvnode/storage/datadir.py",
+        "    if disk.exists(path) and disk.listdir(path):\n        made",
+        "    if not disk.exists(path) and disk.listdir(path):\n        made",
+        (_COMMAND,),
+    ),
+    Canary(
+        "backup-without-a-read-index",
+        "a backup has what this node has applied, not all that was committed before it was asked for",
+        "kvnode/node/backups.py",
+        "        await self._reach_read_index(deadline_ms, options)\n",
+        "",
+        (_BACKUPS,),
+    ),
+    Canary(
+        "backup-without-a-flush",
+        "a backup is of the store as the last flush happened to leave it",
+        "kvnode/node/backups.py",
+        "await self._applier.flushed_through(index)",
+        "index = Index(0)",
+        (_BACKUPS,),
+    ),
+    Canary(
+        "backup-view-is-never-taken-away",
+        "a backup that nobody reads pins the store for ever",
+        "kvnode/node/backups.py",
+        '            self.close("nobody reads the backup")\n',
+        "            pass\n",
+        (_BACKUPS,),
+    ),
+    Canary(
+        "broken-backup-ends-well",
+        "a backup that breaks off ends as HTTP ends a whole one",
+        "kvnode/api/http/snapshot.py",
+        "        outlet.cut()\n",
+        "        outlet.end()\n",
+        ("tests/api/test_snapshot.py",),
     ),
     Canary(
         "diverged-member-serves",

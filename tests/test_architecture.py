@@ -22,7 +22,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"raft", "machine", "gossip", "check", "wire"}),
     frozenset({"recipes"}),
     frozenset({"node", "storage", "transport", "api", "client"}),
-    frozenset({"server", "join"}),
+    frozenset({"server", "join", "restore"}),
     frozenset({"embedded", "process"}),
     frozenset({"sim", "bench", "doctor"}),
     frozenset({"cli"}),

@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +19,7 @@ import msgspec
 
 from kvnode.cli.kv import past_options
 from kvnode.cli.main import FATAL, REFUSED, TRY_AGAIN, fail
+from kvnode.cli.new_file import place, written_aside
 from kvnode.cli.options import endpoint_option, output_option, timeout_option
 from kvnode.cli.progress import Progress
 from kvnode.client.export_file import Item, Writer, header
@@ -65,12 +64,12 @@ def export(**given: Any) -> None:
     """
     if given["at_rev"] and given["at_time"]:
         raise click.UsageError("--at-rev and --at-time exclude each other")
-    path = None if given["file"] == "-" else _place(given["file"], force=given["force"])
+    path = None if given["file"] == "-" else place(given["file"], force=given["force"])
     try:
         if path is None:
             summary = _export(given, sys.stdout.buffer)
         else:
-            with _written_aside(path, force=given["force"]) as file:
+            with written_aside(path, force=given["force"]) as file:
                 summary = _export(given, file)
     except Compacted as error:
         _say_compacted(error, given, path)
@@ -153,44 +152,6 @@ def _count(caller: PatientCaller, prefix: bytes, page: _Page) -> int:
 def _shows_bar(file: BinaryIO) -> bool:
     """Counting costs the cluster a walk over the keys: only for a bar that is seen, and not in between the lines."""
     return sys.stderr.isatty() and not file.isatty()
-
-
-def _place(file: str, *, force: bool) -> Path:
-    path = Path(os.path.realpath(file))
-    if not path.parent.is_dir():
-        raise click.UsageError(f"there is no directory {path.parent}")
-    if path.exists() and not path.is_file():
-        raise click.UsageError(f"{file} is no regular file; write to standard output instead (-f -)")
-    if path.exists() and not force:
-        click.echo(f"kvnode: {file} is there already; --force replaces it", err=True)
-        sys.exit(REFUSED)
-    return path
-
-
-@contextmanager
-def _written_aside(path: Path, *, force: bool) -> Iterator[BinaryIO]:
-    """A file beside `path`, for its user only, that takes its name when the block has ended well, and is durable then.
-
-    Raises: OSError; FileExistsError.
-    """
-    number, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".unfinished", dir=path.parent)
-    try:
-        with open(number, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if not force and path.exists():
-            raise FileExistsError(path)
-        os.replace(aside, path)
-    except BaseException:
-        with suppress(FileNotFoundError):  # interrupted right after it got its name
-            os.unlink(aside)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _say_compacted(error: Compacted, given: dict[str, Any], path: Path | None) -> None:

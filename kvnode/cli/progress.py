@@ -20,8 +20,17 @@ class Progress:
     `total` is the size of the whole in the unit of `advance`; 0: not known, so that there is no bar.
     """
 
-    def __init__(self, what: str, total: int = 0, *, now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        what: str,
+        total: int = 0,
+        *,
+        now_s: Callable[[], float] = time.monotonic,
+        words: Callable[[int], str] = lambda keys: f"{keys} keys",
+    ) -> None:
+        """`words`: how a number of keys, or of whatever it is that `advance` counts beside the whole, is shown."""
         self._what = what
+        self._words = words
         self._total = total
         self._now_s = now_s
         self._done = 0
@@ -53,8 +62,8 @@ class Progress:
         if self._bar is not None:
             self._draw(self._done)
         else:
-            part = f" ({100 * self._done // self._total} %)" if self._total else ""
-            click.echo(f"kvnode: {self._what}: {self._keys} keys{part}", err=True)
+            part = f" ({min(100 * self._done // self._total, 99)} %)" if self._total else ""
+            click.echo(f"kvnode: {self._what}: {self._words(self._keys)}{part}", err=True)
 
     def finish(self) -> None:
         """All is done, also what nobody has told of."""
@@ -65,6 +74,5 @@ class Progress:
         self._bar.update(done - self._drawn, self._keys)
         self._drawn = done
 
-    @staticmethod
-    def _keys_text(keys: int | None) -> str:
-        return "" if keys is None else f"{keys} keys"
+    def _keys_text(self, keys: int | None) -> str:
+        return "" if keys is None else self._words(keys)

@@ -282,6 +282,38 @@ class DataDir:
             raise StorageFailed(f"writing {path} failed: {error}") from error
 
 
+def make_data_dir(
+    disk: Disk, path: str, identity: Identity, fill_store: Callable[[str], None], *, allow_unsafe_filesystem: bool
+) -> None:
+    """A new data directory with a store in it; durable on return.
+
+    `fill_store` makes the store in the directory that it is given. The identity comes last: what a crash leaves before
+    it is no data directory, and no start takes it for one.
+
+    Raises: IdentityRefused if something is there, ConfigInvalid (file system), DataDirLocked, OSError, and what
+    `fill_store` raises.
+    """
+    path = path.rstrip("/") or path
+    if disk.exists(path) and disk.listdir(path):
+        made = disk.exists(f"{path}/identity")
+        what = "is a data directory already" if made else "is not empty; a restore that was cut short leaves it so, too"
+        raise IdentityRefused(f"{path} {what}: name a new directory, or remove this one if it is of no use", path=path)
+    _refuse_unsafe(disk, path, allow_unsafe_filesystem)
+    _make_directory(disk, path)
+    lock = _take_lock(disk, path)
+    try:
+        data = DataDir(disk, path, lock)
+        for directory in (data.wal_dir, data.store_dir, data.snap_dir):
+            disk.mkdir(directory)
+        disk.fsync_dir(path)
+        fill_store(data.store_dir)
+        write_small(disk, data._boot_path, OwnBoot(0, 0))
+        write_small(disk, data._peers_path, {})
+        write_small(disk, data._identity_path, identity)
+    finally:
+        lock.release()
+
+
 def _refuse_unsafe(disk: Disk, path: str, allowed: bool) -> None:
     kind = disk.filesystem(path)
     if kind in UNSAFE_FILESYSTEMS and not allowed:
