@@ -55,10 +55,11 @@ def _append(
         placed += [(batch[position].id, Index(first + position)) for position in range(taken)]
         if taken == len(batch):
             break
-        proposed, batch = batch[taken], batch[taken + 1 :]
-        if proposed.kind != EntryKind.CONFIGURATION:
-            refused.append((proposed.id, _OVERLOADED, ""))
-            continue
+        proposed = batch[taken]
+        if proposed.kind != EntryKind.CONFIGURATION:  # the budget is used up, for all that follow
+            refused += [(proposed.id, _OVERLOADED, "") for proposed in batch[taken:]]
+            break
+        batch = batch[taken + 1 :]
         refusal = reconfiguration.append_change(state, leadership, proposed)
         if refusal is None:
             placed.append((proposed.id, state.log.last_index))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from kvnode.config import MIB, RaftSection
 from kvnode.ids import Index, NodeId, RequestId, Term
+from kvnode.kv.members import AddMember
 from kvnode.raft.messages import (
     AppendReply,
+    EntryKind,
     ForwardProposals,
     ForwardReply,
     LeaderProposals,
@@ -15,6 +17,7 @@ from kvnode.raft.messages import (
     Proposed,
 )
 from kvnode.raft.output import Placed, Refused
+from kvnode.raft.reconfiguration import encode_change
 from tests.raft.cluster import Cluster
 
 
@@ -124,6 +127,18 @@ def test_the_uncommitted_budget_refuses_and_recovers() -> None:
     assert cluster.step(1, Proposals(batch(60))).placed
     cluster.settle()
     cluster.assert_level()
+
+
+def test_beyond_the_budget_everything_that_follows_is_refused_changes_too() -> None:
+    """One answer for each, in order, and nothing of it in the log."""
+    cluster = Cluster(3, settings=RaftSection(commit_note_ms=0, uncommitted_bytes_max=MIB))
+    cluster.elect(1)
+    cluster.cut(1)
+    change = Proposed(RequestId(8), encode_change(AddMember("four:1", incarnation=4)), kind=EntryKind.CONFIGURATION)
+    output = cluster.step(1, Proposals((*batch(*range(8), size=200_000), change, *batch(9))))
+    assert [placed.id for placed in output.placed] == list(range(6))
+    assert output.refused == [Refused(RequestId(i), "overloaded") for i in range(6, 10)]
+    assert cluster[1].configuration == cluster.configuration
 
 
 def test_what_found_no_room_in_the_queue_is_refused_once_the_term_is_durable() -> None:
