@@ -423,6 +423,25 @@ def test_removing_a_living_voter_beside_dead_ones_is_refused() -> None:
     assert cluster[1].configuration.voters == (1, 2)
 
 
+def test_a_voter_in_quarantine_is_none_to_count_on() -> None:
+    """It answers, but elects nobody: without the other one there would be nobody to elect with."""
+    cluster = Cluster(3)
+    cluster.elect(1)
+    cluster.propose(1, b"a")
+    cluster.settle()
+    cluster.cut(3, 2)
+    cluster.damage(3, 1)
+    cluster.slow_disks[3] = True
+    cluster.advance(100)
+    assert cluster[1].progress[NodeId(3)].is_quarantined
+    assert "3 did not answer lately or may not vote" in refused(cluster, RemoveMember(NodeId(2)))[1]
+    cluster.slow_disks.clear()
+    cluster.complete_writes(3)
+    cluster.advance(300)
+    made(cluster, RemoveMember(NodeId(2)))
+    assert cluster[1].configuration.voters == (1, 3)
+
+
 def test_promoting_beside_dead_voters_is_refused() -> None:
     cluster = grown(2, 3)
     cluster.cut(2, 1)
@@ -653,6 +672,41 @@ def test_a_lease_begins_anew_with_a_committed_configuration() -> None:
     cluster.change(1, RemoveMember(NodeId(2)))
     assert cluster[1].commit_index == cluster[1].configuration_index
     assert cluster[1].has_lease(cluster.now_ms), "alone, and committed"
+
+
+def test_office_goes_to_one_just_promoted_that_has_not_heard_of_it() -> None:
+    """Transfer during a change: it is brought level first, so it knows its vote when it is told to campaign."""
+    cluster = grown()
+    cluster.cut(4)
+    cluster.change(1, PromoteMember(NodeId(4)))
+    cluster.step(1, TransferLeadership(NodeId(4)))
+    cluster.take(lambda envelope: True)
+    assert cluster[1].commit_index < cluster[1].configuration_index
+    assert cluster[4].role == "learner"
+    cluster.heal()
+    cluster.advance(150)
+    assert cluster.leader == 4
+    assert cluster[4].configuration.voters == (1, 2, 3, 4)
+    assert cluster[4].commit_index == cluster[4].last_index
+
+
+def test_the_next_leader_carries_on_a_change_that_is_not_committed() -> None:
+    """Transfer during a change, and a change after the transfer: only with an entry of the new term committed."""
+    cluster = grown()
+    cluster.cut(1, 3)
+    cluster.change(1, PromoteMember(NodeId(4)))
+    cluster.step(1, TransferLeadership(NodeId(2)))
+    while cluster[2].role != "leader":
+        cluster.now_ms += 10
+        assert cluster.deliver() or cluster.tick(1)
+    [id_] = cluster.change(2, RemoveMember(NodeId(1)))
+    assert cluster.refusal(2, id_) is not None
+    assert cluster.refusal(2, id_)[0] == "not_ready"  # type: ignore[index]
+    cluster.heal()
+    cluster.advance(300)
+    assert cluster.leader == 2
+    made(cluster, RemoveMember(NodeId(1)))
+    assert cluster[2].configuration.voters == (2, 3, 4)
 
 
 def test_a_promoted_voter_is_needed_before_it_knows() -> None:

@@ -7,22 +7,28 @@ import random
 import msgspec
 import pytest
 
-from kvnode.ids import Index, NodeId, Term
+from kvnode.config import RaftSection
+from kvnode.ids import NOBODY, Index, NodeId, Term
 from kvnode.kv.members import AddMember, RemoveMember
 from kvnode.raft.messages import (
     AppendEntries,
     AppendReply,
+    Configuration,
+    Fetched,
     LogPosition,
     LogTrimmed,
     PeerConnected,
     PeerDisconnected,
     SnapshotReceived,
     SnapshotSent,
+    VoteReply,
+    VoteRequest,
 )
 from kvnode.raft.output import ConfigurationChanged, Install, Output, SendSnapshot, SnapshotIgnored, SnapshotInstalled
 from tests.raft.cluster import Cluster, made_entry
 
 NEW = LogPosition(Term(1), Index(50))
+CONFIGURATION = Configuration((NodeId(1), NodeId(2), NodeId(3)))
 
 
 def behind(count: int = 5, *, trim: bool = True) -> Cluster:
@@ -169,6 +175,32 @@ def test_a_quarantined_follower_behind_the_base_gets_one_too() -> None:
     assert not cluster[3].is_quarantined
 
 
+def test_entries_asked_for_before_a_trim_and_not_found_after_it() -> None:
+    """The log is trimmed while the disk is read: nothing comes back, and the follower gets the state instead."""
+    settings = RaftSection(commit_note_ms=0, log_cache_bytes=64 * 1024, append_bytes_max=4096)
+    cluster = Cluster(3, settings=settings)
+    cluster.elect(1)
+    cluster.cut(3)
+    for _ in range(150):
+        cluster.propose(1, b"x" * 1_000)
+        cluster.settle()
+    cluster[1].forget(cluster[1].commit_index)
+    raft = cluster[1]
+    raft.step(cluster.now_ms, cluster.wall_ms(1), PeerConnected(NodeId(3)))
+    progress = raft.progress[NodeId(3)]
+    progress.become_probe(Index(2))  # it is known to hold the first entry
+    [fetch] = raft.take_output().fetches
+    assert (fetch.peer, fetch.first, progress.is_fetching) == (3, 2, True)
+    cluster.trim(1)
+    assert cluster.member(1).snapshots == [SendSnapshot(NodeId(3), Index(2))]
+    output = cluster.step(1, Fetched(NodeId(3), ()))
+    assert (output.snapshots, progress.state) == ([], "snapshot"), "asked for once"
+    cluster.heal()
+    cluster.send_snapshots(1)
+    cluster.advance(500)
+    cluster.assert_level()
+
+
 # ── follower ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -212,6 +244,105 @@ def test_a_write_under_way_of_a_log_that_goes_proves_nothing() -> None:
     cluster.complete_write(3)
     assert cluster[3].durable_index == 52
     assert (cluster.member(3).disk.base, len(cluster.member(3).disk.entries)) == (NEW, 2)
+
+
+def installing() -> Cluster:
+    """Node 3, in term 2, has taken a snapshot of node 1's up to 50 of term 1, which is not durable yet."""
+    cluster = Cluster(3, slow_disks=[3])
+    cluster.step(3, append(1, 3))
+    cluster.step(3, SnapshotReceived(NodeId(1), Term(2), NEW, (50 << 16) + 1, cluster.configuration))
+    for index in range(1, 51):
+        cluster.committed[Index(index)] = made_entry(1, index)
+    return cluster
+
+
+def test_a_vote_during_an_install_leaves_behind_it() -> None:
+    """It is judged by the log that will be, and by no other: not given to one who lacks what the snapshot holds."""
+    cluster = installing()
+    cluster.now_ms += 5_000
+    behind = VoteRequest(Term(3), NodeId(2), last_term=Term(1), last_index=Index(49))
+    [refusal] = cluster.step(3, behind).sends
+    assert isinstance(refusal.message, VoteReply)
+    assert not refusal.message.granted
+    output = cluster.step(3, VoteRequest(Term(4), NodeId(2), last_term=Term(1), last_index=Index(50)))
+    [grant] = output.sends
+    assert isinstance(grant.message, VoteReply)
+    assert (grant.message.granted, output.persist is not None and output.persist.number) == (True, grant.after)
+    assert grant.after > cluster[3].state.writes.durable_number
+    assert cluster[3].state.writes.is_installing
+    cluster.restart(3)
+    assert (cluster[3].term, cluster[3].state.vote, cluster[3].last_index) == (0, NOBODY, 0), "nothing of it happened"
+
+
+def test_appends_during_an_install_wait_for_it() -> None:
+    """What overlaps the snapshot matches, what follows is taken, and cut again by the next leader: above it only."""
+    cluster = installing()
+    [send] = cluster.step(3, append(2, 6, 46, 1)).sends
+    assert isinstance(send.message, AppendReply)
+    assert (send.message.accepted, send.message.index) == (True, 52)
+    assert send.after == cluster[3].state.writes.last_number
+    [send] = cluster.step(3, append(2, 0, 50, 1)).sends
+    assert isinstance(send.message, AppendReply)
+    assert send.message.index == 50
+    assert cluster[3].durable_index < 50, "so the answer waits"
+    assert send.after > cluster[3].state.writes.durable_number
+    entries = (made_entry(3, 51),)
+    later = AppendEntries(Term(3), NodeId(2), Index(50), Term(1), entries, Index(51))
+    output = cluster.step(3, later)
+    assert output.persist is not None
+    assert (output.persist.truncate_from, output.persist.install) == (51, None)
+    assert (cluster[3].last_index, cluster[3].commit_index, output.apply_to) == (51, 51, 0)
+    cluster.committed[Index(51)] = entries[0]
+    cluster.complete_writes(3)
+    assert (cluster[3].durable_index, len(cluster.member(3).applied)) == (51, 51)
+    assert cluster.member(3).disk.entries == list(entries)
+
+
+def test_news_of_a_trim_of_the_log_before_an_install_is_void() -> None:
+    cluster = installing()
+    cluster.step(3, LogTrimmed(LogPosition(Term(1), Index(3))))
+    assert cluster[3].base == NEW
+    cluster.complete_writes(3)
+    cluster.step(3, LogTrimmed(LogPosition(Term(1), Index(3))))
+    assert (cluster[3].base, cluster[3].last_index) == (NEW, 50)
+
+
+def test_a_late_write_of_the_log_that_goes_acknowledges_nothing_of_the_one_that_comes() -> None:
+    """Trap R2 (ABA): the same index, once in the log that goes and once in the one that comes."""
+    cluster = Cluster(3, slow_disks=[3])
+    cluster.step(3, append(1, 60))
+    cluster.step(
+        3, SnapshotReceived(NodeId(2), Term(2), LogPosition(Term(2), Index(50)), (50 << 16) + 1, CONFIGURATION)
+    )
+    entries = tuple(made_entry(2, index) for index in range(51, 61))
+    [send] = cluster.step(3, AppendEntries(Term(2), NodeId(2), Index(50), Term(2), entries, Index(0))).sends
+    assert isinstance(send.message, AppendReply)
+    assert send.message.index == 60
+    assert send.after == 3
+    cluster.complete_write(3)
+    assert cluster.member(3).disk.last_index == 60, "of the old log"
+    assert cluster[3].durable_index == 0
+
+
+def test_a_member_in_quarantine_votes_only_when_the_install_is_durable() -> None:
+    cluster = Cluster(3)
+    cluster.elect(1)
+    cluster.propose(1, b"a", b"b")
+    cluster.settle()
+    cluster.trim(1)
+    cluster.damage(3, 1)
+    cluster.slow_disks[3] = True
+    cluster.advance(200)
+    cluster.send_snapshots(1)
+    while cluster.member(3).disk.queue and cluster.member(3).disk.queue[0].install is None:
+        cluster.complete_write(3)
+    cluster.advance(300)
+    assert cluster[3].commit_index == 3
+    assert cluster[3].is_quarantined, "everything is there, but not durable"
+    cluster.complete_writes(3)
+    cluster.advance(300)
+    cluster.complete_writes(3)
+    assert not cluster[3].is_quarantined
 
 
 def append(term: int, count: int, prev: int = 0, prev_term: int = 0) -> AppendEntries:
