@@ -90,6 +90,41 @@ class LivingCluster(KvnodeCluster):
             code, content = await http1.ask(method, path, self.clients[node], body)
         return code, json.loads(content)
 
+    async def fill(self, count: int, *, size: int = 8_192, writers: int = 4) -> None:
+        """So many writes of so many bytes each, to 50 keys, through all that run. Raises: OSError."""
+        value = b"f" * size
+        numbers = iter(range(count))
+
+        async def write() -> None:
+            for number in numbers:
+                running = [node for node in self.ids if node in self.running()]
+                node = running[number % len(running)]
+                code, answer = await self.ask(node, "PUT", f"/v1/kv/fill/{number % 50}", value)
+                if code != 200:
+                    raise OSError(f"a write through node {node} failed: {code} {answer}")
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(writers):
+                group.create_task(write())
+
+    async def wait_cut(self, index: int) -> None:
+        """Write until the log of every node that runs begins after entry `index`. Raises: OSError, TimeoutError."""
+        async with asyncio.timeout(LEVEL_S):
+            while min(self.first_index(node) for node in self.running()) <= index:
+                await self.fill(10)
+
+    def first_index(self, node: int) -> int:
+        """Of the oldest entry in its log: the second number in the name of a segment."""
+        return min(int(file.stem.partition("-")[2]) for file in self.data_dir(node).glob("wal/*-*.wal"))
+
+    async def wait_event(self, node: int, event: str, count: int = 1) -> dict[str, Any]:
+        """Until the node has logged it so often → the last one. Raises: TimeoutError."""
+        for _ in range(int(LEVEL_S / 0.05)):
+            if len(found := self.events(node, event)) >= count:
+                return found[-1]
+            await asyncio.sleep(0.05)
+        raise TimeoutError(f"node {node} did not log {event}:\n{self.processes[node].last_output()}")
+
     async def wait_members(self, is_done: Any, what: str, limit_s: float = LEVEL_S) -> dict[str, Any]:
         """Until `GET /v1/members` of some member satisfies it → that answer. Raises: TimeoutError naming `what`."""
         found: Any = None
