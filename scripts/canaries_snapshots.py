@@ -146,6 +146,14 @@ CANARIES = (
         (_BACKUPS,),
     ),
     Canary(
+        "backup-outlives-its-store",
+        "a backup goes on in the store that a snapshot has replaced, and which is closed under it",
+        "kvnode/node/snapshots.py",
+        "        self.on_installing()\n",
+        "",
+        (_BACKUPS,),
+    ),
+    Canary(
         "broken-backup-ends-well",
         "a backup that breaks off ends as HTTP ends a whole one",
         "kvnode/api/http/snapshot.py",

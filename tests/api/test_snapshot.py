@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 import aiohttp
 import pytest
 
+from kvnode.config import LimitsSection
 from kvnode.errors import Overloaded, StorageFailed
 from tests.api.fake import FakeAdmin
 from tests.api.raw import Door
+
+
+@pytest.fixture
+def limits() -> LimitsSection:
+    return LimitsSection(watch_buffer_bytes=64 << 10, watch_stall_ms=500)
 
 
 async def test_it_is_streamed_with_what_it_is(door: Door, admin: FakeAdmin) -> None:
@@ -42,3 +51,33 @@ async def test_too_many_at_a_time(door: Door, admin: FakeAdmin) -> None:
     found = await door.ask("GET", "/v1/admin/snapshot")
     assert (found.status, found.code, found.headers["retry-after"]) == (429, "overloaded", "5")
     assert (await door.ask("GET", "/v1/admin/snapshot?rev=3")).status == 400
+
+
+async def test_whoever_does_not_read_loses_it(door: Door, admin: FakeAdmin) -> None:
+    """Bounded: not all of it waits here for a client that has stopped reading."""
+    admin.blocks = [b"x" * 65_536] * 2_000
+    host, port = door.address.rsplit(":", 1)
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1 << 10)
+    writer.write(b"GET /v1/admin/snapshot HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    async with asyncio.timeout(20):
+        while not (admin.backups and admin.backups[0].closed):
+            await asyncio.sleep(0.01)
+    received = 0
+    with contextlib.suppress(ConnectionError):
+        while part := await reader.read(1 << 20):
+            received += len(part)
+    writer.close()
+    assert received < 2_000 * 65_536
+
+
+async def test_a_client_that_leaves_gives_it_back(door: Door, admin: FakeAdmin) -> None:
+    admin.blocks = [b"x" * 65_536] * 2_000
+    host, port = door.address.rsplit(":", 1)
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1 << 10)
+    writer.write(b"GET /v1/admin/snapshot HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await reader.read(1_000)
+    assert not admin.backups[0].closed
+    writer.transport.abort()
+    async with asyncio.timeout(5):
+        while not admin.backups[0].closed:
+            await asyncio.sleep(0.01)

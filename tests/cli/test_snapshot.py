@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +18,8 @@ from kvnode import errors, restore
 from kvnode.cli.main import cli
 from kvnode.kv.requests import LeaseGrant, Put
 from kvnode.machine.backend import Row
+from kvnode.machine.restore import SKIPPED
+from kvnode.storage import datadir
 from kvnode.storage.datadir import DataDir
 from kvnode.storage.realdisk import RealDisk
 from tests.cli.cluster import ServedNode, serving
@@ -141,7 +145,7 @@ def test_a_directory_is_made_once_and_nothing_else_is_touched(run: Run) -> None:
     result = run(*RESTORE, "-o", "json")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
-    assert (told["old_cluster_id"], told["revision"]) == ("00000000000000aa", told["old_revision"] + 1_000_000)
+    assert (told["old_cluster_id"], told["revision"]) == ("00000000000000aa", told["old_revision"] + SKIPPED)
     data = open_directory()
     assert (f"{data.identity.cluster_id:016x}", data.identity.member) == (told["cluster_id"], 1)
     data.close()
@@ -191,6 +195,30 @@ def test_a_restore_that_is_cut_short_leaves_nothing_that_starts(
     assert "remove it" in result.stderr
     with pytest.raises(errors.IdentityRefused):
         open_directory()
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2])
+def test_the_identity_comes_last(run: Run, monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
+    """Cut short at each of the small files behind the store; what is left is refused, and in the way of nothing."""
+    run("snapshot", "save", "b")
+    count = iter(range(10))
+    whole = datadir.write_small
+
+    def write(*given: Any) -> None:
+        if next(count) == writes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        whole(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datadir, "write_small", write)
+        result = run(*RESTORE)
+    assert result.exit_code == 5
+    assert "No space left on device; remove it" in result.stderr
+    with pytest.raises(errors.IdentityRefused):
+        open_directory()
+    assert "is not empty" in run(*RESTORE).stderr
+    shutil.rmtree("d")
+    assert run(*RESTORE).exit_code == 0
 
 
 def test_bad_arguments_are_named(run: Run) -> None:

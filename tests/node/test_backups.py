@@ -127,3 +127,33 @@ def test_a_node_that_stops_gives_the_view_back() -> None:
             await backup.block(0)
 
     simulate(scenario)
+
+
+def test_it_ends_when_a_snapshot_takes_the_place_of_its_state() -> None:
+    """Its view is of the store before; the next one is of the new store."""
+
+    async def scenario(cluster: Cluster) -> None:
+        leader = await cluster.elect()
+        kv = cluster.kv(leader.id)
+        away = next(node for id_, node in cluster.nodes().items() if id_ != leader.id)
+        await kv.put("before", "x")
+        before = await away.backup()
+        assert await before.block(0) is not None
+        has = cluster.members[away.id].raft.last_index
+        cluster.network.isolate(away.id)
+        for number in range(100):
+            last = (await kv.put(f"k{number % 50}", "." * 500)).revision
+        others = [member for id_, member in cluster.members.items() if id_ != away.id]
+        await cluster.until(lambda: all(member.wal.first_index > has + 1 for member in others))
+        assert await before.block(1) is not None, "nothing has happened to it yet"
+        cluster.network.heal()
+        await cluster.until(lambda: away.status().applied_index >= leader.status().applied_index)
+        with pytest.raises(ConnectionAbortedError, match="takes this state's place"):
+            await before.block(2)
+        after = await away.backup()
+        assert after.revision >= last
+        assert await after.block(0) is not None
+        after.close()
+
+    settings = {"segment_bytes": 8 << 10, "tail_bytes": 0, "flush_versions": 5, "flush_ms": 50}
+    simulate(scenario, **{f"storage__{name}": value for name, value in settings.items()})
