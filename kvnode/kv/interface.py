@@ -338,6 +338,7 @@ class Status(msgspec.Struct, frozen=True):
     quorum: dict[str, int]  # voters, needed, reachable
     wal_bytes: int
     store_bytes: int
+    free_bytes: int  # of the data directory's file system
     queue_length: int
     alarms: tuple[str, ...]
     ready: bool  # has a leader, is caught up and not in quarantine

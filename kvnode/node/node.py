@@ -581,6 +581,8 @@ class Node(KV, Admin):
             waiting=self._waiting,
             watches=self._watches,
             facts=self._facts,
+            snapshots=self._snapshots,
+            free_bytes=self._identity.free_bytes(),
             scrub_passes=self._log_health.scrub_passes,
             traffic=self._transport.counters,
             wall_ms=self._clock.wall_ms(),

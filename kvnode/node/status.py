@@ -18,6 +18,7 @@ from kvnode.node.facts import FactLog
 from kvnode.node.log_writer import LogWriter
 from kvnode.node.member_view import MemberView
 from kvnode.node.ports import LinkInfo, Transport
+from kvnode.node.snapshots import Snapshots
 from kvnode.node.waiting_list import WaitingList
 from kvnode.node.watches import Watches
 from kvnode.raft.core import Raft
@@ -83,6 +84,7 @@ def build(
         quorum={"voters": len(voters), "needed": majority(len(voters)), "reachable": reachable},
         wal_bytes=log_bytes,
         store_bytes=machine.backend.bytes_used,
+        free_bytes=identity.free_bytes(),
         queue_length=driver.queue.length,
         alarms=(*identity.alarms(), *refused, *alarms, *hangs),
         ready=ready,
@@ -125,6 +127,8 @@ def counters(
     waiting: WaitingList,
     watches: Watches,
     facts: FactLog,
+    snapshots: Snapshots,
+    free_bytes: int,
     scrub_passes: int,
     traffic: Mapping[str, int],
     log_bytes: int,
@@ -179,6 +183,12 @@ def counters(
         "kvnode_peer_messages_sent_total": _both_lanes(traffic, "messages_sent"),
         "kvnode_peer_messages_received_total": _both_lanes(traffic, "messages_received"),
         "kvnode_peer_messages_dropped_total": _both_lanes(traffic, "messages_dropped"),
+        "kvnode_snapshots_sent_total": snapshots.sender.sent,
+        "kvnode_snapshots_installed_total": snapshots.receiver.received,
+        "kvnode_snapshots_sent_bytes_total": traffic.get("bytes_sent_snapshot", 0),
+        "kvnode_log_first_index": raft.base.index + 1,
+        "kvnode_members": len(raft.configuration.voters) + len(raft.configuration.learners),
+        "kvnode_free_bytes": free_bytes,
         "kvnode_peer_reconnects_total": traffic.get("reconnects", 0),
     }
 

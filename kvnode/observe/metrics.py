@@ -114,6 +114,12 @@ DECLARED: tuple[MetricDeclaration, ...] = (
     MetricDeclaration(
         "kvnode_peer_messages_dropped_total", "counter", "", "Messages dropped: link down or queue full."
     ),
+    MetricDeclaration("kvnode_snapshots_sent_total", "counter", "", "Snapshots that followers have taken over."),
+    MetricDeclaration("kvnode_snapshots_installed_total", "counter", "", "Snapshots that became this node's store."),
+    MetricDeclaration("kvnode_snapshots_sent_bytes_total", "counter", "", "Bytes of snapshots sent to peers."),
+    MetricDeclaration("kvnode_log_first_index", "gauge", "", "The first entry the log still holds."),
+    MetricDeclaration("kvnode_members", "gauge", "", "Members of the configuration in force, learners included."),
+    MetricDeclaration("kvnode_free_bytes", "gauge", "bytes", "Free bytes of the data directory's file system."),
     MetricDeclaration("kvnode_peer_reconnects_total", "counter", "", "Peer connections made after the first."),
     MetricDeclaration(
         "kvnode_heartbeats_late_total", "counter", "", "Heartbeats that left later than twice their interval."

@@ -287,6 +287,7 @@ class FakeAdmin(Admin):
             quorum={"voters": 1, "needed": 1, "reachable": 1},
             wal_bytes=4096,
             store_bytes=8192,
+            free_bytes=1 << 40,
             queue_length=0,
             alarms=(),
             ready=self.ready,

@@ -222,6 +222,7 @@ class LocalNode(KV, Admin):
             quorum={"voters": 1, "needed": 1, "reachable": 1},
             wal_bytes=0,
             store_bytes=0,
+            free_bytes=1 << 40,
             queue_length=0,
             alarms=(),
             ready=self.ready,
