@@ -177,4 +177,20 @@ CANARIES = (
         "        needed = 1\n",
         ("tests/node/test_state_checks.py",),
     ),
+    Canary(
+        "installed-members-untold",
+        "members that came with a snapshot are not told to roster and links",
+        "kvnode/node/applier.py",
+        "        self._on_configured()  # the snapshot may contain changes of members\n",
+        "",
+        ("tests/node/test_installs.py",),
+    ),
+    Canary(
+        "store-closed-under-reader",
+        "the environment is closed although a view of it is pinned",
+        "kvnode/storage/lmdb_backend.py",
+        "            self._is_closed = True\n            if not self._pinned:\n",
+        "            self._is_closed = True\n            if True:\n",
+        ("tests/storage/test_lmdb_backend.py",),
+    ),
 )

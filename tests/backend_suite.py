@@ -126,6 +126,17 @@ class BackendSuite:
         assert found == [[(b"k2", b"v"), (b"k3", b"v")], [(b"k4", b"v")]]
         assert [key for key, _ in all_rows(backend)] == [b"k0", b"k1", b"k2", b"k4", b"k9"]
 
+    def test_a_pinned_view_outlives_the_store(self, backend: Backend) -> None:
+        """A snapshot takes its place while this one is still sent to somebody: closing it must not pull it away."""
+        commit(backend, *((b"k%d" % number, b"v") for number in range(5)))
+        view = backend.pin()
+        assert len(view.rows(b"", 6)) == 2
+        backend.close()
+        assert view.rows(b"k3", 100) == [(b"k4", b"v")]
+        view.close()
+        view.close()
+        backend.close()
+
     def test_a_pinned_view_gives_as_many_rows_as_fit_and_one_at_least(self, backend: Backend) -> None:
         commit(backend, (b"a", b"123"), (b"b", bytes(100)), (b"c", b""), (b"d", b"1"))
         view = backend.pin()

@@ -63,7 +63,7 @@ class PinnedView(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of it. Idempotent. Must come before the backend's `close`."""
+        """Let go of it. Idempotent. May come after the backend's `close`, which then waits for it."""
         ...
 
 

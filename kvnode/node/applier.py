@@ -314,6 +314,7 @@ class Applier:
         self._wake_flush()
         self._waiting.skipped_to(machine.applied_index)
         self._reads.applied(machine.applied_index, machine.revision)
+        self._on_configured()  # the snapshot may contain changes of members
 
     def halt(self) -> None:
         """Apply nothing more, not even the rest of an unfinished entry: the log has all of it."""

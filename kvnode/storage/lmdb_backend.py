@@ -11,14 +11,17 @@ How it is opened, and why:
   pages to the brim instead of half.
 
 Read views belong to the event loop and end before it does anything else: an open one stops LMDB from reusing
-pages. Write transactions belong to the thread that began them: the flusher's. A commit that fails leaves the
+pages. A pinned view belongs to a thread of its own and may outlive `close`, as when a snapshot takes the store's place
+while this one is still sent or saved: the environment closes with the last of them, for closing it under a reader ends
+the process. Write transactions belong to the thread that began them: the flusher's. A commit that fails leaves the
 environment unusable for writing: the process ends, the log holds everything.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,6 +44,9 @@ class LmdbBackend(Backend):
 
     def __init__(self, path: str, *, map_bytes: int) -> None:
         """Opens or creates. Raises: StorageFailed."""
+        self._lock = threading.Lock()  # guards the two below: views are closed in threads of their own
+        self._pinned = 0
+        self._is_closed = False
         try:
             self._env = _open(path, map_bytes)
             self._env.reader_check()  # slots of processes that died while reading pin pages
@@ -73,10 +79,21 @@ class LmdbBackend(Backend):
             yield _LmdbCursor(view.cursor())
 
     def pin(self) -> PinnedView:
-        try:
-            return _LmdbPinnedView(self._env.begin())
-        except lmdb.Error as error:  # no reader slot is free
-            raise StorageFailed(f"the store cannot be read for a snapshot: {error}") from error
+        with self._lock:
+            if self._is_closed:
+                raise StorageFailed("the store cannot be read for a snapshot: it is closed")
+            try:
+                view = self._env.begin()
+            except lmdb.Error as error:  # no reader slot is free
+                raise StorageFailed(f"the store cannot be read for a snapshot: {error}") from error
+            self._pinned += 1
+        return _LmdbPinnedView(view, self._unpin)
+
+    def _unpin(self) -> None:
+        with self._lock:
+            self._pinned -= 1
+            if self._is_closed and not self._pinned:
+                self._env.close()
 
     def commit(self, batch: Batch) -> None:
         rows, removed = batch.rows(), batch.removed()
@@ -103,8 +120,11 @@ class LmdbBackend(Backend):
         return pages * page_bytes
 
     def close(self) -> None:
-        """After the flusher has ended."""
-        self._env.close()
+        """After the flusher has ended. Idempotent. The files are given up once no view is pinned any more."""
+        with self._lock:
+            self._is_closed = True
+            if not self._pinned:
+                self._env.close()
 
 
 class _LmdbCursor(Cursor):
@@ -125,9 +145,11 @@ class _LmdbCursor(Cursor):
 class _LmdbPinnedView(PinnedView):
     """A read transaction. The binding opens every environment with MDB_NOTLS, so it may move to another thread."""
 
-    def __init__(self, view: Any) -> None:
+    def __init__(self, view: Any, on_closed: Callable[[], None]) -> None:
         self._view = view
         self._cursor = view.cursor()
+        self._on_closed = on_closed
+        self._is_closed = False
 
     def rows(self, after: bytes, bytes_max: int) -> list[Row]:
         cursor = self._cursor
@@ -149,8 +171,12 @@ class _LmdbPinnedView(PinnedView):
         return found
 
     def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
         self._cursor.close()
         self._view.abort()
+        self._on_closed()
 
 
 def _open(path: str, map_bytes: int) -> Any:
