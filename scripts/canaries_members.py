@@ -56,4 +56,12 @@ CANARIES = (
         "            return incarnation >= 0  #",
         ("tests/client/test_members.py",),
     ),
+    Canary(
+        "change-unread",
+        "a change is proposed although the configuration that follows cannot be read: it ends every node",
+        "kvnode/node/admission.py",
+        "        decode_change(payload)\n",
+        "",
+        ("tests/node/test_change_members.py",),
+    ),
 )

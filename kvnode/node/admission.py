@@ -7,10 +7,11 @@ from typing import assert_never, get_args
 
 from kvnode.clocks import hybrid
 from kvnode.clocks.clock import Clock
-from kvnode.config import LimitsSection, StorageSection
+from kvnode.config import LimitsSection, StorageSection, check_told_address
 from kvnode.errors import BadKey, BadRequest, ClockDrift, NoSpace, TooLarge
 from kvnode.kv import keys
 from kvnode.kv.interface import Consistency, Options
+from kvnode.kv.members import AddMember, MemberChange, RaiseFeatureLevel, UpdateMember
 from kvnode.kv.requests import (
     ANY_REVISION,
     NEWEST,
@@ -44,7 +45,7 @@ from kvnode.kv.requests import (
     WriteRequest,
 )
 from kvnode.machine.machine import StateMachine
-from kvnode.wire.codec import decode_request, encode_request
+from kvnode.wire.codec import decode_change, decode_request, encode_change, encode_request
 from kvnode.wire.limits import CodecError
 
 QUEUE_TAIL_BYTES = 17
@@ -128,6 +129,23 @@ def payload_of(request: WriteRequest, limits: LimitsSection) -> bytes:
     most = limits.request_bytes_max + PAYLOAD_SLACK_BYTES
     if len(payload) > most:
         raise TooLarge(f"the request takes {len(payload)} bytes in the log, more than {most}", limit=most)
+    return payload
+
+
+def payload_of_change(change: MemberChange) -> bytes:
+    """The change as it is proposed, read back like a request: what follows from it no node may stumble over.
+
+    Raises: BadRequest, also for a feature level: one that a member does not know would part all of them for ever.
+    """
+    if isinstance(change, RaiseFeatureLevel):
+        raise BadRequest("the leader raises the feature level by itself, once all members know it")
+    try:
+        payload = encode_change(change)
+        decode_change(payload)
+        if isinstance(change, AddMember | UpdateMember):
+            check_told_address(change.address, "the peer address")
+    except (CodecError, TypeError, ValueError, OverflowError) as error:
+        raise BadRequest(f"the members cannot be changed like that: {error}") from error
     return payload
 
 

@@ -59,7 +59,6 @@ from kvnode.node.watch_stream import NodeStream
 from kvnode.node.watches import Watches
 from kvnode.raft.core import Raft
 from kvnode.raft.messages import EntryKind, Proposed
-from kvnode.wire.codec import encode_change
 
 Found = TypeVar("Found")
 
@@ -177,7 +176,7 @@ class RequestPath:
 
     async def change_members(self, change: MemberChange, options: Options) -> ConfigurationReply:
         """Carry out one change of the members; see `Admin.change_members`. The leader judges it."""
-        payload = encode_change(change)
+        payload = admission.payload_of_change(change)
         result = await self._propose(payload, options, kind=EntryKind.CONFIGURATION.value)
         assert isinstance(result, ConfigurationReply), result
         return result

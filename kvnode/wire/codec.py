@@ -61,7 +61,8 @@ def decode_message(data: Bytes, bytes_max: int = PAYLOAD_BYTES_MAX) -> PeerMessa
     if type(message) is ForwardProposals:
         for proposed in message.batch:  # what cannot be applied must not be appended: it would end every node
             if proposed.kind == EntryKind.CONFIGURATION:
-                decode_change(proposed.payload)
+                if isinstance(decode_change(proposed.payload), RaiseFeatureLevel):
+                    raise CodecError("a feature level is forwarded: that is the leader's own change")
             else:
                 decode_request(proposed.payload)
     return message

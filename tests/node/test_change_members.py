@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from kvnode.errors import Conflict, LeadershipLost, MemberNotFound, NoLeader, NotReady, Timeout
+from kvnode.errors import BadRequest, Conflict, LeadershipLost, MemberNotFound, NoLeader, NotReady, Timeout
 from kvnode.ids import NodeId
 from kvnode.kv.interface import Options
-from kvnode.kv.members import AddMember, PromoteMember, RemoveMember, UpdateMember
+from kvnode.kv.members import AddMember, MemberChange, PromoteMember, RaiseFeatureLevel, RemoveMember, UpdateMember
 from kvnode.node.node import Node
 from kvnode.sim.runtime.cluster import Cluster
 from tests.node.scenario import simulate
@@ -81,6 +81,35 @@ def test_refusals_say_why_wherever_one_asks() -> None:
         with pytest.raises(NoLeader) as refused:
             await follower.change_members(RemoveMember(NodeId(1)), Options(forward=False))
         assert refused.value.detail["leader"] == leader.id
+
+    simulate(scenario)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        AddMember(PEER, "n" * 300),
+        AddMember(PEER, incarnation=-5),
+        AddMember(PEER, incarnation=1 << 64),
+        AddMember(PEER, replaces=NodeId(-1)),
+        AddMember("nowhere"),
+        UpdateMember(NodeId(1), "0.0.0.0:7501"),
+        UpdateMember(NodeId(1), "h" * 300 + ":1"),
+        RemoveMember(NodeId(-1)),
+        RaiseFeatureLevel(1_000),
+    ],
+)
+def test_what_would_end_every_node_is_refused_where_it_is_asked(change: MemberChange) -> None:
+    """A configuration that cannot be read ends whoever applies it; a level nobody knows parts all members for ever."""
+
+    async def scenario(cluster: Cluster) -> None:
+        leader = await cluster.elect()
+        for node in (leader, a_follower(cluster, leader)):
+            with pytest.raises(BadRequest):
+                await node.change_members(change)
+        await asyncio.sleep(1.0)
+        assert leader.members().configuration_index == 0
+        assert (await cluster.kv(leader.id).put("k", "v")).created
 
     simulate(scenario)
 

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from kvnode.ids import Index, NodeId, RequestId, Term
+from kvnode.kv.members import RaiseFeatureLevel
 from kvnode.kv.requests import (
     Campaign,
     Command,
@@ -52,6 +53,7 @@ from kvnode.wire.codec import (
     decode_configuration,
     decode_message,
     decode_request,
+    encode_change,
     encode_configuration,
     encode_message,
     encode_request,
@@ -230,6 +232,10 @@ APPEND = MESSAGES[0][0]
         pytest.param(
             changed(MESSAGES[5][0], batch=(Proposed(RequestId(1), A_PUT, kind=3),)),
             id="a command called a change",
+        ),
+        pytest.param(
+            changed(MESSAGES[5][0], batch=(Proposed(RequestId(1), encode_change(RaiseFeatureLevel(2)), kind=3),)),
+            id="a feature level forwarded",
         ),
         pytest.param(changed(MESSAGES[6][0], placed=((RequestId(1), Index(-1)),)), id="placed nowhere"),
         pytest.param(msgpack.packb([10, 1, 1]), id="unknown tag"),
