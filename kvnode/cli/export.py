@@ -44,6 +44,7 @@ _decode_page = msgspec.json.Decoder(_Page).decode
 @click.command()
 @click.option("--prefix", default="", help="Only keys that start with this.")
 @past_options
+@click.option("--stale", is_flag=True, help="What the node that answers has, also without a leader; may be old.")
 @click.option("-f", "--file", "file", default="-", show_default=True, help="Where to; - for standard output.")
 @click.option("--force", is_flag=True, help="Replace FILE if it is there.")
 @output_option("json", "plain", default="plain; of the summary")
@@ -54,6 +55,8 @@ def export(**given: Any) -> None:
 
     All keys are of one revision: the newest, or the one that --at-rev or --at-time names. FILE is written aside and
     appears when it is complete. kvnode import reads it. It gives up when no node has answered for --timeout.
+
+    Where most members are lost for good, --stale with a survivor as the only --endpoint saves what that one has.
 
     \b
     Examples:
@@ -103,7 +106,7 @@ def _export(given: dict[str, Any], file: BinaryIO) -> dict[str, Any]:
     page = next(pages)
     revision = page.revision
     writer = Writer(file, header(cluster_id=cluster_id, revision=revision, time=began, prefix=prefix))
-    with Progress("exporting", _count(caller, prefix, page) if _shows_bar(file) else 0) as progress:
+    with Progress("exporting", _count(caller, prefix, page, given) if _shows_bar(file) else 0) as progress:
         while True:
             if page.revision != revision:
                 raise KvnodeError(f"a page of revision {page.revision} in a listing of revision {revision}")
@@ -125,7 +128,7 @@ def _export(given: dict[str, Any], file: BinaryIO) -> dict[str, Any]:
 
 def _pages(caller: PatientCaller, prefix: bytes, given: dict[str, Any]) -> Iterator[_Page]:
     asked = {"at_rev": given["at_rev"], "at_time": given["at_time"]}
-    query: dict[str, str | bytes] = {"prefix": prefix, "limit": str(_PAGE_ITEMS)}
+    query: dict[str, str | bytes] = {"prefix": prefix, "limit": str(_PAGE_ITEMS), **_consistency(given)}
     pinned: dict[str, str | bytes] = {name: str(value) for name, value in asked.items() if value is not None}
     while True:
         answer = caller.read("GET", "/v1/kv", query | pinned)
@@ -137,11 +140,16 @@ def _pages(caller: PatientCaller, prefix: bytes, given: dict[str, Any]) -> Itera
         pinned = {"cursor": page.cursor or ""}
 
 
-def _count(caller: PatientCaller, prefix: bytes, page: _Page) -> int:
+def _consistency(given: dict[str, Any]) -> dict[str, str]:
+    return {"consistency": "stale"} if given["stale"] else {}
+
+
+def _count(caller: PatientCaller, prefix: bytes, page: _Page, given: dict[str, Any]) -> int:
     """Keys in the whole; 0 if no node can tell in time: then there is no bar."""
     if not page.more:
         return len(page.items)
     query: dict[str, str | bytes] = {"prefix": prefix, "count_only": "1", "at_rev": str(page.revision)}
+    query |= _consistency(given)
     try:
         count: int = caller.once("GET", "/v1/kv", query).json()["count"]
     except (TryAgain, Unknown):

@@ -109,6 +109,22 @@ def test_the_past_can_be_exported(run: Run, node: BusyNode) -> None:
     assert (future.exit_code, "[future_revision]" in future.stderr, future.stdout) == (1, True, "")
 
 
+def test_what_one_node_has_can_be_exported_without_a_leader(run: Run, node: BusyNode) -> None:
+    node.write(*(Put(b"%05d" % number, b"") for number in range(1_500)))
+    asked: list[Options] = []
+    execute = node.execute
+
+    async def noting(request: Any, options: Options = Options()) -> Any:  # noqa: B008
+        asked.append(options)
+        return await execute(request, options)
+
+    node.execute = noting  # type: ignore[method-assign]
+    assert run("export", "--stale", "-f", "all.jsonl").exit_code == 0
+    assert len(exported("all.jsonl")) == 1_500
+    assert {options.consistency for options in asked} == {"stale"}
+    assert len(asked) >= 2, "also of the second page"
+
+
 def test_nothing_is_an_export_too(run: Run) -> None:
     result = run("export", "--prefix", "none/", "-f", "none.jsonl", "-o", "json")
     assert result.exit_code == 0

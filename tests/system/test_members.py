@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from scripts.living import LivingCluster
+from scripts.living import LEVEL_S, LivingCluster
 from tests.system.conftest import MakeLiving
 
 pytestmark = pytest.mark.system
@@ -66,6 +66,7 @@ async def test_leadership_moves_by_command_and_by_signal(make_living: MakeLiving
     cluster = make_living()
     cluster.start_all()
     first = await cluster.wait_leader()
+    await cluster.ask(first, "PUT", "/v1/kv/kept", b"until the end")
     second = next(node for node in cluster.ids if node != first)
     code, said = await run_command(cluster, second, "transfer", str(second))
     assert (code, said) == (0, f"member {second} leads\n")
@@ -75,3 +76,19 @@ async def test_leadership_moves_by_command_and_by_signal(make_living: MakeLiving
     reasons = [event["reason"] for event in cluster.events(third, "election.started")]
     assert third != second
     assert reasons[-1] == "transfer", "nobody waited for a timeout"
+    other = next(node for node in cluster.running() if node != third)
+    cluster.processes[other].kill()
+    await assert_saved(cluster, third)
+
+
+async def assert_saved(cluster: LivingCluster, survivor: int) -> None:
+    """No majority is left: members cannot be changed any more, not even by force, but what is there can be read."""
+    async with asyncio.timeout(LEVEL_S):
+        while (await cluster.status(survivor))["leader"] is not None:
+            await asyncio.sleep(0.05)
+    for words in (("member", "remove", "1", "--force", "--yes"), ("export",)):
+        code, said = await run_command(cluster, survivor, *words, "--timeout", "1s")
+        assert (code, "[no_leader]" in said) == (3, True), said
+    code, said = await run_command(cluster, survivor, "export", "--stale")
+    assert code == 0, said
+    assert '"key":"kept","value":"until the end"' in said
