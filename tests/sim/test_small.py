@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from kvnode.ids import NodeId
+from kvnode.ids import Index, NodeId
 from kvnode.raft import election
-from kvnode.raft.messages import AppendEntries
+from kvnode.raft.messages import AppendReply
 from kvnode.raft.state import RaftState
 from kvnode.sim.core.small import Budget, SmallWorld, explore
 
@@ -58,8 +58,8 @@ def test_a_state_met_again_is_not_explored_again() -> None:
     def make() -> SmallWorld:
         world = SmallWorld(2, Budget(proposals=0, timeouts=0))
         for round_ in range(3):
-            append = AppendEntries(world.nodes[NodeId(1)].raft.term, NodeId(9), 0, 0, (), 0, round_)  # type: ignore[arg-type]
-            world.messages.append((NodeId(1), append))  # from a stranger: each is dropped
+            reply = AppendReply(world.nodes[NodeId(1)].raft.term, NodeId(2), accepted=False, index=Index(round_))
+            world.messages.append((NodeId(1), reply))  # to one who does not lead: each is dropped
         return world
 
     assert explore(make, 3).states < 16
