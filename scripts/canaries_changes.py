@@ -26,6 +26,7 @@ CANARIES = (
         "        self._time_before = time\n        self.membership = Membership(configuration, configuration_index)",
         "        self._time_before = time",
         _SNAPSHOTS,
+        _CORE,
         number=23,
     ),
     Canary(
@@ -156,6 +157,16 @@ CANARIES = (
         "    return not state.is_voter and state.commit_index >= state.log.membership.index",
         "    return False",
         _MEMBERS,
+    ),
+    Canary(
+        "removed-leader-counts-itself",
+        "a leader that has removed itself still counts itself for a commit",
+        "kvnode/raft/high_water_mark.py",
+        "    index = Index(quorum.majority_value(state.configuration, held))",
+        "    voters = tuple({*state.configuration.voters, state.node})\n"
+        "    index = Index(sorted(map(held, voters), reverse=True)[len(state.configuration.voters) // 2])",
+        _MEMBERS,
+        _CORE,
     ),
     Canary(
         "lease-outlives-configuration",

@@ -177,6 +177,19 @@ class Ghost:
         if commit:
             term = state.log.term_at(commit)
             assert term == self.committed[commit - 1].term, ("I7", state.node, commit, term)
+            self._assert_configuration(raft)
+
+    def _assert_configuration(self, raft: Raft) -> None:
+        """I15: whoever knows that much to be committed goes by its configuration, however it came by it.
+
+        Only a member in quarantine may know a later one, of the store that is ahead of its log.
+        """
+        made_at, configuration = raft.committed_configuration
+        expected_at, expected = self.configuration_at(raft.commit_index)
+        if made_at > raft.commit_index and raft.is_quarantined:
+            return
+        is_right = made_at == expected_at and (made_at == 0 or configuration == expected)
+        assert is_right, ("I15: another configuration", raft.node, raft.commit_index, made_at, expected_at)
 
     @staticmethod
     def is_void_order(raft: Raft, order: TimeoutNow) -> bool:
