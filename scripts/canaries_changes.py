@@ -151,6 +151,22 @@ CANARIES = (
         _MEMBERS,
     ),
     Canary(
+        "quarantined-voter-relied-on",
+        "members are changed so that only a voter in quarantine, which elects nobody, is left beside the leader",
+        "kvnode/raft/reconfiguration.py",
+        "[voter for voter in voters if voter == state.node or not leadership.progress[voter].is_quarantined]",
+        "voters",
+        _MEMBERS,
+    ),
+    Canary(
+        "install-lets-its-votes-overtake",
+        "a vote given while a snapshot is on its way to the disk names a write before its own",
+        "kvnode/raft/writes.py",
+        "        self._hard_state_number = WriteNumber(self.last_number + 1)",
+        "        self._hard_state_number = self._install_number or WriteNumber(self.last_number + 1)",
+        _SNAPSHOTS,
+    ),
+    Canary(
         "removed-leader-stays",
         "a leader whose removal is committed goes on leading",
         "kvnode/raft/reconfiguration.py",
