@@ -51,7 +51,7 @@ def test_a_connection_that_comes_before_any_answer_does_not_send_the_probe_to_th
     assert progress.next_index == 1001, "nor to the end again"
     progress.become_snapshot()
     assert (progress.state, progress.next_index) == ("snapshot", 1001)
-    progress.on_snapshot_sent(Index(0))
+    progress.on_snapshot_over(Index(0))
     assert (progress.state, progress.next_index) == ("probe", 1)
     progress.on_accepted(Index(7), 0, Index(1020))
     progress.become_probe()
