@@ -64,4 +64,12 @@ CANARIES = (
         "",
         ("tests/node/test_change_members.py",),
     ),
+    Canary(
+        "removed-member-stays",
+        "a member that was removed does not look into its own log for that",
+        "kvnode/node/roster.py",
+        "        elif membership.is_removed(self._own):\n",
+        "        elif False:\n",
+        ("tests/node/test_roster.py", "tests/sim/test_snapshot_scenarios.py"),
+    ),
 )

@@ -8,6 +8,7 @@ _FORMAT = "tests/machine/test_snapshot.py"
 _CARRIED = "tests/machine/test_take_over.py"
 _COMMAND = "tests/cli/test_snapshot.py"
 _BACKUPS = "tests/node/test_backups.py"
+_LIFE = "tests/sim/test_snapshot_scenarios.py"
 
 CANARIES = (
     Canary(
@@ -192,5 +193,21 @@ CANARIES = (
         "            self._is_closed = True\n            if not self._pinned:\n",
         "            self._is_closed = True\n            if True:\n",
         ("tests/storage/test_lmdb_backend.py",),
+    ),
+    Canary(
+        "log-trimmed-above-the-flush",
+        "the log is trimmed up to what is applied in memory, not to what the store has",
+        "kvnode/node/applier.py",
+        "        self._on_flushed(cut.applied_index)\n",
+        "        self._on_flushed(self._machine.applied_index)\n",
+        (_LIFE,),
+    ),
+    Canary(
+        "install-left-unfinished",
+        "a start that finds a snapshot's store before the old log takes the two for what they were",
+        "kvnode/server.py",
+        "    index, term = machine.installed\n    return LogPosition(term, index)\n",
+        "    return None\n",
+        (_LIFE,),
     ),
 )

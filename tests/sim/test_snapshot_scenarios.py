@@ -8,12 +8,14 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from kvnode.config import LimitsSection
 from kvnode.errors import MemberRemoved
 from kvnode.ids import NodeId
 from kvnode.kv.events import Changes, WatchPart
 from kvnode.kv.interface import Options
 from kvnode.kv.members import RemoveMember
 from kvnode.kv.requests import LeaseGrant, Put, Range, Watch
+from kvnode.machine.machine import StateMachine
 from kvnode.sim.loop import run_virtual
 from kvnode.sim.runtime.cluster import Cluster
 from kvnode.sim.runtime.member import DATA_DIR
@@ -114,6 +116,31 @@ def received(cluster: Cluster, member: NodeId) -> int:
     """How much of a snapshot is on its disk."""
     disk = cluster.disks[member]
     return len(disk.durable_content(RECEIVING)) if member in cluster.nodes() and disk.exists(RECEIVING) else 0
+
+
+def test_the_log_goes_no_further_than_the_store() -> None:
+    """Flushes take a second: by the end of one much more is applied. A start must find what is between the two."""
+
+    async def scenario(cluster: Cluster) -> None:
+        leader = (await cluster.elect()).id
+        for member in cluster.members.values():
+            member.workers["flusher"].delay_s = 1.0
+        for first in range(0, 400, 10):
+            await write(cluster, leader, 10, first=first)
+            await asyncio.sleep(0.05)
+            for member in cluster.ids:
+                (stored,) = [
+                    StateMachine(backend, LimitsSection()) for backend in cluster.stores[member].backends.values()
+                ]
+                assert cluster.members[member].wal.first_index <= stored.applied_index + 1
+        assert cluster.observer.marks["log_trimmed"]
+        for member in cluster.ids:
+            cluster.crash(member)
+        for member in cluster.ids:
+            cluster.begin(member)
+        await equal(cluster)
+
+    simulate(scenario)
 
 
 def is_receiving(cluster: Cluster, member: NodeId) -> bool:
