@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 import traceback
+from unittest.mock import patch
 
 from kvnode import perturb
+from kvnode.machine import snapshot
 from kvnode.sim.guard import nothing_real
 from kvnode.sim.loop import run_virtual
 from kvnode.sim.report import SeedReport
 from kvnode.sim.runtime.life import Life
 from kvnode.sim.trace import LAST_EVENTS, Trace
+from kvnode.transport import snapshots
 
 USEFUL_OPERATIONS = 10
 """A run in which fewer requests were answered proves nothing."""
@@ -83,5 +86,7 @@ def run_seed(seed: int, trace: Trace | None = None) -> SeedReport:
 
 async def _guarded(life: Life) -> None:
     """Not around the loop, whose making needs a pair of sockets to wake it up."""
-    with nothing_real(), perturb.listening(life.perturbs):
+    blocks = life.world.block_bytes
+    small = (patch.object(snapshot, "BLOCK_BYTES", blocks), patch.object(snapshots, "PIECE_BYTES", blocks))
+    with nothing_real(), perturb.listening(life.perturbs), small[0], small[1]:
         await life.run()

@@ -57,6 +57,7 @@ class World:
     shuffles: bool
     has_churn: bool  # members come and go
     old_level: float  # share of the first members that claim an older feature level until they are upgraded
+    block_bytes: int  # of a snapshot; small, so that there are many
     perturbed: dict[str, float]  # points of `kvnode.perturb` that are on, and how often each strikes
 
 
@@ -89,6 +90,7 @@ def draw(fork: Callable[[str], random.Random], faults: Sequence[str]) -> World:
         shuffles=rng.random() < 0.8,
         has_churn=has_churn,
         old_level=churn.choice((0.0, 0.0, 0.5, 1.0)) if has_churn else 0.0,
+        block_bytes=churn.choice((64 * KIB, KIB, 200)),
         perturbed=_perturbed(fork("perturb")),
     )
 
