@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from kvnode.config import LimitsSection
-from kvnode.errors import MemberRemoved
+from kvnode.errors import MemberRemoved, StateDiverged
 from kvnode.ids import NodeId
 from kvnode.kv.events import Changes, WatchPart
 from kvnode.kv.interface import Options
@@ -17,6 +17,7 @@ from kvnode.kv.members import RemoveMember
 from kvnode.kv.requests import LeaseGrant, Put, Range, Watch
 from kvnode.machine.machine import StateMachine
 from kvnode.sim.loop import run_virtual
+from kvnode.sim.runtime.applied import StrayLog, WatchedMachine
 from kvnode.sim.runtime.cluster import Cluster
 from kvnode.sim.runtime.member import DATA_DIR
 from tests.sim.test_runtime_scenarios import followers
@@ -372,3 +373,30 @@ def test_a_restart_of_all_keeps_the_configuration() -> None:
         await equal(cluster)
 
     simulate(scenario)
+
+
+@pytest.mark.parametrize("who", ["leader", "follower"])
+def test_a_member_whose_state_differs_ends_for_good_and_is_replaced(who: str) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        leader = (await cluster.elect()).id
+        victim = leader if who == "leader" else followers(cluster, leader)[0]
+        await cluster.until(lambda: cluster.configuration.feature_level == 2)
+        await write(cluster, leader, 20)
+        machine = cluster.members[victim].node._machine
+        assert isinstance(machine, WatchedMachine)
+        machine._log = StrayLog()  # the simulator's own comparison would be faster
+        machine.digest = bytes(len(machine.digest))
+        await cluster.until(lambda: victim in cluster.failures, within_s=10.0)
+        assert isinstance(cluster.failures[victim], StateDiverged)
+        cluster.kill(victim)
+        cluster.begin(victim)
+        await cluster.until(lambda: victim in cluster.failures)
+        assert isinstance(cluster.failures[victim], StateDiverged)
+        cluster.kill(victim)
+        other = (await cluster.elect()).id
+        joined = await cluster.join(lambda: other, replaces=victim)
+        await voters(cluster, *sorted({1, 2, 3, joined} - {victim}))
+        await write(cluster, joined, 10)
+        await equal(cluster)
+
+    simulate(scenario, storage__check_every_s=1)

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kvnode.config import Config
-from kvnode.errors import Fatal, MemberRemoved, NotReady
+from kvnode.errors import Fatal, MemberRemoved, NotReady, StateDiverged
 from kvnode.ids import Index, NodeId
 from kvnode.kv.events import WatchPart
 from kvnode.kv.interface import DEFAULT_OPTIONS, KV, MembersChanged, Options, WatchStream
@@ -336,6 +336,8 @@ class Member:
         if isinstance(error, SimulatedCrash):
             self._cluster.on_power_lost(self)
             return
+        if isinstance(error, StateDiverged) and self.takes_part:
+            self.data.note_diverged(error.message)  # as `kvnode.server`
         self._cluster.on_failed(self, error)
         if self.own_loop is None and not isinstance(error, Fatal):
             raise error
