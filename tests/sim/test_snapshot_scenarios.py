@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from kvnode.config import LimitsSection
-from kvnode.errors import MemberRemoved, StateDiverged
+from kvnode.errors import LogCorrupted, MemberRemoved, StateDiverged
 from kvnode.ids import NodeId
 from kvnode.kv.events import Changes, WatchPart
 from kvnode.kv.interface import Options
@@ -18,7 +18,7 @@ from kvnode.kv.requests import LeaseGrant, Put, Range, Watch
 from kvnode.machine.machine import StateMachine
 from kvnode.sim.loop import run_virtual
 from kvnode.sim.runtime.applied import StrayLog, WatchedMachine
-from kvnode.sim.runtime.cluster import Cluster
+from kvnode.sim.runtime.cluster import LOG_DIRECTORY, Cluster
 from kvnode.sim.runtime.member import DATA_DIR
 from tests.sim.test_runtime_scenarios import followers
 
@@ -285,6 +285,44 @@ def test_s57_two_snapshots_in_quick_succession() -> None:
         assert (await cluster.kv(away).execute(Range(b"k9"))).items
 
     simulate(scenario, peer__snapshot_bytes_per_s=200_000)
+
+
+@pytest.mark.parametrize("is_behind", [False, True])
+def test_a_damaged_log_is_made_good_by_a_snapshot(is_behind: bool) -> None:
+    """In quarantine, with a store that may be ahead of what is left of its log (I16)."""
+
+    async def scenario(cluster: Cluster) -> None:
+        leader = (await cluster.elect()).id
+        victim = followers(cluster, leader)[0]
+        await write(cluster, leader, 100)
+        await equal(cluster)
+        if is_behind:
+            await fall_behind(cluster, victim)
+        else:
+            cluster.kill(victim)
+        disk = cluster.disk_of(victim)
+        disk.sync_everything()
+        oldest, *others = [path for path in disk.files() if path.startswith(f"{LOG_DIRECTORY}/0")]
+        assert len(others) >= 2
+        disk.flip_bit(oldest, len(disk.durable_content(oldest)) // 2, 3)
+        for other in followers(cluster, victim):
+            cluster.network.cut(victim, other)
+        cluster.begin(victim)
+        await cluster.until(lambda: victim in cluster.failures, within_s=20.0)  # the scrubber has found it
+        assert isinstance(cluster.failures[victim], LogCorrupted)
+        cluster.kill(victim)
+        cluster.network.heal()
+        cluster.begin(victim)
+        await cluster.until(lambda: victim in cluster.nodes())
+        found = cluster.observer.marks
+        assert found.get("quarantine_entered") == 1
+        await cluster.until(lambda: found.get("quarantine_left") == 1, within_s=30.0)
+        await equal(cluster)
+        assert installed(cluster) == 1, "what was lost is long trimmed"
+        cluster.kill(leader)
+        await write(cluster, victim, 5)
+
+    simulate(scenario, storage__tail_bytes=32 << 10, storage__scrub_every_s=1)
 
 
 # ── members ─────────────────────────────────────────────────────────────────────────────────────────
