@@ -30,8 +30,9 @@ from kvnode.node.ports import SnapshotStore
 from kvnode.node.worker import Worker, result_of
 from kvnode.observe.log import get_logger
 from kvnode.raft.core import Raft
-from kvnode.raft.messages import LogPosition, SnapshotReceived
+from kvnode.raft.messages import Configuration, LogPosition, SnapshotReceived
 from kvnode.wire.codec import decode_configuration
+from kvnode.wire.limits import CodecError
 
 log = get_logger("snapshots")
 
@@ -74,6 +75,7 @@ class SnapshotReceiver:
         self._peer = NodeId(0)
         self._term = Term(0)
         self._header: SnapshotHeader | None = None
+        self._configuration = Configuration(())
         self._ready: _Ready | None = None
         self.received = self.refused = 0
 
@@ -91,6 +93,10 @@ class SnapshotReceiver:
             raise SnapshotRefused(f"member {peer} is not the leader that this node follows")
         if described.cluster_id != self._cluster_id:
             raise SnapshotRefused(f"a snapshot of cluster {described.cluster_id:016x}, not {self._cluster_id:016x}")
+        try:
+            self._configuration = decode_configuration(described.configuration)
+        except CodecError as error:
+            raise SnapshotRefused(f"the snapshot's members cannot be read: {error}") from error
         if described.index <= self._raft.commit_index:
             return None
         if described.index < self._machine.applied_index:
@@ -108,7 +114,7 @@ class SnapshotReceiver:
 
     async def finish(self) -> None:
         """All blocks have come. Returns when the snapshot is installed, or is not needed. Raises: SnapshotRefused."""
-        header = self._header
+        header, configuration = self._header, self._configuration
         assert header is not None, "begin comes first"
         if self._ready is not None:
             raise SnapshotRefused("another snapshot is being installed")
@@ -120,9 +126,10 @@ class SnapshotReceiver:
         machine = await result_of(self._worker, self._loop, lambda: StateMachine(backend, self._limits))
         position = LogPosition(header.term, header.index)
         self._ready = ready = _Ready(position, backend, machine, self._loop.create_future())
-        configuration = decode_configuration(header.configuration)
+        # A leader that was elected again meanwhile is as good as before: a large snapshot must not come anew for that.
+        term = self._raft.term if self._peer == self._raft.leader else self._term
         self._on_received(
-            SnapshotReceived(self._peer, self._term, position, header.time, configuration, header.configuration_index)
+            SnapshotReceived(self._peer, term, position, header.time, configuration, header.configuration_index)
         )
         await asyncio.shield(ready.decided)
 

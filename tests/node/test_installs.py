@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from kvnode.ids import NodeId
+import msgspec
+
+from kvnode.errors import SnapshotRefused
+from kvnode.ids import NodeId, Term
 from kvnode.kv.members import AddMember, RemoveMember
+from kvnode.machine.snapshot import describe, encode_header
 from kvnode.node.node import Node
 from kvnode.sim.runtime.cluster import Cluster
 from tests.node.scenario import simulate
@@ -41,5 +45,60 @@ def test_members_that_came_with_a_snapshot_are_told_like_any_others() -> None:
         roster = cluster.members[lost]._roster
         assert roster.configuration_index == removed.configuration_index
         assert cluster.members[lost].data.identity.configuration_index == removed.configuration_index
+
+    simulate(scenario, **SMALL)
+
+
+def test_a_snapshot_begun_in_an_earlier_term_of_the_same_leader_is_good() -> None:
+    """A large one takes minutes: elections that its sender wins must not make it come anew each time."""
+
+    async def scenario(cluster: Cluster) -> None:
+        leader = await cluster.elect()
+        lost = next(id_ for id_ in cluster.nodes() if id_ != leader.id)
+        cluster.network.isolate(lost)
+        await fall_behind(cluster, leader, lost)
+        receiver = cluster.nodes()[lost]._snapshots.receiver
+        begin = receiver.begin
+
+        async def begun_before_an_election(peer: NodeId, header: bytes) -> int | None:
+            wanted = await begin(peer, header)
+            receiver._term = Term(receiver._term - 1)
+            return wanted
+
+        receiver.begin = begun_before_an_election  # type: ignore[method-assign]
+        cluster.network.heal()
+        await cluster.until(lambda: receiver.received == 1, 60.0)
+        await cluster.settle()
+
+    simulate(scenario, **SMALL)
+
+
+def test_a_snapshot_whose_members_cannot_be_read_is_refused_before_it_is_taken_in() -> None:
+    """And another one is taken afterwards."""
+
+    async def scenario(cluster: Cluster) -> None:
+        leader = await cluster.elect()
+        lost = next(id_ for id_ in cluster.nodes() if id_ != leader.id)
+        cluster.network.isolate(lost)
+        await fall_behind(cluster, leader, lost)
+        receiver = cluster.nodes()[lost]._snapshots.receiver
+        begin = receiver.begin
+        refused = []
+
+        async def damaged_once(peer: NodeId, header: bytes) -> int | None:
+            if not refused and peer == receiver._raft.leader:
+                bad = msgspec.structs.replace(describe(header), configuration=b"\x01")
+                try:
+                    return await begin(peer, encode_header(bad))
+                except SnapshotRefused as error:
+                    refused.append(error.message)
+                    raise
+            return await begin(peer, header)
+
+        receiver.begin = damaged_once  # type: ignore[method-assign]
+        cluster.network.heal()
+        await cluster.until(lambda: receiver.received == 1, 60.0)
+        assert refused
+        assert "members cannot be read" in refused[0]
 
     simulate(scenario, **SMALL)
