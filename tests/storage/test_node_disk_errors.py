@@ -260,7 +260,8 @@ def test_s69_of_a_commit_to_the_store(victim: str, tmp_path: Path) -> None:
         failing = leader if victim == "leader" else next(member for member in cluster.ids if member != leader)
         small = LmdbBackend(str(tmp_path / "store"), map_bytes=256 << 10)
         node = cluster.members[failing].node
-        node._applier._backend = small
+        store = node._machine.backend
+        store.commit = small.commit  # type: ignore[method-assign]
         others = [member for member in cluster.ids if member != failing]
         for _ in range(120):
             await writes.put(others[0], 1_500)
@@ -268,6 +269,7 @@ def test_s69_of_a_commit_to_the_store(victim: str, tmp_path: Path) -> None:
                 break
         assert "MDB_MAP_FULL" in await ended(cluster, failing, power=True)
         small.close()
+        del store.commit  # there is room again
         for _ in range(3):
             await writes.put(others[1])
         await cluster.start(failing)
