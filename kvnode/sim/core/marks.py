@@ -93,7 +93,7 @@ MARKS: dict[str, str] = {
     "install_lost_in_crash": "a crash loses an install that was under way",
 }
 
-RARE_MARKS = ("appended_again_in_flight",)
+RARE_MARKS = ("appended_again_in_flight", "install_lost_in_crash")
 
 
 class Observer:
