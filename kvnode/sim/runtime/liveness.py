@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
 
 from kvnode.errors import KvnodeError
 from kvnode.ids import NodeId
@@ -30,6 +31,7 @@ LEASES_END_S = 20.0
 """The longest TTL that holders ask for, by the slowest clock, and an election."""
 
 TRIES = 40
+RESTART_S = 0.5
 
 
 def draw_core(cluster: Cluster, nemesis: Nemesis, rng: random.Random) -> list[NodeId]:
@@ -86,9 +88,9 @@ async def settle(
 ) -> None:
     """Raises: AssertionError, TimeoutError when the core does not come right within the bound."""
     async with asyncio.timeout(BOUND_S):
-        await workload.finish()
+        await _while_restarting(workload.finish(), nemesis, core)
     async with asyncio.timeout(BOUND_S):
-        await watchers.finish(workload.newest)
+        await _while_restarting(watchers.finish(workload.newest), nemesis, core)
     async with asyncio.timeout(BOUND_S):
         for member in core:
             await _write(cluster, nemesis, member, core)
@@ -105,6 +107,18 @@ async def settle(
         if left:
             leftovers[member] = left
     assert not leftovers, ("leaked", leftovers)
+
+
+async def _while_restarting(work: Coroutine[Any, Any, None], nemesis: Nemesis, core: list[NodeId]) -> None:
+    """Clients and watchers come to an end only if somebody serves them."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not task.done():
+            _restart_the_fallen(nemesis, core)
+            await asyncio.wait({task}, timeout=RESTART_S)
+        task.result()
+    finally:
+        task.cancel()
 
 
 async def _write(cluster: Cluster, nemesis: Nemesis, member: NodeId, core: list[NodeId]) -> None:
