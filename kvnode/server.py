@@ -44,6 +44,7 @@ from kvnode.storage.log_place import LogPlace, system_random
 from kvnode.storage.memory_backend import MemoryBackend
 from kvnode.storage.realdisk import RealDisk
 from kvnode.storage.snapshots import SnapshotFiles
+from kvnode.storage.store_pointer import NAME as POINTER
 from kvnode.storage.store_pointer import StorePointer
 from kvnode.storage.wal import Recovered, Stamp, Wal
 from kvnode.storage.wal_salvage import Salvaged, open_log
@@ -372,6 +373,13 @@ def open_log_of(
 ) -> tuple[Wal, Recovered, Salvaged | None]:
     """The log of this directory, begun at the first start. Raises: Fatal."""
     limits, identity = check_applied_limits(config, data), data.identity
+    if config.storage.backend == "memory" and disk.exists(f"{data.store_dir}/{POINTER}"):
+        # The log would look damaged, begin too late for an empty store, and be set aside.
+        raise ConfigInvalid(
+            f"storage.backend is memory, but {data.path} has a store, and its log need not go back to the beginning: "
+            "set it back to lmdb, or add the member anew with an empty directory"
+        )
+    known = identity.configuration or base_configuration(identity)
     place = LogPlace(
         disk=disk,
         directory=data.wal_dir,
@@ -384,7 +392,7 @@ def open_log_of(
         place,
         applied_index=Index(machine.applied_index),
         create=not identity.has_log,
-        may_salvage=len(base_configuration(identity).members) > 1,
+        may_salvage=len(known.members) > 1,
         installed=_unfinished_install(machine),
         installed_time=machine.applied_time,
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import msgspec
+import pytest
 
-from kvnode.errors import SnapshotRefused
+from kvnode.errors import ConfigInvalid, SnapshotRefused
 from kvnode.ids import NodeId, Term
 from kvnode.kv.members import AddMember, RemoveMember
 from kvnode.machine.snapshot import describe, encode_header
@@ -15,6 +16,7 @@ from kvnode.sim.runtime.cluster import Cluster
 from tests.node.scenario import simulate
 
 SMALL = {"storage__tail_bytes": 128 << 10, "storage__flush_ms": 100}
+MEMORY: dict[str, object] = {"storage.backend": "memory"}
 PUTS = 300
 VALUE = b"x" * 4_000
 
@@ -100,5 +102,23 @@ def test_a_snapshot_whose_members_cannot_be_read_is_refused_before_it_is_taken_i
         await cluster.until(lambda: receiver.received == 1, 60.0)
         assert refused
         assert "members cannot be read" in refused[0]
+
+    simulate(scenario, **SMALL)
+
+
+def test_a_store_on_disk_is_not_passed_over_by_a_setting() -> None:
+    """With an empty store a trimmed log looks damaged: it would be set aside, on every member that has the setting."""
+
+    async def scenario(cluster: Cluster) -> None:
+        leader = await cluster.elect()
+        other = next(id_ for id_ in cluster.nodes() if id_ != leader.id)
+        cluster.kill(other)
+        before, cluster.configs[other] = cluster.configs[other], cluster.reconfigured(other, MEMORY)
+        with pytest.raises(ConfigInvalid, match=r"storage\.backend is memory"):
+            await cluster.start(other)
+        cluster.kill(other)
+        cluster.configs[other] = before
+        await cluster.start(other)
+        await cluster.settle()
 
     simulate(scenario, **SMALL)
