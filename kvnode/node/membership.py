@@ -2,9 +2,10 @@
 
 Two configurations count: the newest one known to be *committed* (this node has applied it, or its answer to a join
 carried it), and the one *in force* in its log, which may be newer, or older while the log catches up. Ids are never
-given twice, so an id up to the committed `last_id` that stands for no member was removed, for ever, whatever an old
-log says. An id above it is a *newcomer's*: it was added since, and is believed if it lists this node as a member.
-Each member knows at least the entry that made it one; of two members the later one therefore knows the other.
+given twice, once that is committed; so an id up to the committed `last_id` that stands for no member was removed, for
+ever, whatever an old log says. An id above it is a *newcomer's*: it was added since, and is believed if it lists this
+node as a member. Each member knows at least the entry that made it one; of two members the later one therefore knows
+the other.
 
 Pure; the rules about who may be talked to are `kvnode.node.roster`'s.
 """
@@ -47,6 +48,10 @@ class Membership:
             return None
         newest, other = (_find(configuration, id_) for configuration in self._newest_first())
         return newest or other
+
+    def find_committed(self, id_: NodeId) -> Member | None:
+        """A member for certain: nothing can take its id away but its removal."""
+        return _find(self.committed, id_)
 
     @property
     def members(self) -> dict[NodeId, Member]:

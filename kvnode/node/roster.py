@@ -389,7 +389,8 @@ class Roster:
         """0: not known yet."""
         if self._membership is None:
             return self._incarnations.get(id_, 0)
-        member = self._membership.find(id_)
+        # What is not committed binds nobody: rolled back, its id is given again, to another directory.
+        member = self._membership.find_committed(id_)
         return member.incarnation if member is not None else 0
 
     def _judge_settings(self, hello: Hello) -> Refusal | None:

@@ -328,12 +328,28 @@ def test_a_new_member_is_let_in_by_the_entry_that_made_it_one() -> None:
     assert new.members == addresses(1, 2, 3, 4)
     one.on_configuration(configuration(1, 2, 3), Index(0), four)  # in force, not committed: that is enough
     assert meet(new, one) is None
+    assert 4 not in directories[0].peer_boots  # until it is committed that this is its directory
+    assert [record.member for record in hello(one).members] == [1, 2, 3]
+    change(one, 20, four)
     assert directories[0].peer_boots[4].counter == 1
     change(two, 20, four)
     assert meet(new, two) is None
     assert (two.configuration_index, hello(two).configuration_index) == (20, 20)
     assert [record.member for record in hello(two).members] == [1, 2, 3, 4]
-    assert [record.member for record in hello(one).members] == [1, 2, 3]
+
+
+def test_an_addition_that_is_never_committed_binds_its_id_to_nobody() -> None:
+    """Its leader failed, and the next one gave the same id to another directory, which may lead by now."""
+    directories, (one, two, _) = cluster()
+    one.on_configuration(configuration(1, 2, 3), Index(0), configuration(1, 2, 3, 4, m4=99))
+    found = configuration(1, 2, 3, 4)
+    new = up(joined(Directory(4), one.cluster_id, 20, found))
+    assert meet(new, one) is None
+    change(one, 20, found)
+    assert meet(up(directories[0]), new) is None
+    assert directories[0].peer_boots[4].counter == 1
+    change(two, 20, configuration(1, 2, 3, 4, m4=99))
+    assert code(two.judge(hello(new))) == "wrong_incarnation"
 
 
 def test_a_joiner_on_another_directory_than_its_entry_says_is_refused() -> None:
