@@ -20,6 +20,7 @@ CANARIES = (
         "            size = sum(len(key) + len(value) for key, value in rows)\n"
         "            block, chain = _block(at.number, BlockKind.ROWS, _encode(rows), at.chain)\n",
         (_CARRIED,),
+        sim=("runtime", 60),
         number=22,
     ),
     Canary(

@@ -17,6 +17,7 @@ from kvnode.errors import KvnodeError
 from kvnode.ids import NodeId
 from kvnode.kv.interface import Options
 from kvnode.kv.requests import Put
+from kvnode.machine.keycode import META_KEY
 
 if TYPE_CHECKING:
     from kvnode.sim.runtime.cluster import Cluster
@@ -32,6 +33,9 @@ LEASES_END_S = 20.0
 
 TRIES = 40
 RESTART_S = 0.5
+
+ALL = 1 << 60
+"""Bytes: more than any store here has."""
 
 
 def draw_core(cluster: Cluster, nemesis: Nemesis, rng: random.Random) -> list[NodeId]:
@@ -96,6 +100,7 @@ async def settle(
             await _write(cluster, nemesis, member, core)
         await _end_leases(cluster, nemesis, core)
         await _agree(cluster, nemesis, core)
+        await _compare_stores(cluster, nemesis, core)
     core = [member for member in core if member not in nemesis.lost_for_good]
     for member in core:
         found = cluster.members[member].own_loop
@@ -157,6 +162,30 @@ async def _agree(cluster: Cluster, nemesis: Nemesis, core: list[NodeId]) -> None
         return len({(s.commit_index, s.applied_index, s.state_hash) for s in states}) == 1
 
     await cluster.until(is_equal, within_s=BOUND_S)
+
+
+async def _compare_stores(cluster: Cluster, nemesis: Nemesis, core: list[NodeId]) -> None:
+    """Row by row: the digest tells what was applied, not what a snapshot may have left out."""
+    found: list[dict[bytes, bytes]] = []
+
+    def are_level() -> bool:
+        _restart_the_fallen(nemesis, core)
+        members = [cluster.members[member] for member in core if member not in nemesis.lost_for_good]
+        if not all(member.takes_part for member in members):
+            return False
+        machines = [member.node._machine for member in members]
+        for member, machine in zip(members, machines, strict=True):
+            if not machine.is_flushed:
+                member.loop.call_soon(member.node._applier.flush)
+        if not all(machine.is_flushed for machine in machines) or len({each.applied_index for each in machines}) > 1:
+            return False
+        found[:] = [dict(machine.backend.pin().rows(b"", ALL)) for machine in machines]
+        return True
+
+    await cluster.until(are_level, within_s=BOUND_S)
+    for rows in found:
+        rows.pop(META_KEY, None)
+        assert rows == found[0], ("I21: other rows", sorted(rows.items() ^ found[0].items())[:10])
 
 
 def _restart_the_fallen(nemesis: Nemesis, core: list[NodeId]) -> None:
