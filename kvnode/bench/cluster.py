@@ -14,19 +14,33 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kvnode.bench import http1
 from kvnode.bench.load import Address
 from kvnode.bench.process import Process, free_ports
+from kvnode.config.sections import StorageSection
 
 READY_S = 30.0
 _POLL_S = 0.02
+_REMOVE_S = 60.0
+_ETCD_SNAPSHOT_COUNT = 100_000  # etcd's default: entries between two cuts of its log
+_SEGMENT_MIN = 8_192  # the least `storage.segment_bytes` may be
 
 
 class ClusterFailed(Exception):
     """A cluster did not come up, or has no leader in time. Carries the end of a node's output."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a node stands in the log. `committed`, `applied`: indexes."""
+
+    term: int
+    committed: int
+    applied: int
 
 
 class Cluster(ABC):
@@ -54,6 +68,55 @@ class Cluster(ABC):
     @abstractmethod
     async def compact(self, node: int) -> None:
         """Give up all history there is, through that node. Raises: OSError."""
+
+    @abstractmethod
+    def shorten_log(self, writes: int, content_bytes: int) -> None:
+        """Before the start: so many writes, with so many bytes in all, are to be more than the log keeps."""
+
+    @abstractmethod
+    async def has_trimmed_log(self, node: int) -> bool:
+        """Whether a follower that has nothing needs a snapshot from it. Raises: OSError."""
+
+    @abstractmethod
+    async def position(self, node: int) -> Position:
+        """Raises: OSError, ValueError, KeyError: it does not answer, or not yet with all of that."""
+
+    @abstractmethod
+    async def snapshots_taken(self, node: int) -> float:
+        """How many snapshots have become that node's store since it started. Raises: OSError."""
+
+    @abstractmethod
+    async def join(self, leader: int) -> int:
+        """Start one node more, with a directory of its own, as a learner → its number. Raises: OSError."""
+
+    @abstractmethod
+    async def forget(self, node: int, leader: int) -> None:
+        """Take a member that has joined, and has been killed, out of the cluster. Raises: OSError."""
+
+    async def remove(self, node: int, leader: int) -> None:
+        """Undo `join`; what is under way may be in the way, for a time. Raises: OSError, TimeoutError."""
+        self.processes[node].kill()
+        async with asyncio.timeout(_REMOVE_S):
+            while True:
+                try:
+                    await self.forget(node, leader)
+                    break
+                except OSError:
+                    await asyncio.sleep(1.0)
+        for known in (self.processes, self.clients, self.peers):
+            del known[node]
+
+    def _add_node(self) -> int:
+        node = max(self.clients) + 1
+        client, peer = free_ports(2)
+        self.clients[node], self.peers[node] = ("127.0.0.1", client), ("127.0.0.1", peer)
+        return node
+
+    async def _metric(self, node: int, name: bytes) -> float:
+        """Sum over its labels; 0 where there is none."""
+        _, body = await http1.ask("GET", "/metrics", self.clients[node])
+        lines = (line.rpartition(b" ") for line in body.splitlines())
+        return sum(float(number) for found, _, number in lines if found.partition(b"{")[0] == name)
 
     def start(self, node: int) -> Process:
         assert node not in self.processes or self.processes[node].exit_code is not None, f"node {node} runs already"
@@ -150,6 +213,41 @@ class KvnodeCluster(Cluster):
         if code != 200:
             raise OSError(f"compaction was refused: {body.decode()}")
 
+    def shorten_log(self, writes: int, content_bytes: int) -> None:
+        kept = StorageSection()
+        if content_bytes > kept.tail_bytes + kept.segment_bytes:
+            return
+        share = max(_SEGMENT_MIN, content_bytes // 8)
+        self.settings |= {"storage.segment_bytes": share, "storage.tail_bytes": share}
+        for node in self.ids:
+            self.write_config(node)
+
+    async def has_trimmed_log(self, node: int) -> bool:
+        return await self._metric(node, b"kvnode_log_first_index") > 1
+
+    async def position(self, node: int) -> Position:
+        found = await self.status(node)
+        return Position(found["term"], found["commit_index"], found["applied_index"])
+
+    async def snapshots_taken(self, node: int) -> float:
+        return await self._metric(node, b"kvnode_snapshots_installed_total")
+
+    async def join(self, leader: int) -> int:
+        """It is given its vote once it has caught up."""
+        node = self._add_node()
+        endpoint = "{}:{}".format(*self.clients[leader])
+        self.write_config(node, node__id=0, cluster__members=[], cluster__join=[endpoint])
+        self.start(node)
+        return node
+
+    async def forget(self, node: int, leader: int) -> None:
+        peer = "{}:{}".format(*self.peers[node])
+        for member in (await self.status(leader))["members"]:
+            if member["peer_address"] == peer:
+                code, body = await http1.ask("DELETE", f"/v1/members/{member['id']}", self.clients[leader])
+                if code != 200:
+                    raise OSError(f"the removal was refused: {body.decode()}")
+
     async def leader_seen_by(self, node: int) -> int:
         code, _ = await http1.ask("GET", "/readyz", self.clients[node])
         if code != 200:
@@ -163,6 +261,8 @@ class EtcdCluster(Cluster):
     def __init__(self, home: Path, nodes: int = 3) -> None:
         super().__init__(home, nodes)
         self._member_ids: dict[int, int] = {}  # etcd's own id → node
+        self._snapshot_count: list[str] = []
+        self._learners: dict[int, str] = {}  # node → etcd's own id
 
     @staticmethod
     def version() -> str:
@@ -181,7 +281,8 @@ class EtcdCluster(Cluster):
             *("--listen-client-urls", client, "--advertise-client-urls", client),
             *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
             *("--initial-cluster", members, "--initial-cluster-token", "bench"),
-            *("--logger", "zap", "--log-level", "warn"),
+            *("--initial-cluster-state", "existing" if node in self._learners else "new"),
+            *("--logger", "zap", "--log-level", "warn", *self._snapshot_count),
         ]
 
     async def compact(self, node: int) -> None:
@@ -190,6 +291,37 @@ class EtcdCluster(Cluster):
         code, answer = await http1.ask("POST", "/v3/kv/compaction", self.clients[node], body)
         if code != 200:
             raise OSError(f"compaction was refused: {answer.decode()}")
+
+    def shorten_log(self, writes: int, content_bytes: int) -> None:
+        if writes < 2 * _ETCD_SNAPSHOT_COUNT:
+            self._snapshot_count = ["--snapshot-count", str(max(1, writes // 4))]
+
+    async def has_trimmed_log(self, node: int) -> bool:
+        return any(self.data_dir(node).glob("member/snap/*.snap"))
+
+    async def position(self, node: int) -> Position:
+        found = await self._status(node)
+        return Position(int(found["raftTerm"]), int(found["raftIndex"]), int(found["raftAppliedIndex"]))
+
+    async def snapshots_taken(self, node: int) -> float:
+        return await self._metric(node, b"etcd_network_snapshot_receive_success")
+
+    async def join(self, leader: int) -> int:
+        node = self._add_node()
+        body = json.dumps({"peerURLs": ["http://{}:{}".format(*self.peers[node])], "isLearner": True}).encode()
+        code, answer = await http1.ask("POST", "/v3/cluster/member/add", self.clients[leader], body)
+        if code != 200:
+            raise OSError(f"the learner was refused: {answer.decode()}")
+        self._learners[node] = json.loads(answer)["member"]["ID"]
+        self.start(node)
+        return node
+
+    async def forget(self, node: int, leader: int) -> None:
+        body = json.dumps({"ID": self._learners[node]}).encode()
+        code, answer = await http1.ask("POST", "/v3/cluster/member/remove", self.clients[leader], body)
+        if code != 200:
+            raise OSError(f"the removal was refused: {answer.decode()}")
+        del self._learners[node]
 
     async def _status(self, node: int) -> Any:
         _, body = await http1.ask("POST", "/v3/maintenance/status", self.clients[node], b"{}")

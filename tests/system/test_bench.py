@@ -57,9 +57,17 @@ async def test_a_large_store_that_is_tiny(tmp_path: Path) -> None:
     found = await large.run(plan, systems, tmp_path / "data", lambda _: None)
     of_kvnode = {row for row, system in found.found if system == "kvnode"}
     assert {"load_rate", "txns_rate", "private_memory", "disk", "restart_node", "restart_cluster_all"} <= of_kvnode
+    assert {"learner_seconds", "learner_snapshots", "learner_p99_before", "learner_p99_meanwhile"} <= of_kvnode
     assert {("put1_p50", "few"), ("put64_p99", "many")} <= found.found.keys()
     assert all(row in large_report.ROWS for row, _ in found.found)
-    may_be_none = ("repeated", "cpu_leader", "cpu_follower")  # in so short a time
+    may_be_none = ("repeated", "elections", "failed_before", "failed_meanwhile", "cpu_leader", "cpu_follower")
+        "repeated",
+        "elections",
+        "failed_before",
+        "failed_meanwhile",
+        "cpu_leader",
+        "cpu_follower",
+    )  # in so short a time
     assert all(min(figure.values) > 0 for figure in found.found.values() if not figure.row.endswith(may_be_none))
     text = large_report.text(found, plan, systems)
     assert "many is" in text

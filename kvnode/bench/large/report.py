@@ -25,6 +25,15 @@ ROWS = {
     "mapped_memory": ("  mapped files, the kernel's to take back", "MiB"),
     "resident_memory": ("  resident in all", "MiB"),
     "disk": ("disk per node", "MiB"),
+    "learner_seconds": ("a fourth node with nothing started: has what was committed then", "s"),
+    "learner_speed": ("  keys and values", "MiB/s"),
+    "learner_snapshots": ("  snapshots it took over", ""),
+    "learner_elections": ("  elections meanwhile", ""),
+    **{
+        f"learner_{what}_{when}": (f"  put, 4 in flight, {when}: {what}", unit)
+        for when in ("before", "meanwhile")
+        for what, unit in (("rate", "/s"), ("p50", "ms"), ("p99", "ms"), ("failed", ""))
+    },
     "restart_node": ("one node killed and started: first linearizable read", "ms"),
     "restart_cluster": ("all killed and started: first linearizable read", "ms"),
     "restart_cluster_all": ("  and on every node", "ms"),

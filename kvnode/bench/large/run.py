@@ -12,12 +12,12 @@ from pathlib import Path
 from kvnode.bench.cluster import Cluster, KvnodeCluster
 from kvnode.bench.fronts import Front
 from kvnode.bench.kvnode_front import KVNODE_HTTP
-from kvnode.bench.large import bulk, footprint, growth, restart
+from kvnode.bench.large import bulk, footprint, growth, learner, restart
 from kvnode.bench.large.figures import Figures
 from kvnode.bench.large.growth import Store
 from kvnode.bench.rounds import System, fresh
 
-PARTS = ("load", "memory", "restart", "txns", "growth")
+PARTS = ("load", "memory", "learner", "restart", "txns", "growth")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ async def run(plan: Plan, competitors: list[System], home: Path, progress: Calla
             progress(f"round {number} of {plan.rounds}: {plan.keys:,} keys")
             for system in competitors if number % 2 else competitors[::-1]:
                 with fresh(system, home / f"{system.name}-{number}") as cluster:
+                    if "learner" in plan.parts:
+                        learner.prepare(cluster, plan.keys)
                     cluster.start_all()
                     await _one_system(plan, system, cluster, random.Random(plan.seed * 1000 + number), figures)
     if "growth" in plan.parts and any(system.name == "kvnode" for system in competitors):
@@ -59,6 +61,8 @@ async def _one_system(plan: Plan, system: System, cluster: Cluster, rng: random.
     await load((front, bulk.PUTS[front.name]), (0, plan.keys), row="load")
     if "memory" in plan.parts:
         await footprint.measure(cluster, system.name, figures, settle_s=plan.settle_s)
+    if "learner" in plan.parts:
+        await learner.measure(cluster, front, system.name, figures, keys=plan.keys, rng=rng, seconds=plan.seconds)
     if "restart" in plan.parts:
         await restart.measure(cluster, http, bulk.key(plan.keys // 2), system.name, figures, times=plan.restarts)
     if "txns" in plan.parts:
