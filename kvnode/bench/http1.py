@@ -94,4 +94,17 @@ async def ask(method: str, path: str, address: Address, body: bytes = b"") -> tu
     head, _, content = answer.partition(b"\r\n\r\n")
     if not head.startswith(b"HTTP/1.1 "):
         raise ConnectionResetError("no answer")
-    return int(head[9:12]), content
+    chunked = b"\r\ntransfer-encoding: chunked" in head.lower()
+    return int(head[9:12]), _joined(content) if chunked else content
+
+
+def _joined(chunks: bytes) -> bytes:
+    """What chunks of an answer hold."""
+    content, start = b"", 0
+    while True:
+        end = chunks.index(b"\r\n", start)
+        size = int(chunks[start:end], 16)
+        if size == 0:
+            return content
+        content += chunks[end + 2 : end + 2 + size]
+        start = end + 2 + size + 2

@@ -50,6 +50,18 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0
 REFUSED = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\n{}"
 
 
+async def test_chunks_of_an_answer_are_joined() -> None:
+    answer = CHUNKED.replace(b"0\r\n\r\n", b"b\r\n, you there\r\n0\r\n\r\n")
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _read_http(reader)
+        writer.write(answer)
+        writer.close()
+
+    async with serving(handler) as address:
+        assert await http1.ask("GET", "/metrics", address) == (200, b"hello, you there")
+
+
 @pytest.mark.parametrize(("answer", "failed"), [(OK, 0), (CHUNKED, 0), (REFUSED, 6)])
 @pytest.mark.parametrize("chunk", [7, 1000])
 async def test_http_answers_are_framed_however_they_arrive(answer: bytes, failed: int, chunk: int) -> None:

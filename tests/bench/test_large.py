@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tomllib
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -13,11 +14,11 @@ from typing import cast
 import pytest
 
 from kvnode.bench import load
-from kvnode.bench.cluster import Cluster
+from kvnode.bench.cluster import Cluster, EtcdCluster, KvnodeCluster
 from kvnode.bench.etcd_fronts import ETCD_GRPC
 from kvnode.bench.fronts import Front
 from kvnode.bench.kvnode_front import KVNODE_HTTP
-from kvnode.bench.large import bulk, footprint, report
+from kvnode.bench.large import bulk, footprint, learner, report
 from kvnode.bench.large.bulk import Way
 from kvnode.bench.large.figures import Figures
 from kvnode.bench.large.run import Plan
@@ -86,6 +87,23 @@ def test_disk_counts_blocks(tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
     (tmp_path / "below" / "file").write_bytes(bytes(10_000))
     assert 10_000 <= footprint.disk_bytes(tmp_path) - tmp_path.joinpath("below").stat().st_blocks * 512 <= 65_536
+
+
+@pytest.mark.parametrize(("keys", "tail_bytes"), [(500, 135_000 // 8), (1_000_000, None), (10, 8_192)])
+def test_a_small_store_gets_a_log_shorter_than_it(tmp_path: Path, keys: int, tail_bytes: int | None) -> None:
+    cluster = KvnodeCluster(tmp_path)
+    learner.prepare(cluster, keys)
+    for node in cluster.ids:
+        storage = tomllib.loads(cluster.config_file(node).read_text()).get("storage", {})
+        assert storage.get("tail_bytes") == storage.get("segment_bytes") == tail_bytes
+
+
+def test_a_small_store_has_etcd_cut_its_log_early(tmp_path: Path) -> None:
+    few, many = EtcdCluster(tmp_path / "few"), EtcdCluster(tmp_path / "many")
+    learner.prepare(few, 40_000)
+    learner.prepare(many, 1_000_000)
+    assert few.command(1)[-2:] == ["--snapshot-count", "10000"]
+    assert "--snapshot-count" not in many.command(1)
 
 
 def test_the_table_shows_ratios_and_aims() -> None:
