@@ -6,10 +6,6 @@ that is pinned keeps LMDB from reusing the pages it shows, so the transport give
 
 One stream a follower, `STREAMS_MAX` at a time; after a failure it is tried again after a pause that grows, or once the
 follower connects anew: another life of it has nothing to do with why the last one failed.
-A connection that breaks leaves the view pinned for `KEEP_MS`: the next attempt sends the same snapshot, so that the
-follower goes on where it ended, however much is written meanwhile. After `VIEW_AGE_MS_MAX`,
-or `REFUSALS_MAX` refusals, a fresh one is taken.
-
 Each `SendSnapshot` of the core is answered by one `SnapshotSent`, also when this node does not lead any more.
 """
 
@@ -33,9 +29,6 @@ from kvnode.wire.codec import encode_configuration
 STREAMS_MAX = 2
 RETRY_MS_MIN = 500
 RETRY_MS_MAX = 30_000
-KEEP_MS = 60_000
-VIEW_AGE_MS_MAX = 600_000
-REFUSALS_MAX = 3
 
 NOTHING = Index(0)
 
@@ -58,8 +51,6 @@ class PinnedSnapshot:
         self._may_go_on = may_go_on
         self.description = reader.description
         self.index = reader.description.index
-        self.pinned_s = loop.time()
-        self.refusals = 0
 
     @classmethod
     async def open(
@@ -125,7 +116,6 @@ class SnapshotSender:
         self._pinned: dict[NodeId, Index] = {}
         self._failures: dict[NodeId, int] = {}  # one after another
         self._returned: dict[NodeId, asyncio.Event] = {}  # of those for whom the pause goes on
-        self._kept: dict[NodeId, tuple[PinnedSnapshot, asyncio.TimerHandle]] = {}  # of a connection that broke
         self._stopped = False
         self.sent = self.failed = 0
 
@@ -152,8 +142,6 @@ class SnapshotSender:
         self._stopped = True
         for task in self._tasks.values():
             task.cancel()
-        for peer in list(self._kept):
-            self._drop(peer)
 
     async def _attempt(self, peer: NodeId) -> None:
         failures = self._failures.get(peer, 0)
@@ -183,17 +171,16 @@ class SnapshotSender:
     async def _stream(self, peer: NodeId) -> Index:
         """Up to where the snapshot reached that `peer` has now; 0: it has none."""
         node = self._raft.node
-        source = self._take(peer)
+        source: PinnedSnapshot | None = None
         try:
-            if source is None:
-                source = await PinnedSnapshot.open(
-                    self._machine,
-                    self._worker,
-                    self._loop,
-                    cluster_id=self._cluster_id,
-                    initial=self._initial,
-                    may_go_on=self._leads,
-                )
+            source = await PinnedSnapshot.open(
+                self._machine,
+                self._worker,
+                self._loop,
+                cluster_id=self._cluster_id,
+                initial=self._initial,
+                may_go_on=self._leads,
+            )
             index = source.index
             self._pinned[peer] = index
             log.info("snapshot.sending", node=node, peer=peer, index=index)
@@ -201,39 +188,14 @@ class SnapshotSender:
         except (OSError, SnapshotRefused) as error:
             self.failed += 1
             log.warning("snapshot.not_sent", node=node, peer=peer, reason=str(error) or type(error).__name__)
-            if source is not None and self._may_keep(source, error):
-                self._kept[peer] = source, self._loop.call_later(KEEP_MS / 1e3, self._drop, peer)
-                source = None
             return NOTHING
         finally:
-            if peer not in self._kept:
-                self._pinned.pop(peer, None)
+            self._pinned.pop(peer, None)
             if source is not None:
                 source.close()
         self.sent += 1
         log.info("snapshot.sent", node=node, peer=peer, index=index)
         return index
-
-    def _may_keep(self, source: PinnedSnapshot, error: Exception) -> bool:
-        """A follower that has just come back may refuse once or twice: it does not know yet whom it follows."""
-        source.refusals += isinstance(error, SnapshotRefused)
-        age_ms = 1e3 * (self._loop.time() - source.pinned_s)
-        return self._leads() and not self._stopped and source.refusals < REFUSALS_MAX and age_ms < VIEW_AGE_MS_MAX
-
-    def _take(self, peer: NodeId) -> PinnedSnapshot | None:
-        """What the attempt before this one has left pinned."""
-        if peer not in self._kept:
-            return None
-        source, timer = self._kept.pop(peer)
-        timer.cancel()
-        return source
-
-    def _drop(self, peer: NodeId) -> None:
-        """Nobody has come for it."""
-        source = self._take(peer)
-        if source is not None:
-            self._pinned.pop(peer, None)
-            source.close()
 
     def _leads(self) -> bool:
         return self._raft.role == "leader"

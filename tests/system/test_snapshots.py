@@ -39,9 +39,7 @@ async def test_a_snapshot_arrives_although_receiver_and_sender_are_killed(make_l
         await cluster.wait_event(away, "snapshot.receiving", life)
         await wait_received(cluster, away, life * DURABLE_BYTES)
         cluster.processes[away].kill()
-        await cluster.fill(10)
-    first, second = cluster.events(away, "snapshot.receiving")
-    assert (second["index"], second["block"] > 0) == (first["index"], True), "it goes on, whatever was written since"
+    assert cluster.events(away, "snapshot.receiving")[1]["block"] > 0, "it does not begin again"
     cluster.start(away)
     await cluster.wait_event(away, "snapshot.receiving", 3)
     cluster.processes[leader].kill()
