@@ -149,6 +149,9 @@ def _promote(
         risk = _risk(state, leadership, voters)
         if risk:
             return Refusal("conflict", risk)
+    if any(member.id == id_ and member.incarnation == 0 for member in now.members):
+        # Its vote would be anybody's, and whoever comes for it would find its address taken: not even forced.
+        return Refusal("conflict", f"member {id_} has not joined yet: start it there with kvnode serve --join")
     members = tuple(
         msgspec.structs.replace(member, wants_vote=False) if member.id == id_ else member for member in now.members
     )

@@ -74,6 +74,8 @@ def test_refusals_say_why_wherever_one_asks() -> None:
             added = await node.change_members(AddMember(PEER))
             with pytest.raises(Conflict, match="has not caught up"):
                 await node.change_members(PromoteMember(added.id))
+            with pytest.raises(Conflict, match="has not joined yet"):  # nobody knows whose vote it would be
+                await node.change_members(PromoteMember(added.id, force=True))
             await node.change_members(RemoveMember(added.id))
             with pytest.raises(MemberNotFound, match="was removed"):
                 await node.change_members(PromoteMember(added.id))
