@@ -20,6 +20,7 @@ from kvnode.doctor.directory_facts import (
     LogFacts,
     StoreFacts,
     Unread,
+    count_members,
 )
 from kvnode.doctor.reader import Job, MeasureDisk, ReadLog, ReadStore
 from kvnode.errors import LogCorrupted
@@ -98,7 +99,7 @@ def gather(
             stamp=stamp if meets else None,
             applied_index=store.applied_index if isinstance(store, StoreFacts) else 0,
             installed=store.installed if isinstance(store, StoreFacts) else None,
-            has_peers=isinstance(identity, Identity) and len(identity.members) > 1,
+            has_peers=isinstance(identity, Identity) and count_members(identity) > 1,
         )
         facts = msgspec.structs.replace(facts, log=aside("log", job, LogFacts))
     if disk_test or (disk_test is None and holder is None):

@@ -116,4 +116,9 @@ class DirectoryFacts(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def members(self) -> int:
         """How many the cluster has; 0: nobody knows."""
-        return len(self.identity.members) if isinstance(self.identity, Identity) else 0
+        return count_members(self.identity) if isinstance(self.identity, Identity) else 0
+
+
+def count_members(identity: Identity) -> int:
+    """By the newest configuration that the directory has on record; the initial members until there is one."""
+    return len(identity.configuration.members if identity.configuration is not None else identity.members)

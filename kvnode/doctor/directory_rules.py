@@ -165,7 +165,7 @@ def judge_identity(facts: DirectoryFacts) -> Iterator[Finding]:
     yield ok(
         "identity",
         f"member {identity.member} of cluster {identity.cluster_name!r} ({identity.cluster_id:016x}), "
-        f"{counted(len(identity.members), 'member')}, format {identity.format}, started {counted(starts, 'time')}",
+        f"{counted(facts.members, 'member')}, format {identity.format}, started {counted(starts, 'time')}",
     )
     if identity.has_log and facts.log is None:
         yield problem(
