@@ -6,22 +6,24 @@ import random
 from dataclasses import dataclass
 
 from kvnode.config import LimitsSection
-from kvnode.ids import Index, Term
+from kvnode.ids import Index, NodeId, Term
 from kvnode.kv.requests import Put
 from kvnode.machine.machine import StateMachine
 from kvnode.machine.snapshot import SnapshotReader
-from kvnode.raft.messages import LogPosition
+from kvnode.raft.messages import Configuration, LogPosition
 from kvnode.sim.disk import FakeDisk
 from kvnode.storage.disk import Disk
 from kvnode.storage.environments import Environments, MemoryEnvironments
 from kvnode.storage.memory_backend import MemoryBackend
 from kvnode.storage.snapshots import SnapshotFiles
 from kvnode.storage.store_pointer import StorePointer
+from kvnode.wire.codec import encode_configuration
 
 CLUSTER = 0xC1
 STORE = "/store"
 SNAP = "/snap"
 TERM = 3
+INITIAL = encode_configuration(Configuration((NodeId(1), NodeId(2))))
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def machine_at(index: int, *, values: int = 20, term: int = TERM, backend: Memor
 
 def snapshot_at(index: int, *, values: int = 20, term: int = TERM, cluster: int = CLUSTER) -> Sent:
     machine = machine_at(index, values=values, term=term)
-    reader = SnapshotReader(machine.backend.pin(), cluster_id=cluster, initial=b"c")
+    reader = SnapshotReader(machine.backend.pin(), cluster_id=cluster, initial=INITIAL)
     blocks = []
     while (block := reader.block(len(blocks))) is not None:
         blocks.append(block)

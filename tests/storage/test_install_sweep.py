@@ -21,7 +21,7 @@ from kvnode.ids import Index, NodeId, Term
 from kvnode.machine.backend import Row
 from kvnode.machine.machine import StateMachine
 from kvnode.node.recovery import restore
-from kvnode.raft.messages import LogPosition
+from kvnode.raft.messages import Configuration, LogPosition
 from kvnode.sim.choices import RandomChoices
 from kvnode.sim.disk import FakeDisk, FsyncFailure, SimulatedCrash
 from kvnode.storage.environments import MemoryEnvironments
@@ -100,7 +100,17 @@ class Life:
             installed_time=machine.applied_time,
         )
         assert salvaged is None
-        restore(recovered, voters=[NodeId(1), NodeId(2)], machine=machine, life=1)
+        restore(
+            recovered,
+            initial=Configuration(
+                (
+                    NodeId(1),
+                    NodeId(2),
+                )
+            ),
+            machine=machine,
+            life=1,
+        )
         return cls(disk, environments, pointer, machine, snapshots, wal, recovered)
 
     def install(self, sent: Sent, told: Told | None = None, *, keeps_log: bool = False) -> None:
@@ -403,7 +413,7 @@ def started(disk: FakeDisk, applied: int = SENT) -> Recovered:
     wal, found, _ = open_log(
         place, applied_index=Index(applied), create=False, may_salvage=False, installed=position, installed_time=5
     )
-    restore(found, voters=[NodeId(1)], machine=machine, life=1)
+    restore(found, initial=Configuration((NodeId(1),)), machine=machine, life=1)
     wal.close()
     return found
 
