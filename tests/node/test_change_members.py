@@ -6,7 +6,16 @@ import asyncio
 
 import pytest
 
-from kvnode.errors import BadRequest, Conflict, LeadershipLost, MemberNotFound, NoLeader, NotReady, Timeout
+from kvnode.errors import (
+    BadRequest,
+    Conflict,
+    LeadershipLost,
+    MemberNotFound,
+    MemberRemoved,
+    NoLeader,
+    NotReady,
+    Timeout,
+)
 from kvnode.ids import NodeId
 from kvnode.kv.interface import Options
 from kvnode.kv.members import AddMember, MemberChange, PromoteMember, RaiseFeatureLevel, RemoveMember, UpdateMember
@@ -147,6 +156,7 @@ def test_the_leader_may_be_removed_and_the_others_go_on() -> None:
         new = next(node for node in cluster.nodes().values() if node._raft.role == "leader")
         assert new is not leader
         assert (await cluster.kv(new.id).put("k", "v")).created
+        assert isinstance(cluster.failures.pop(leader.id), MemberRemoved)
 
     simulate(scenario)
 

@@ -207,7 +207,7 @@ def test_processes_send_each_other_snapshots_and_a_killed_one_leaves_nothing_beh
         await cluster.elect()
         sink = KeepingSink()
         two: Any = cluster.members[TWO].node.receiver
-        two.snapshot_sink = sink
+        two._snapshots.receiver = sink
         source = BlockSource(200)
         one = cluster.members[ONE]
         assert one.own_loop is not None
@@ -220,6 +220,7 @@ def test_processes_send_each_other_snapshots_and_a_killed_one_leaves_nothing_beh
         sink.before_write = hang
         work = one.own_loop.submit(one.transport.send_snapshot(TWO, BlockSource(40, header=b"other")))
         await cluster.until(lambda: sink.header == b"other")
+        two._snapshots.receiver.stop = lambda: None
         assert await cluster.members[TWO].stop() == []  # a clean stop waits for nobody and leaves no task
         with pytest.raises(OSError):
             await work
