@@ -177,8 +177,8 @@ class StateMachine:
 
     @property
     def is_flushed(self) -> bool:
-        """Nothing waits for a cut but, maybe, the applied index."""
-        return not self._recent.versions and self._side.is_empty
+        """Nothing waits for a cut, or in one for its commit, but, maybe, the applied index."""
+        return not self._recent.versions and self._side.is_empty and not self._recent.is_frozen
 
     # ── entries ─────────────────────────────────────────────────────────────────────────────────────
 

@@ -20,6 +20,7 @@ from kvnode.kv.requests import (
     Put,
     Range,
     Refusal,
+    SessionOpen,
     Sweep,
     SweepReply,
     Txn,
@@ -324,6 +325,19 @@ def test_a_big_sweep_goes_in_slices_and_moves_nothing_before_the_last() -> None:
     assert slices > 30
     assert applied.result == SweepReply(601, 601, 600 - 7 - 1, (600 - 7 - 1) * 67)
     assert machine.live_bytes == 7 * 67
+
+
+def test_what_is_on_its_way_to_the_store_is_not_flushed_yet(store: Store) -> None:
+    """Neither versions nor rows of sessions and removals, which leave the table of changes when they are cut."""
+    for request in (Put(b"k", b"v"), Delete(b"k"), Compact(2), Sweep(ALL, ALL), SessionOpen(60_000)):
+        store.apply(request)
+        cut = store.machine.cut(Term(1))
+        assert cut is not None
+        assert not store.machine.is_flushed, request
+        store.machine.backend.commit(cut)
+        assert not store.machine.is_flushed, request
+        store.machine.evict(cut)
+        assert store.machine.is_flushed, request
 
 
 def test_removals_count_as_recent_until_they_are_flushed(store: Store) -> None:
