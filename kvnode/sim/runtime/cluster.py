@@ -125,6 +125,10 @@ class Cluster:
         """Something that goes on beside the scenario."""
         self._tasks.append(self.loop.create_task(work))
 
+    @property
+    def has_finished_spawned(self) -> bool:
+        return all(task.done() for task in self._tasks)
+
     async def finish_spawned(self) -> None:
         await asyncio.gather(*self._tasks)
 
