@@ -128,11 +128,14 @@ class SnapshotReader:
     """
 
     def __init__(self, view: PinnedView, *, cluster_id: int, initial: bytes = b"") -> None:
-        """`initial`: the configuration the cluster began with, where the store has none. Raises: StorageFailed."""
+        """`initial`: the configuration the cluster began with, where the store has none.
+
+        Raises: SnapshotRefused when the store is empty, StorageFailed. The view stays the caller's then.
+        """
         self._view = view
         rows = view.rows(b"", 1)
         if not rows or rows[0][0] != keycode.META_KEY:
-            raise StorageFailed("a snapshot needs a store that has applied something")
+            raise SnapshotRefused("a snapshot needs a store that has applied something")
         meta = decode_meta(rows[0][1])
         meta = msgspec.structs.replace(
             meta, configuration=meta.configuration or initial, installed=(meta.applied_index, meta.applied_term)

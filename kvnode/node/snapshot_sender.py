@@ -67,7 +67,12 @@ class PinnedSnapshot:
         backend, payload = machine.backend, encode_configuration(initial)
 
         def pin() -> SnapshotReader:
-            return SnapshotReader(backend.pin(), cluster_id=cluster_id, initial=payload)
+            view = backend.pin()
+            try:
+                return SnapshotReader(view, cluster_id=cluster_id, initial=payload)
+            except BaseException:
+                view.close()  # one that nobody has keeps the store from reusing its pages
+                raise
 
         reader = await result_of(worker, loop, pin)
         return cls(reader, worker, loop, may_go_on)

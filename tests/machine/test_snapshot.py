@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvnode.errors import SnapshotRefused, StorageFailed
+from kvnode.errors import SnapshotRefused
 from kvnode.ids import Index, Term
 from kvnode.kv.requests import Command, Compact, Delete, LeaseGrant, Put, SessionOpen, Sweep, Txn, WriteRequest
 from kvnode.machine import snapshot
@@ -95,7 +95,7 @@ def test_a_store_without_a_configuration_gives_the_initial_one() -> None:
 
 
 def test_a_store_that_has_applied_nothing_has_no_snapshot() -> None:
-    with pytest.raises(StorageFailed, match="applied something"):
+    with pytest.raises(SnapshotRefused, match="applied something"):
         SnapshotReader(MemoryBackend().pin(), cluster_id=CLUSTER)
 
 

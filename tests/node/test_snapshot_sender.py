@@ -7,11 +7,15 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from kvnode.errors import SnapshotRefused
 from kvnode.ids import Index, NodeId
-from kvnode.node.snapshot_sender import RETRY_MS_MAX, SnapshotSender
+from kvnode.node.snapshot_sender import RETRY_MS_MAX, PinnedSnapshot, SnapshotSender
 from kvnode.raft.messages import Configuration, SnapshotSent
 from kvnode.raft.output import SendSnapshot
 from kvnode.sim.loop import VirtualWorker, run_virtual
+from kvnode.storage.memory_backend import MemoryBackend
 
 PEER = NodeId(2)
 
@@ -78,5 +82,26 @@ def test_a_follower_that_connects_anew_is_tried_at_once() -> None:
         await asyncio.sleep(0.6)
         assert len(failing.failed_s) == before + 2, "the pauses have begun anew"
         failing.sender.stop()
+
+    run_virtual(main())
+
+
+def test_an_empty_store_is_refused_and_given_back() -> None:
+    """As promised to the sender, which tries again later, and to backups, which say "not ready"."""
+    backend = MemoryBackend()
+    closed: list[bool] = []
+
+    def pin() -> SimpleNamespace:
+        view = backend.pin()
+        return SimpleNamespace(rows=view.rows, close=lambda: closed.append(True))
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        machine: Any = SimpleNamespace(backend=SimpleNamespace(pin=pin))
+        with pytest.raises(SnapshotRefused, match="applied something"):
+            await PinnedSnapshot.open(
+                machine, VirtualWorker(loop), loop, cluster_id=1, initial=Configuration(voters=(PEER,))
+            )
+        assert closed
 
     run_virtual(main())
