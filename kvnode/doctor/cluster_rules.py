@@ -80,6 +80,7 @@ def judge_members(facts: ClusterFacts, up: Sequence[Up]) -> Iterator[Finding]:
     answering = {told.id for _, told in up}
     linked = {peer.id for _, told in up if told.role == "leader" for peer in told.peers if peer.connected}
     voters = [member for member in members.values() if member.is_voter]
+    alive = sum(1 for voter in voters if voter.id in answering | linked)
     if facts.is_partial:
         unasked = [str(member.id) for member in members.values() if member.id not in answering]
         if unasked:
@@ -96,14 +97,7 @@ def judge_members(facts: ClusterFacts, up: Sequence[Up]) -> Iterator[Finding]:
                 f"kvnode status --only --endpoint {_bare(member.client_url) or 'HOST:PORT'}",
             )
         else:
-            yield problem(
-                "reachable",
-                f"node {member.id} ({where}) is down, or cut off: start it; if it ends again look into its data; if "
-                "they are lost replace it",
-                "kvnode serve --config FILE",
-                "kvnode doctor DATA_DIR",
-                f"kvnode serve --config FILE --join {up[0][0].endpoint} --replace {member.id}",
-            )
+            yield _down(member.id, where, up[0][0].endpoint, may_be_replaced=alive >= _needed(len(voters)))
     asked = {_bare(member.client_url) for member in members.values()}
     yield from (
         problem("reachable", member.why, "kvnode doctor DATA_DIR")
@@ -111,17 +105,32 @@ def judge_members(facts: ClusterFacts, up: Sequence[Up]) -> Iterator[Finding]:
         if member.told is None and member.endpoint not in asked
     )
     if voters:
-        yield _quorum(len(voters), sum(1 for voter in voters if voter.id in answering | linked))
+        yield _quorum(len(voters), alive)
+
+
+def _down(member: int, where: str, endpoint: str, *, may_be_replaced: bool) -> Finding:
+    what = f"node {member} ({where}) is down, or cut off: start it; if it ends again look into its data"
+    steps = ("kvnode serve --config FILE", "kvnode doctor DATA_DIR")
+    if not may_be_replaced:  # nobody could take the new one in: `_quorum` says what is left then
+        return problem("reachable", what, *steps)
+    replace = f"kvnode serve --config FILE --join {endpoint} --replace {member}"
+    return problem("reachable", f"{what}; if they are lost replace it", *steps, replace)
+
+
+def _needed(voters: int) -> int:
+    return voters // 2 + 1
 
 
 def _quorum(voters: int, alive: int) -> Finding:
-    needed = voters // 2 + 1
+    needed = _needed(voters)
     if alive < needed:
         return problem(
             "quorum",
-            f"{alive} of {voters} voters are up, {needed} are needed: no writes and no linearizable reads until "
-            f"{needed - alive} more are back",
+            f"{alive} of {voters} voters are up, {needed} are needed: no writes, no linearizable reads and no change "
+            f"of members until {needed - alive} more are back. If their data are lost nobody can be replaced: go back "
+            'to a backup ("Disaster recovery" in docs/operations.md)',
             "kvnode serve --config FILE",
+            "kvnode snapshot restore FILE --data-dir DATA_DIR --peer HOST:PORT",
         )
     spare = f"{alive} of {voters} voters are up, {needed} are needed: {alive - needed} more may fail"
     if voters % 2 == 0:

@@ -121,7 +121,17 @@ def test_how_many_more_may_fail(count: int, lost: int, level: str, words: str):
     assert words in quorum.what
     missing = [finding for finding in found if finding.check == "reachable"]
     assert len(missing) == lost
-    assert all("--replace" in finding.do[-1] for finding in missing)
+    assert all(("--replace" in finding.do[-1]) is (level != "problem") for finding in missing)
+
+
+def test_without_a_quorum_nobody_can_be_replaced():
+    """Members change by an entry that a majority holds: what is left is to start the others, or a backup."""
+    found = judged(up(told(1, leader=None)), down(2), down(3))
+    assert not [step for finding in found for step in finding.do if "--replace" in step]
+    (quorum,) = [finding for finding in found if finding.check == "quorum"]
+    assert "no change of members until 1 more are back" in quorum.what
+    assert '"Disaster recovery" in docs/operations.md' in quorum.what
+    assert quorum.do[-1].startswith("kvnode snapshot restore")
 
 
 def test_a_member_that_only_its_leader_hears_is_not_called_down():
