@@ -188,6 +188,14 @@ CANARIES = (
         ("tests/node/test_installs.py",),
     ),
     Canary(
+        "backlog-applied-during-an-install",
+        "what is left of a backlog is applied while a snapshot takes the state's place",
+        "kvnode/node/driver.py",
+        "                self._applier.pause()\n",
+        "",
+        ("tests/node/test_installs.py",),
+    ),
+    Canary(
         "store-closed-under-reader",
         "the environment is closed although a view of it is pinned",
         "kvnode/storage/lmdb_backend.py",

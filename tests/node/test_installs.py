@@ -8,10 +8,12 @@ import msgspec
 import pytest
 
 from kvnode.errors import ConfigInvalid, SnapshotRefused
-from kvnode.ids import NodeId, Term
+from kvnode.ids import Index, NodeId, Term
 from kvnode.kv.members import AddMember, RemoveMember
 from kvnode.machine.snapshot import describe, encode_header
 from kvnode.node.node import Node
+from kvnode.raft.messages import LogPosition
+from kvnode.sim.loop import VirtualWorker
 from kvnode.sim.runtime.cluster import Cluster
 from tests.node.scenario import simulate
 
@@ -49,6 +51,50 @@ def test_members_that_came_with_a_snapshot_are_told_like_any_others() -> None:
         assert cluster.members[lost].data.identity.configuration_index == removed.configuration_index
 
     simulate(scenario, **SMALL)
+
+
+def test_nothing_is_applied_while_a_snapshot_takes_the_place_of_the_state() -> None:
+    """The log that the rest of a backlog would be read from is about to go: a node that goes on with it ends."""
+
+    async def scenario(cluster: Cluster) -> None:
+        leader = await cluster.elect()
+        lost = next(id_ for id_ in cluster.nodes() if id_ != leader.id)
+        follower = cluster.nodes()[lost]
+        applier, machine, snapshots = follower._applier, follower._machine, follower._snapshots
+        flusher = follower._workers.flusher
+        assert isinstance(flusher, VirtualWorker)
+        flusher.hang()
+        for number in range(40):  # more than the recent versions may take: the follower waits for its flush
+            await leader.put(b"k%d" % number, 8 * VALUE)
+            await asyncio.sleep(0.02)  # … and the leader for none
+        await cluster.until(lambda: applier.is_held_back and applier.target > machine.applied_index)
+        cluster.network.isolate(lost)
+        await fall_behind(cluster, leader, lost)
+        accepted, installed = snapshots.accepted, snapshots.installed
+        seen: list[Index] = []
+
+        def while_it_is_on_its_way() -> None:
+            accepted()
+            assert applier.target > machine.applied_index
+            seen.append(machine.applied_index)
+            flusher.resume()  # the backlog could be applied now
+            follower._workers.log_writer.delay_s = 0.1  # type: ignore[attr-defined]
+
+        def when_it_is_there(position: LogPosition) -> None:
+            seen.append(machine.applied_index)
+            installed(position)
+            seen.append(machine.applied_index)
+
+        snapshots.accepted = while_it_is_on_its_way  # type: ignore[method-assign]
+        snapshots.installed = when_it_is_there  # type: ignore[method-assign]
+        cluster.network.heal()
+        await cluster.until(lambda: snapshots.receiver.received == 1, 60.0)
+        before, after, new = seen
+        assert before == after
+        assert new > after
+        await cluster.settle()
+
+    simulate(scenario, storage__recent_bytes_max=1 << 20, storage__stall_ms=600_000, **SMALL)
 
 
 def test_a_snapshot_begun_in_an_earlier_term_of_the_same_leader_is_good() -> None:
