@@ -32,7 +32,10 @@ class PromoteMember(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=Fals
 
 
 class RemoveMember(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
-    """A member goes for ever. Refused if those left that answer would be no majority, unless forced."""
+    """A member goes for ever. Refused if those left that answer would be no majority, unless forced.
+
+    Again for one that was removed: done already, and answered like the first time.
+    """
 
     id: NodeId
     force: bool = False

@@ -26,7 +26,7 @@ import msgspec
 from kvnode.ids import NOBODY, Index, NodeId
 from kvnode.kv.members import AddMember, MemberChange, PromoteMember, RaiseFeatureLevel, RemoveMember, UpdateMember
 from kvnode.raft import generation, high_water_mark, leader_lease, quorum, read_index, replication, transfer
-from kvnode.raft.membership import highest_id, is_member
+from kvnode.raft.membership import highest_id, is_member, is_removed
 from kvnode.raft.messages import Configuration, Member, Proposed, TimeoutNow
 from kvnode.raft.state import Leadership, RaftState
 
@@ -163,6 +163,8 @@ def _remove(
     state: RaftState, leadership: Leadership, now: Configuration, change: RemoveMember
 ) -> Configuration | Refusal:
     id_ = change.id
+    if is_removed(now, id_) and id_ > NOBODY:
+        return msgspec.structs.replace(now, last_id=highest_id(now))
     if not is_member(now, id_):
         return _no_member(now, id_)
     voters = tuple(voter for voter in now.voters if voter != id_)
@@ -207,7 +209,7 @@ def _with(members: tuple[Member, ...], member: Member) -> tuple[Member, ...]:
 
 
 def _no_member(now: Configuration, id_: NodeId) -> Refusal:
-    was = "was removed" if NOBODY < id_ <= highest_id(now) else "never was one"
+    was = "was removed" if id_ > NOBODY and is_removed(now, id_) else "never was one"
     return Refusal("member_not_found", f"there is no member {id_}: it {was}")
 
 

@@ -280,9 +280,10 @@ class LocalNode(KV, Admin):
                 )
             case PromoteMember() | RemoveMember() | UpdateMember():
                 id_ = change.id
-                if id_ not in before:
+                is_done = isinstance(change, RemoveMember) and 0 < id_ <= last_id
+                if id_ not in before and not is_done:
                     raise errors.MemberNotFound(f"there is no member {id_}")
-                old = before.pop(id_)
+                old = before.pop(id_, None)
                 if isinstance(change, PromoteMember):
                     before[id_] = msgspec.structs.replace(old, role="voter", wants_vote=False, lag=0)
                 elif isinstance(change, UpdateMember):

@@ -44,6 +44,8 @@ def test_a_member_is_added_moved_and_removed_from_any_node() -> None:
             assert (moved.id, moved.members[-1].peer_address) == (added.id, "10.0.0.9:7501")
             removed = await node.change_members(RemoveMember(added.id))
             assert (removed.id, len(removed.members)) == (added.id, 3)
+            again = await node.change_members(RemoveMember(added.id))
+            assert (again.id, len(again.members)) == (added.id, 3), "who asks again is answered the same"
         assert removed.last_id == 5, "an id is never given again"
         assert (await cluster.kv(leader.id).put("k", "v")).created
 

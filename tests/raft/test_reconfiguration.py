@@ -154,6 +154,22 @@ def test_adding_again_is_the_same_member() -> None:
     assert cluster[1].configuration == before
 
 
+def test_removing_again_is_done_already() -> None:
+    """Who did not hear the answer asks again: an equal configuration, by whichever leader; another id is a mistake."""
+    cluster = grown()
+    made(cluster, RemoveMember(NodeId(4)))
+    before = cluster[1].configuration
+    made(cluster, RemoveMember(NodeId(4)), RemoveMember(NodeId(4), force=True))
+    assert cluster[1].configuration == before
+    made(cluster, RemoveMember(NodeId(1)))
+    cluster.advance(2_000)
+    before = cluster[cluster.leader].configuration
+    assert before.voters == (2, 3)
+    made(cluster, RemoveMember(NodeId(1)))
+    assert cluster[cluster.leader].configuration == before
+    assert refused(cluster, RemoveMember(NodeId(5))) == ("member_not_found", "there is no member 5: it never was one")
+
+
 def test_a_member_announced_first_is_filled_in_when_it_joins() -> None:
     cluster = Cluster(3)
     cluster.elect(1)
@@ -200,7 +216,8 @@ def test_who_replaces_a_member_may_come_to_its_address() -> None:
         (AddMember("other:1", incarnation=1, replaces=NodeId(9)), "member_not_found", "no member 9 to replace"),
         (PromoteMember(NodeId(9)), "member_not_found", "never was one"),
         (RemoveMember(NodeId(9)), "member_not_found", "never was one"),
-        (RemoveMember(NodeId(5)), "member_not_found", "was removed"),
+        (PromoteMember(NodeId(5)), "member_not_found", "was removed"),
+        (RemoveMember(NodeId(0)), "member_not_found", "never was one"),
         (UpdateMember(NodeId(5), "x:1"), "member_not_found", "was removed"),
         (UpdateMember(NodeId(4), ""), "bad_request", "address"),
         (UpdateMember(NodeId(1), "host4:1"), "conflict", "host4:1 is the address of member 4"),
