@@ -332,4 +332,12 @@ CANARIES = (
         "",
         ("tests/machine/test_mixed_limits.py",),
     ),
+    Canary(
+        "forwarded-past-a-full-disk",
+        "a leader whose disk is at its limit takes what followers forward",
+        "kvnode/node/driver.py",
+        'self._space.refused(message.batch) if self._raft.role == "leader" else frozenset()',
+        "frozenset[int]()",
+        ("tests/storage/test_space.py",),
+    ),
 )

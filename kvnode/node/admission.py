@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import assert_never, get_args
 
 from kvnode.clocks import hybrid
 from kvnode.clocks.clock import Clock
 from kvnode.config import LimitsSection, StorageSection, check_told_address
 from kvnode.errors import BadKey, BadRequest, ClockDrift, NoSpace, TooLarge
+from kvnode.ids import RequestId
 from kvnode.kv import keys
 from kvnode.kv.interface import Consistency, Options
 from kvnode.kv.members import AddMember, MemberChange, RaiseFeatureLevel, UpdateMember
@@ -45,6 +46,7 @@ from kvnode.kv.requests import (
     WriteRequest,
 )
 from kvnode.machine.machine import StateMachine
+from kvnode.raft.messages import EntryKind, Proposed
 from kvnode.wire.codec import decode_change, decode_request, encode_change, encode_request
 from kvnode.wire.limits import CodecError
 
@@ -331,8 +333,26 @@ def _check_operation(operation: Operation, limits: LimitsSection) -> int:
     return len(operation.start) + len(operation.end)
 
 
+def _grows(request: WriteRequest) -> bool:
+    write = request.request if isinstance(request, Command) else request
+    if isinstance(write, Txn):
+        return any(isinstance(operation, Put) for operation in (*write.success, *write.failure))
+    return not isinstance(write, Delete | Compact | LeaseRevoke | LeaseRenew | SessionEnd)
+
+
+def _payload_grows(payload: bytes) -> bool:
+    try:
+        return _grows(decode_request(payload))
+    except CodecError:  # of a version that knows more: whoever is short of room does not guess
+        return True
+
+
 class SpaceGuard:
-    """Refuses what would grow the store once a soft limit is reached; reads, deletes and compaction go on."""
+    """Refuses what would grow the store once a soft limit is reached; reads, deletes and compaction go on.
+
+    Asked by the node that takes a request and by the leader that it is forwarded to: each has a disk of its own, and
+    it is the leader's log that everybody else's follows.
+    """
 
     def __init__(
         self, settings: StorageSection, machine: StateMachine, free_bytes: Callable[[], int], clock: Clock
@@ -346,19 +366,23 @@ class SpaceGuard:
 
     def check(self, request: WriteRequest) -> None:
         """Raises: NoSpace (certainly not applied)."""
+        if self._is_short() and _grows(request):
+            raise NoSpace(self.alarm)
+
+    def refused(self, batch: Iterable[Proposed]) -> frozenset[RequestId]:
+        """Those that would grow the store, if it may not grow."""
+        if not self._is_short():
+            return frozenset()
+        return frozenset(
+            proposed.id for proposed in batch if proposed.kind == EntryKind.COMMAND and _payload_grows(proposed.payload)
+        )
+
+    def _is_short(self) -> bool:
         now_ms = self._clock.monotonic_ms()
         if now_ms - self._checked_ms >= FREE_SPACE_CHECK_MS:
             self._checked_ms = now_ms
             self.alarm = self._look()
-        if not self.alarm:
-            return
-        write = request.request if isinstance(request, Command) else request
-        if isinstance(write, Txn):
-            grows = any(isinstance(operation, Put) for operation in (*write.success, *write.failure))
-        else:
-            grows = not isinstance(write, Delete | Compact | LeaseRevoke | LeaseRenew | SessionEnd)
-        if grows:
-            raise NoSpace(self.alarm)
+        return bool(self.alarm)
 
     def _look(self) -> str:
         if self._machine.logical_bytes >= self._settings.quota_bytes:

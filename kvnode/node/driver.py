@@ -21,11 +21,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from kvnode import errors
 from kvnode.clocks.clock import Clock
 from kvnode.config import StorageSection
-from kvnode.errors import KvnodeError, NoLeader, NotReady, Overloaded, Rejected, StorageFailed, TryAgain
+from kvnode.errors import KvnodeError, NoLeader, NoSpace, NotReady, Overloaded, Rejected, StorageFailed, TryAgain
 from kvnode.ids import Index, NodeId, WriteNumber
+from kvnode.node.admission import SpaceGuard
 from kvnode.node.applier import Applier
 from kvnode.node.lease_calls import LeaseCalls
 from kvnode.node.log_writer import LogWriter
@@ -48,7 +51,6 @@ from kvnode.raft.messages import (
     ForwardProposals,
     KeepAlive,
     KeepAliveReply,
-    Overflowed,
     PeerConnected,
     PeerDisconnected,
     PeerMessage,
@@ -59,6 +61,7 @@ from kvnode.raft.messages import (
     ReadRequest,
     StateHash,
     Tick,
+    TurnedAway,
 )
 from kvnode.raft.output import Fact, Fetch, Output, Send
 
@@ -78,6 +81,7 @@ class Driver:
         log: LogStore,
         log_reader: Worker,
         waiting: WaitingList,
+        space: SpaceGuard,
         loop: asyncio.AbstractEventLoop,
         clock: Clock,
         settings: StorageSection,
@@ -94,6 +98,7 @@ class Driver:
         self._log = log
         self._log_reader = log_reader
         self._waiting = waiting
+        self._space = space
         self._loop = loop
         self._clock = clock
         self._settings = settings
@@ -158,15 +163,25 @@ class Driver:
         if isinstance(message, AppendEntries):
             self.queue.put_append(message, size)
         elif isinstance(message, ForwardProposals):
-            if not self.queue.put_forwarded(message, size):
-                ids = tuple(proposal.id for proposal in message.batch)
-                self.queue.put_control(Overflowed(message.sender, ids))
+            self._on_forwarded(message, size)
         elif isinstance(message, KeepAlive | KeepAliveReply):
             self._lease_calls.on_message(message)
         elif isinstance(message, StateHash):
             self._state_checks.on_message(message)
         else:
             self.queue.put_control(message)
+
+    def _on_forwarded(self, message: ForwardProposals, size: int) -> None:
+        """Into the queue, but for what would grow the store of a leader whose disk is at its limit."""
+        no_room = self._space.refused(message.batch) if self._raft.role == "leader" else frozenset()
+        if no_room:
+            ids = tuple(proposal.id for proposal in message.batch if proposal.id in no_room)
+            self.queue.put_control(TurnedAway(message.sender, ids, NoSpace.code, self._space.alarm))
+            batch = tuple(proposal for proposal in message.batch if proposal.id not in no_room)
+            message = msgspec.structs.replace(message, batch=batch)
+        if message.batch and not self.queue.put_forwarded(message, size):
+            ids = tuple(proposal.id for proposal in message.batch)
+            self.queue.put_control(TurnedAway(message.sender, ids))
 
     def on_connected(self, peer: NodeId) -> None:
         self.connected[peer] = None

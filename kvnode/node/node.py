@@ -257,6 +257,7 @@ class Node(KV, Admin):
             log=log_store,
             log_reader=self._workers.log_reader,
             waiting=self._waiting,
+            space=self._space,
             loop=self._loop,
             clock=self._clock,
             settings=self._config.storage,

@@ -44,7 +44,6 @@ from kvnode.raft.messages import (
     LeaderProposals,
     LogPosition,
     LogTrimmed,
-    Overflowed,
     PeerConnected,
     PeerDisconnected,
     PeerRefused,
@@ -60,6 +59,7 @@ from kvnode.raft.messages import (
     Tick,
     TimeoutNow,
     TransferLeadership,
+    TurnedAway,
     VoteReply,
     VoteRequest,
 )
@@ -116,8 +116,8 @@ class Raft:
                 read_index.on_read_request(state, cause.number)
             case ForwardProposals():
                 forwarding.on_forward_proposals(state, cause)
-            case Overflowed():
-                forwarding.on_overflowed(state, cause)
+            case TurnedAway():
+                forwarding.on_turned_away(state, cause)
             case ForwardReply():
                 forwarding.on_forward_reply(state, cause)
             case ReadIndexRequest():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from kvnode.ids import NOBODY, Index, RequestId
 from kvnode.raft import reconfiguration, replication
-from kvnode.raft.messages import EntryKind, ForwardProposals, ForwardReply, LeaderProposals, Overflowed, Proposed
+from kvnode.raft.messages import EntryKind, ForwardProposals, ForwardReply, LeaderProposals, Proposed, TurnedAway
 from kvnode.raft.output import Forwarded, Placed, Refused
 from kvnode.raft.state import RaftState
 
@@ -110,11 +110,10 @@ def on_forward_proposals(state: RaftState, message: ForwardProposals) -> None:
     state.send(message.sender, ForwardReply(state.term, state.node, tuple(placed), tuple(refused)))
 
 
-def on_overflowed(state: RaftState, cause: Overflowed) -> None:
-    """Answer for the queue, as one who leads or not; the answer names our term and waits for it like any other."""
-    state.send(
-        cause.peer, ForwardReply(state.term, state.node, refused=tuple((id_, _OVERLOADED, "") for id_ in cause.ids))
-    )
+def on_turned_away(state: RaftState, cause: TurnedAway) -> None:
+    """Answer for who found no room, leading or not; the answer names our term and waits for it like any other."""
+    refused = tuple((id_, cause.code, cause.message) for id_ in cause.ids)
+    state.send(cause.peer, ForwardReply(state.term, state.node, refused=refused))
 
 
 def on_forward_reply(state: RaftState, message: ForwardReply) -> None:

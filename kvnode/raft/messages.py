@@ -286,11 +286,13 @@ class LeaderProposals(msgspec.Struct, frozen=True, gc=False):
     batch: tuple[Proposed, ...]
 
 
-class Overflowed(msgspec.Struct, frozen=True, gc=False):
-    """Proposals that `peer` forwarded found no room in the update queue: they are refused unseen."""
+class TurnedAway(msgspec.Struct, frozen=True, gc=False):
+    """Proposals that `peer` forwarded found no room here, in the update queue or on the disk: they are refused."""
 
     peer: NodeId
     ids: tuple[RequestId, ...]
+    code: str = "overloaded"
+    message: str = ""  # a sentence, if the code is not enough
 
 
 class ReadRequest(msgspec.Struct, frozen=True, gc=False):
@@ -382,7 +384,7 @@ LocalInput = (
     Tick
     | Proposals
     | LeaderProposals
-    | Overflowed
+    | TurnedAway
     | ReadRequest
     | Persisted
     | PeerConnected

@@ -11,10 +11,10 @@ from kvnode.raft.messages import (
     ForwardProposals,
     ForwardReply,
     LeaderProposals,
-    Overflowed,
     PeerDisconnected,
     Proposals,
     Proposed,
+    TurnedAway,
 )
 from kvnode.raft.output import Placed, Refused
 from kvnode.raft.reconfiguration import encode_change
@@ -141,14 +141,16 @@ def test_beyond_the_budget_everything_that_follows_is_refused_changes_too() -> N
     assert cluster[1].configuration == cluster.configuration
 
 
-def test_what_found_no_room_in_the_queue_is_refused_once_the_term_is_durable() -> None:
+def test_what_found_no_room_is_refused_once_the_term_is_durable() -> None:
     """I9: the refusal names a term, and a term is on disk before anybody hears of it."""
     cluster = Cluster(3)
     cluster.elect(1)
-    refused = Overflowed(NodeId(2), (RequestId(7), RequestId(8)))
+    refused = TurnedAway(NodeId(2), (RequestId(7), RequestId(8)))
     (send,) = cluster.step(1, refused).sends
     assert send.message == ForwardReply(Term(1), NodeId(1), refused=((7, "overloaded", ""), (8, "overloaded", "")))
     assert send.after == 0
+    (send,) = cluster.step(1, TurnedAway(NodeId(2), (RequestId(9),), "no_space", "the disk is full")).sends
+    assert send.message == ForwardReply(Term(1), NodeId(1), refused=((RequestId(9), "no_space", "the disk is full"),))
     output = cluster.feed(1, AppendReply(Term(6), NodeId(3), accepted=False, index=Index(0)), refused)
     (send,) = [send for send in output.sends if isinstance(send.message, ForwardReply)]
     assert send.message.term == 6

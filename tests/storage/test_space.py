@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from kvnode.errors import NoSpace, StorageFailed
-from kvnode.kv.requests import Command, LeaseGrant, Put, Txn
+from kvnode.kv.requests import Command, Delete, LeaseGrant, Put, Txn
 from kvnode.sim.loop import run_virtual
 from kvnode.sim.runtime.cluster import Cluster
 from kvnode.storage.lmdb_backend import LmdbBackend
@@ -76,6 +76,31 @@ def test_at_the_soft_limit_writes_are_refused_and_everything_else_goes_on() -> N
         fill_up(cluster, free=RESERVE + (1 << 20))
         await past_the_check()
         await kv.put("new", "v")
+
+    simulate(scenario)
+
+
+def test_a_leader_at_its_limit_refuses_what_is_forwarded_to_it() -> None:
+    """Its log is everybody's: the room of the node that was asked is not enough."""
+
+    async def scenario(cluster: Cluster) -> None:
+        leader = await cluster.elect()
+        asked = cluster.kv(next(member for member in cluster.ids if member != leader.id))
+        await asked.put("k0", "v")
+        disk = cluster.disk_of(leader.id)
+        disk.capacity_bytes = disk.used_bytes() + RESERVE - 1
+        await past_the_check()
+        growing = Put(b"new", b"v")
+        with pytest.raises(NoSpace, match="bytes free, less than"):
+            await asked.execute(growing)
+        answers = await asked.execute_all([growing, Delete(b"k0"), Command(growing, key=b"once")])
+        assert [isinstance(answer, NoSpace) for answer in answers] == [True, False, True]
+        assert await asked.get("new") is None
+        assert await asked.get("k0") is None
+        assert any("less than" in alarm for alarm in leader.status().alarms)
+        disk.capacity_bytes += 1 << 20
+        await past_the_check()
+        await asked.put("new", "v")
 
     simulate(scenario)
 
