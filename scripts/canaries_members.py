@@ -72,4 +72,20 @@ CANARIES = (
         "        elif False:\n",
         ("tests/node/test_roster.py", "tests/sim/test_snapshot_scenarios.py"),
     ),
+    Canary(
+        "removed-directory-taken-in",
+        "the data directory of a removed member is added again, as a learner that can never come",
+        "kvnode/raft/reconfiguration.py",
+        "        if change.incarnation in now.removed:\n",
+        "        if False:\n",
+        ("tests/raft/test_reconfiguration.py",),
+    ),
+    Canary(
+        "removal-asked-for-again",
+        "who asks again for a removal is told that it named a wrong id",
+        "kvnode/raft/reconfiguration.py",
+        "    if is_removed(now, id_) and id_ > NOBODY:\n",
+        "    if False:\n",
+        ("tests/raft/test_reconfiguration.py",),
+    ),
 )

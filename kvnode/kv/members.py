@@ -13,6 +13,7 @@ from kvnode.ids import NOBODY, NodeId
 
 class AddMember(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
     """A learner joins. Again for a peer address that a learner has already: the same member, its incarnation filled in.
+    The incarnation of a member that was removed is refused: its directory is of no more use.
 
     `promote`: it is given a vote once it has caught up. `replaces`: after that, this member is removed.
     """

@@ -68,6 +68,7 @@ class Configuration(msgspec.Struct, frozen=True, array_like=True, gc=False):
     members: tuple[Member, ...] = ()  # one for each of them, by id; none where only the core is tested
     last_id: NodeId = NOBODY  # the highest id ever given: one up to it that is no member's was removed, for ever
     feature_level: int = 1  # what all members know and may therefore use
+    removed: tuple[int, ...] = ()  # incarnations of members that were removed, the latest last; bounded
 
 
 class HardState(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -8,6 +8,7 @@ voters heard lately must be a majority of those there would be. `force` override
 
 A change that has been made already is made again, as an equal configuration: so a retry is answered like the first.
 Ids are counted up and never given again: one up to `last_id` that is no member's is that of a removed one, for ever.
+Nor is a removed member's data directory taken in again: it goes by its old id, which nobody talks to any more.
 
 A leader that removes itself goes on until that is committed, by a majority it does not belong to, and then hands office
 to the best follower and leaves it (thesis §4.2.2). Whoever appends a change looks again at all it has counted: commit
@@ -32,6 +33,9 @@ from kvnode.raft.state import Leadership, RaftState
 
 MEMBERS_MAX = 64
 """Voters and learners together."""
+
+REMOVED_MAX = 64
+"""Incarnations of removed members that are remembered."""
 
 LAG_ENTRIES_MAX = 1_024
 """A learner that lacks more has not caught up."""
@@ -103,6 +107,12 @@ def _add(now: Configuration, change: AddMember) -> Configuration | Refusal:
             if known.incarnation == change.incarnation:
                 taken = _address_taken(now, change.address, but=(known.id, known.replaces))
                 return taken or _wanting(now, known, change)
+        if change.incarnation in now.removed:
+            return Refusal(
+                "bad_request",
+                f"the data directory with incarnation {change.incarnation:016x} is that of a member that was removed: "
+                "join with an empty one",
+            )
     for known in now.members:
         if known.address == change.address and known.incarnation == 0 and known.id in now.learners:
             return _wanting(now, known, change)
@@ -180,7 +190,15 @@ def _remove(
         for member in now.members
         if member.id != id_
     )
-    return msgspec.structs.replace(now, voters=voters, learners=learners, members=members, last_id=highest_id(now))
+    gone = tuple(member.incarnation for member in now.members if member.id == id_ and member.incarnation)
+    return msgspec.structs.replace(
+        now,
+        voters=voters,
+        learners=learners,
+        members=members,
+        last_id=highest_id(now),
+        removed=(*now.removed, *gone)[-REMOVED_MAX:],
+    )
 
 
 def _update(now: Configuration, change: UpdateMember) -> Configuration | Refusal:

@@ -3,7 +3,7 @@
     peer message    array: tag, fields…      tags: `kvnode.wire.raft_tags`
     write request   array: tag, fields…      tags: `kvnode.wire.kv_tags`; the payload of a COMMAND entry
     change          array: tag, fields…      `kvnode.kv.members`; the payload of a proposal of kind CONFIGURATION
-    configuration   array: voters, learners, members, last_id, feature_level; the payload of a CONFIGURATION entry
+    configuration   array: voters, learners, members, last_id, feature_level, removed; payload of a CONFIGURATION entry
 
 The bytes are plain MessagePack: the `msgpack` package, or any language, reads them. Decoding is strict: size first,
 then the schema (types, tag, no trailing bytes, UTF-8), then ranges and consistency. Elements after the known ones
@@ -155,4 +155,6 @@ def decode_configuration(payload: Bytes) -> Configuration:
         check_range(member.replaces)
         _check_incarnation(member.incarnation)
         _check_texts(member.address, member.name)
+    for incarnation in configuration.removed:
+        _check_incarnation(incarnation)
     return configuration

@@ -21,7 +21,7 @@ from kvnode.raft.messages import (
     VoteRequest,
 )
 from kvnode.raft.output import BecameFollower, ConfigurationChanged
-from kvnode.raft.reconfiguration import MEMBERS_MAX, encode_change
+from kvnode.raft.reconfiguration import MEMBERS_MAX, REMOVED_MAX, encode_change
 from tests.raft.cluster import Cluster
 
 
@@ -168,6 +168,29 @@ def test_removing_again_is_done_already() -> None:
     made(cluster, RemoveMember(NodeId(1)))
     assert cluster[cluster.leader].configuration == before
     assert refused(cluster, RemoveMember(NodeId(5))) == ("member_not_found", "there is no member 5: it never was one")
+
+
+def test_the_directory_of_a_removed_member_is_not_taken_in_again() -> None:
+    """It would be a learner that never comes: the directory goes by its old id."""
+    cluster = grown()
+    made(cluster, RemoveMember(NodeId(4)))
+    assert cluster[1].configuration.removed == (400,)
+    code, sentence = refused(cluster, add(4))
+    assert code == "bad_request"
+    assert sentence.startswith("the data directory with incarnation 0000000000000190 is that of a member that was rem")
+    made(cluster, AddMember("host4:1", incarnation=401), RemoveMember(NodeId(5)), AddMember("host4:1"))
+    assert cluster[1].configuration.removed == (400, 401)
+    made(cluster, RemoveMember(NodeId(6)))
+    assert cluster[1].configuration.removed == (400, 401), "nobody had come for that one"
+
+
+def test_of_removed_members_the_latest_are_remembered() -> None:
+    cluster = Cluster(3)
+    cluster.elect(1)
+    for number in range(4, REMOVED_MAX + 6):
+        made(cluster, add(number), RemoveMember(NodeId(number)))
+    removed = cluster[1].configuration.removed
+    assert removed == tuple(100 * number for number in range(6, REMOVED_MAX + 6))
 
 
 def test_a_member_announced_first_is_filled_in_when_it_joins() -> None:

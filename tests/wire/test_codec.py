@@ -171,9 +171,10 @@ def test_request_bytes_are_fixed_and_plain_messagepack(request_: WriteRequest, g
 def test_configuration_bytes_are_fixed() -> None:
     configuration = Configuration((ONE, TWO), (NodeId(300),))
     data = encode_configuration(configuration)
-    assert data.hex() == "9592010291cd012c900001"
-    assert msgpack.unpackb(data) == [[1, 2], [300], [], 0, 1]
+    assert data.hex() == "9692010291cd012c90000190"
+    assert msgpack.unpackb(data) == [[1, 2], [300], [], 0, 1, []]
     assert decode_configuration(data) == configuration
+    assert decode_configuration(bytes.fromhex("9592010291cd012c900001")) == configuration, "of an earlier version"
 
 
 def test_the_tables_name_every_type_under_its_own_tag() -> None:
