@@ -19,7 +19,7 @@ cluster: $(BYTECODE) ## run a three-node cluster on this machine; Ctrl-C stops i
 	@exec $(BIN)/kvnode dev --nodes $(NODES)
 
 test: $(BYTECODE) ## run all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: lint type test ## everything that must pass before a commit
 

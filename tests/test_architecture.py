@@ -7,6 +7,7 @@ no address of a package registry or of somebody's machine in the repository.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 from collections.abc import Iterator
@@ -121,6 +122,7 @@ def imported_modules(tree: ast.AST, path: Path) -> Iterator[tuple[str, int]]:
                 )
 
 
+@functools.cache
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 

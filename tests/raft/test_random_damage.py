@@ -18,7 +18,7 @@ from kvnode.raft.messages import Entry, TransferLeadership
 from kvnode.raft.output import Output, Persist
 from tests.raft.cluster import Cluster, Member
 
-SEEDS = 250
+SEEDS = 150
 STEPS = 160
 
 
@@ -216,6 +216,6 @@ def test_a_minority_that_loses_its_logs_again_and_again_costs_nothing_committed(
         committed += len(cluster.committed)
     print(f"{SEEDS} seeds: {damages} damages, {truncations_lost} of truncations, {lifts} lifted, {committed} committed")
     assert damages > SEEDS
-    assert truncations_lost > 20
+    assert truncations_lost > SEEDS / 15
     assert lifts > SEEDS / 2
     assert committed > 10 * SEEDS

@@ -14,7 +14,7 @@ from kvnode.sim.core.script import KNOBS, PROPOSE, READ, Script, draw_script
 from kvnode.sim.core.shape import draw_shape
 from kvnode.sim.summary import Tally, failure_text, summary_text
 
-SEEDS = 25
+SEEDS = 12
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from kvnode.sim.runtime.faults import FAULTS
 from kvnode.sim.runtime.life import Life
 from kvnode.sim.runtime.run import MARKS, run_seed
 
-SEEDS = range(8)
+SEEDS = range(5)
 
 
 @pytest.fixture(scope="module")

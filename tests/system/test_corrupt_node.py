@@ -17,7 +17,7 @@ from tests.system.conftest import MakeCluster
 pytestmark = pytest.mark.system
 
 KEYS = 40
-WATCHED_S = 3.0
+WATCHED_S = 1.5
 
 
 @pytest.mark.parametrize("place", [0.2, 0.9])

@@ -23,7 +23,7 @@ from tests.system.conftest import MakeCluster
 
 pytestmark = pytest.mark.system
 
-ROUNDS = int(os.environ.get("KVNODE_KILL_ROUNDS", "5"))
+ROUNDS = int(os.environ.get("KVNODE_KILL_ROUNDS", "3"))
 SEED = int(os.environ.get("KVNODE_KILL_SEED", "1"))
 WRITERS = 8
 PACE_S = 0.002

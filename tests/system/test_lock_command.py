@@ -116,10 +116,10 @@ async def test_a_lock_is_held_through_the_death_of_the_leader(
 ) -> None:
     cluster = make_cluster()
     leader = await cluster.started()
-    holder = begin(cluster, "holder", "deploy", "--ttl", "5s", "--", "sh", "-c", COMMAND)
+    holder = begin(cluster, "holder", "deploy", "--ttl", "3s", "--", "sh", "-c", COMMAND)
     token = await token_in(tmp_path / "holder")
     cluster.processes[leader].kill()
-    await asyncio.sleep(6)
+    await asyncio.sleep(4)
     other = next(node for node in cluster.ids if node != leader)
     queue = json.loads((await cluster.call(other, "GET", "/v1/locks/deploy")).body)
     assert queue["holder"]["token"] == token

@@ -36,7 +36,7 @@ async def writing(cluster: RealCluster) -> AsyncIterator[None]:
                 await cluster.call(node, "POST", "/v1/txn", body)
             except (OSError, TimeoutError):
                 pass
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.005)
 
     task = asyncio.create_task(write())
     try:
@@ -105,9 +105,9 @@ async def test_a_watcher_that_moves_through_five_leader_kills_sees_every_revisio
         ]
         async with writing(cluster):
             for _ in range(KILLS):
-                await asyncio.sleep(0.7)
+                await asyncio.sleep(0.3)
                 cluster.processes[leader].kill()
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(0.3)
                 leader = await cluster.started()
             await asyncio.sleep(0.5)
         last = int((await cluster.put(leader, "w/last", b"end")).headers["kv-revision"])
