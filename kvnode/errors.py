@@ -5,6 +5,7 @@ KvnodeError
 │   ├── BadRequest      bad_request
 │   │   ├── BadKey              bad_key
 │   │   ├── BadEncoding         bad_encoding
+│   │   ├── BadContext          bad_context
 │   │   ├── UnknownParameter    unknown_parameter
 │   │   ├── FutureRevision      future_revision
 │   │   └── ClockDrift          clock_drift
@@ -104,6 +105,12 @@ class BadKey(BadRequest):
 
 class BadEncoding(BadRequest):
     code = "bad_encoding"
+
+
+class BadContext(BadRequest):
+    """A context of the always-writable keyspace that no answer of this cluster can have given."""
+
+    code = "bad_context"
 
 
 class UnknownParameter(BadRequest):

@@ -1,1 +1,1 @@
-"""Clocks: the protocol through which time enters, the hybrid logical clock. Only `system` reads the machine's."""
+"""Clocks: the protocol through which time enters, hybrid clock, version vectors. Only `system` reads the machine's."""

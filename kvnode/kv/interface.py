@@ -64,6 +64,8 @@ Consistency = Literal["linearizable", "causal", "bounded", "stale"]
 """Linearizable: everything committed before the read began. Causal: at least a revision that the caller names.
 Bounded: everything committed longer ago than a bound. Stale: what is applied here."""
 
+AliveStatus = Literal["alive", "suspect", "dead", "left", "unknown"]
+
 TIMEOUT_MS_DEFAULT = 5_000
 
 
@@ -291,6 +293,12 @@ class MemberInfo(msgspec.Struct, frozen=True, kw_only=True):
     match_index: int | None = None  # its log equals the leader's up to here; on the leader only, like the next two
     lag: int | None = None  # entries of the leader's log that it lacks
     progress: Literal["probe", "replicate", "snapshot"] | None = None
+    status: AliveStatus = "unknown"  # by gossip, as this node hears it; so is what follows. It decides nothing
+    number: int = 0  # that the member raises to refute a suspicion
+    rtt_ms: float | None = None  # of the newest answer to a probe of this node
+    since_ms: int | None = None  # it has had this status for so long
+    last_heard_ms: int | None = None  # so long ago
+    applied_index: int | None = None  # as it told last
 
 
 class Members(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
