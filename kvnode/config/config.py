@@ -15,6 +15,7 @@ from kvnode.config.sections import (
     KIB,
     ClientSection,
     ClusterSection,
+    GossipSection,
     HistorySection,
     LimitsSection,
     LogSection,
@@ -33,6 +34,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     client: ClientSection = ClientSection()
     peer: PeerSection = PeerSection()
     raft: RaftSection = RaftSection()
+    gossip: GossipSection = GossipSection()
     storage: StorageSection = StorageSection()
     limits: LimitsSection = LimitsSection()
     history: HistorySection = HistorySection()

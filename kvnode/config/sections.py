@@ -91,7 +91,7 @@ class ClientSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class PeerSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """The listener that other nodes talk to."""
 
-    listen: Annotated[str, _node("host:port peers connect to (TCP).")] = "127.0.0.1:7501"
+    listen: Annotated[str, _node("host:port peers connect to by TCP, and send gossip to by UDP.")] = "127.0.0.1:7501"
     advertise: Annotated[str, _node("host:port told to peers; `listen` when empty.")] = ""
     insecure: Annotated[bool, _node("Allow a peer listener off loopback without TLS.")] = False
     reconnect_ms_min: Annotated[
@@ -213,6 +213,30 @@ class RaftSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             )
         if self.leader_lost_ms_min >= self.leader_lost_ms_max:
             raise ValueError("raft.leader_lost_ms_min must be below raft.leader_lost_ms_max")
+
+
+class GossipSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How members find out who is alive, without a leader. Nothing here touches votes, terms or leases."""
+
+    probe_interval_ms: Annotated[
+        int, _node("One member is probed in each interval; stretched while this node hears badly.", unit="ms", ge=20)
+    ] = 1_000
+    probe_timeout_ms: Annotated[
+        int, _node("A probe without an answer for this long goes by helpers and by HTTP, too.", unit="ms", ge=10)
+    ] = 500
+    helpers: Annotated[int, _node("Members asked to probe for this node.", ge=0, le=16)] = 3
+    gossip_interval_ms: Annotated[int, _node("Between two rounds of telling what is new.", unit="ms", ge=10)] = 200
+    fanout: Annotated[int, _node("Members told in a round.", ge=1, le=16)] = 3
+    suspicion_factor: Annotated[
+        int, _node("A suspect has so many probe intervals, or more in a large group, to refute.", ge=1, le=100)
+    ] = 4
+    push_pull_ms: Annotated[
+        int, _node("Whole tables of members are exchanged with one of them this often.", unit="ms", ge=100)
+    ] = 30_000
+
+    def __post_init__(self) -> None:
+        if self.probe_timeout_ms >= self.probe_interval_ms:
+            raise ValueError("gossip.probe_timeout_ms must be below gossip.probe_interval_ms")
 
 
 class StorageSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
