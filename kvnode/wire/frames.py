@@ -12,7 +12,7 @@ ready to go at the same moment shares a system call.
     10      2     reserved  0
     12      –     payload   HELLO, REFUSAL, MESSAGE: MessagePack; PROOF: 32 bytes; WELCOME, PING, DONE: nothing;
                             OFFER: a snapshot's header; WANT, END: a number in 8 bytes; BLOCK: its number in 8 bytes,
-                            then the block
+                            then the block; TIME: the sender's Lamport time in 8 bytes
 
 The checksum is there for damage on the way (a weak TCP checksum, a proxy), not against an attacker. Each side numbers
 the frames it sends after the handshake from 1; those of the handshake have number 0. The number is not sent, but the
@@ -38,8 +38,10 @@ from kvnode.wire.limits import CodecError, check_nesting, check_range, check_siz
 PROTOCOL = 1
 """Version of frames and messages this node speaks; `PROTOCOL_MIN` is the oldest it still understands."""
 PROTOCOL_MIN = 1
-FEATURE_LEVEL = 2
-"""Grows with each entry kind or message that older nodes do not know. 2: state checks."""
+FEATURE_LEVEL = 3
+"""Grows with each entry kind or message that older nodes do not know. 2: state checks. 3: Lamport times, gossip."""
+FEATURE_LEVEL_TIMES = 3
+"""TIME is sent to peers that claim this level, by those that claim it; such peers take part in gossip, too."""
 
 HEAD_BYTES = 12
 HANDSHAKE_BYTES_MAX = 64 << 10
@@ -47,6 +49,8 @@ NONCE_BYTES = 32
 _TEXT_MAX = 256
 _NUMBER_MASK = 0xFFFF_FFFF
 _HEAD = Struct(">IIBBH")
+_TIME = Struct(">Q")
+TIME_FRAME_BYTES = HEAD_BYTES + _TIME.size
 _CHECKED = Struct(">IBBH")  # what the checksum covers of the head
 
 
@@ -64,6 +68,7 @@ class FrameKind(IntEnum):
     BLOCK = 9
     END = 10
     DONE = 11
+    TIME = 12
 
 
 def encode_frame(kind: int, payload: bytes = b"", number: int = 0) -> bytes:
@@ -98,11 +103,25 @@ def split_frames(
         head = zlib.crc32(_CHECKED.pack(length, kind, version, reserved), number & _NUMBER_MASK)
         if zlib.crc32(payload, head) != crc:
             raise CodecError("frame checksum does not match: it is damaged, repeated or out of order")
-        if version != PROTOCOL or reserved != 0 or not FrameKind.HELLO <= kind <= FrameKind.DONE:
+        if version != PROTOCOL or reserved != 0 or not FrameKind.HELLO <= kind <= FrameKind.TIME:
             raise CodecError(f"frame of kind {kind}, version {version}, reserved {reserved}")
         position += length
         number += step
         yield kind, payload
+
+
+def encode_time(time: int, number: int) -> bytes:
+    """The TIME frame: the sender's Lamport time, which counts before the frames that follow."""
+    return encode_frame(FrameKind.TIME, _TIME.pack(time), number)
+
+
+def decode_time(payload: memoryview) -> int:
+    """A TIME frame's payload. Raises CodecError."""
+    if len(payload) != _TIME.size:
+        raise CodecError(f"a Lamport time of {len(payload)} bytes")
+    (time,) = _TIME.unpack(payload)
+    check_range(time)
+    return int(time)
 
 
 # ── handshake messages ──────────────────────────────────────────────────────────────────────────────

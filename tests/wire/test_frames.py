@@ -20,9 +20,11 @@ from kvnode.wire.frames import (
     Refusal,
     decode_hello,
     decode_refusal,
+    decode_time,
     encode_frame,
     encode_hello,
     encode_refusal,
+    encode_time,
     split_frames,
 )
 from kvnode.wire.limits import CodecError, check_nesting
@@ -207,3 +209,13 @@ def test_a_frame_counts_once_and_in_its_place() -> None:
             list(split_frames(data, 10, number))
     late = (1 << 32) + 5
     assert len(list(split_frames(encode_frame(FrameKind.PING, b"", late), 10, late))) == 1
+
+
+def test_a_time_is_eight_bytes_in_range() -> None:
+    frame = encode_time((1 << 63) - 1, 4)
+    assert frame.hex() == "00000008" + frame[4:8].hex() + "0c010000" + "7fffffffffffffff"
+    ((kind, payload),) = split_frames(frame, 8, 4)
+    assert (kind, decode_time(payload)) == (FrameKind.TIME, (1 << 63) - 1)
+    for data in (b"", bytes(7), bytes(9), b"\x80" + bytes(7)):
+        with pytest.raises(CodecError):
+            decode_time(memoryview(data))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import typing
 from pathlib import Path
 
 import msgspec
 
+from kvnode.gossip.messages import Ack, Nack, Packet, Ping, PingReq, PullReply, PullRequest, Rumor, SwimMessage
 from kvnode.wire.frames import FrameKind, Hello
+from kvnode.wire.gossip_seal import MAC_BYTES, OVERHEAD_BYTES, SealKind
 from kvnode.wire.kv_tags import REQUESTS
 from kvnode.wire.raft_tags import PEER_MESSAGES
 
@@ -69,3 +72,20 @@ def test_refusals() -> None:
         re.findall(r'_alarm\(\s*hello\.member,\s*"(\w+)"', text)
     )
     assert {row[0].strip("`") for row in rows("code")} == codes
+
+
+def test_gossip_messages_and_their_fields() -> None:
+    messages = [Ping, Ack, PingReq, Nack, Rumor]
+    for head, found in (("gossip tag", messages), ("body tag", [PullRequest, PullReply, Packet])):
+        expected = [
+            (str(one.__struct_config__.tag), one.__name__, [field.name for field in msgspec.structs.fields(one)])
+            for one in found
+        ]
+        assert [(row[0], row[1], row[2].split(", ")) for row in rows(head)] == expected
+    assert set(typing.get_args(SwimMessage)) == set(messages)
+
+
+def test_the_seal() -> None:
+    fields = rows("offset | size | field")
+    assert [(row[0], row[1]) for row in fields][-2:] == [(str(OVERHEAD_BYTES - MAC_BYTES), "–"), ("–", str(MAC_BYTES))]
+    assert all(f"{kind.value} {kind.name.lower()}" in fields[2][3] for kind in SealKind)
