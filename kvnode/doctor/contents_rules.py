@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kvnode.doctor.advice import DISK_CHECK, replacement
-from kvnode.doctor.directory_facts import DirectoryFacts, LogFacts, NextStart, Unread
-from kvnode.doctor.findings import Finding, counted, note, ok, problem, unread, warning
+from kvnode.doctor.directory_facts import AvailableFacts, DirectoryFacts, LogFacts, NextStart, Unread
+from kvnode.doctor.findings import Finding, bytes_text, counted, note, ok, problem, unread, warning
 from kvnode.storage.datadir import Identity
 from kvnode.storage.quarantine import Quarantine
+
+_ANEW = (
+    "The next start sets it aside and begins a new one; the other members give back what they have, and what it alone "
+    "held is lost"
+)
 
 
 def judge_quarantine(facts: DirectoryFacts) -> Iterator[Finding]:
@@ -155,3 +160,33 @@ def judge_store(facts: DirectoryFacts) -> Iterator[Finding]:
             f"{counted(store.rows, 'row')} read in order; revision {store.revision}, applied to entry "
             f"{store.applied_index}{behind}",
         )
+
+
+# ── the store of the available plane ────────────────────────────────────────────────────────────────
+
+
+def judge_available(facts: DirectoryFacts) -> Iterator[Finding]:
+    found = facts.available
+    if found is None:
+        return
+    size = bytes_text(sum(file.bytes for file in facts.files if file.name.startswith("ap/")))
+    if isinstance(found, Unread):
+        if found.is_fault:
+            yield unread("ap", f"the store of the available plane cannot be read: {found.why}", DISK_CHECK)
+        else:
+            yield note("ap", f"the store of the available plane was not read to its end: {found.why}")
+    elif found.is_newer:
+        yield problem("ap", found.problem, "kvnode --version")
+    elif found.problem:
+        yield problem("ap", f"{facts.path}/ap is damaged: {found.problem}. {_ANEW}", DISK_CHECK)
+    elif found.is_there and isinstance(facts.identity, Identity) and not _owns(facts.identity, found):
+        yield problem(
+            "ap",
+            f"{facts.path}/ap belongs to member {found.member} of cluster {found.cluster_id:016x}. {_ANEW}",
+        )
+    elif found.is_there:
+        yield ok("ap", f"{counted(found.rows, 'row')} read and intact, {size}, incarnation {found.incarnation:016x}")
+
+
+def _owns(identity: Identity, found: AvailableFacts) -> bool:
+    return (identity.member, identity.cluster_id) == (found.member, found.cluster_id)

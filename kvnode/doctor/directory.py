@@ -14,6 +14,7 @@ import msgspec
 
 from kvnode.config import Config
 from kvnode.doctor.directory_facts import (
+    AvailableFacts,
     DirectoryFacts,
     DiskSpeed,
     FileFacts,
@@ -22,7 +23,7 @@ from kvnode.doctor.directory_facts import (
     Unread,
     count_members,
 )
-from kvnode.doctor.reader import Job, MeasureDisk, ReadLog, ReadStore
+from kvnode.doctor.reader import Job, MeasureDisk, ReadAvailable, ReadLog, ReadStore
 from kvnode.errors import LogCorrupted
 from kvnode.storage.datadir import Identity, OwnBoot, PeerBoot
 from kvnode.storage.quarantine import Quarantine, read_note
@@ -88,6 +89,8 @@ def gather(
     store: StoreFacts | Unread | None = None
     if holder is None:
         store = aside("store", ReadStore(f"{path}/store"), StoreFacts)
+        available = aside("ap", ReadAvailable(path), AvailableFacts)
+        facts = msgspec.structs.replace(facts, available=available)
     facts = msgspec.structs.replace(facts, store=store)
     stamp = _stamp(identity)
     if stamp is not None:

@@ -66,6 +66,18 @@ class StoreFacts(msgspec.Struct, frozen=True):
     problems: tuple[str, ...] = ()
 
 
+class AvailableFacts(msgspec.Struct, frozen=True):
+    """The store of the available plane, read whole."""
+
+    is_there: bool
+    member: int = 0
+    cluster_id: int = 0
+    incarnation: int = 0
+    rows: int = 0
+    problem: str = ""  # the damage, as a clause
+    is_newer: bool = False  # no damage: a newer version wrote it
+
+
 class DiskSpeed(msgspec.Struct, frozen=True):
     """Durations of one small write with its fdatasync."""
 
@@ -101,6 +113,7 @@ class DirectoryFacts(msgspec.Struct, frozen=True, kw_only=True):
     votes_certain: bool | None = None  # None: there is no copy of term and vote
     log: LogFacts | Unread | None = None  # None: there is no segment
     store: StoreFacts | Unread | None = None  # None: not read, a running node writes to it
+    available: AvailableFacts | Unread | None = None  # None: not read, a running node writes to it
     disk: DiskSpeed | Unread | None = None  # None: not measured
 
     @property

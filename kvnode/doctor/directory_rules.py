@@ -7,14 +7,15 @@ from shlex import quote
 
 from kvnode.config import Config
 from kvnode.doctor.advice import DISK_CHECK, replacement
-from kvnode.doctor.contents_rules import judge_log, judge_quarantine, judge_store
+from kvnode.doctor.contents_rules import judge_available, judge_log, judge_quarantine, judge_store
 from kvnode.doctor.directory_facts import DirectoryFacts, DiskSpeed, FileFacts, StoreFacts, Unread
 from kvnode.doctor.findings import Finding, bytes_text, counted, note, ok, problem, unread, warning
 from kvnode.storage.datadir import DIVERGED, FORMAT, UNSAFE_FILESYSTEMS, OwnBoot
 
 SMALL_FILES = frozenset({"identity", "boot", "peers"})
-ROOT_NAMES = SMALL_FILES | {"LOCK", "wal", "store", "snap", DIVERGED}
+ROOT_NAMES = SMALL_FILES | {"LOCK", "wal", "store", "snap", "ap", "ap.new", DIVERGED}
 LEFTOVERS = ("torn-", "damaged-")
+SET_ASIDE = "ap.damaged-"
 
 NAMES_SHOWN = 3
 
@@ -82,6 +83,7 @@ def _all(facts: DirectoryFacts, config: Config, contradictions: Sequence[str]) -
         yield from judge_quarantine(facts)
         yield from judge_log(facts)
         yield from judge_store(facts)
+        yield from judge_available(facts)
     yield from judge_leftovers(facts)
     yield from judge_disk(facts, config)
 
@@ -277,10 +279,21 @@ def judge_leftovers(facts: DirectoryFacts) -> Iterator[Finding]:
                 f"rm {facts.typed}/wal/{prefix}*",
             )
     yield from _judge_installs(facts)
+    aside = sorted(file.name for file in facts.files if file.name.startswith(SET_ASIDE) and "/" not in file.name)
+    if aside:
+        size = bytes_text(_bytes_below(facts, SET_ASIDE))
+        yield note(
+            "leftovers",
+            f"damaged {_named(facts.path, aside)} ({size}) of the available plane, kept for diagnosis; may be deleted",
+            f"rm -r {facts.typed}/{SET_ASIDE}*",
+        )
     strange = [
         file
         for file in facts.files
-        if file.name and "/" not in file.name and file.name.removesuffix(".tmp") not in ROOT_NAMES
+        if file.name
+        and "/" not in file.name
+        and file.name.removesuffix(".tmp") not in ROOT_NAMES
+        and not file.name.startswith(SET_ASIDE)
     ]
     if strange:
         yield note("leftovers", f"{_some(facts.path, strange)}: not kvnode's; left alone")

@@ -20,11 +20,13 @@ from typing import Any, Literal
 import lmdb
 import msgspec
 
-from kvnode.doctor.directory_facts import DiskSpeed, LogFacts, NextStart, StoreFacts, TornEnd, Unread
+from kvnode.doctor.directory_facts import AvailableFacts, DiskSpeed, LogFacts, NextStart, StoreFacts, TornEnd, Unread
 from kvnode.errors import KvnodeError, LogCorrupted, StorageFailed
 from kvnode.ids import Index, Term
 from kvnode.machine import keycode, rows
 from kvnode.raft.messages import LogPosition
+from kvnode.storage.available_shelf import DamagedStore, LmdbShelf
+from kvnode.storage.available_store import HEADER_KEY, NAME, read_all
 from kvnode.storage.environments import LmdbEnvironments
 from kvnode.storage.lmdb_backend import ENGINE, ENGINE_KEY
 from kvnode.storage.log_place import LogPlace
@@ -62,14 +64,20 @@ class ReadStore(msgspec.Struct, frozen=True, tag=True):
     directory: str
 
 
+class ReadAvailable(msgspec.Struct, frozen=True, tag=True):
+    """Read the available plane's store in data directory `directory`."""
+
+    directory: str
+
+
 class MeasureDisk(msgspec.Struct, frozen=True, tag=True):
     """Write to a file in `directory` that has no name any more."""
 
     directory: str
 
 
-Job = ReadLog | ReadStore | MeasureDisk
-Result = LogFacts | StoreFacts | DiskSpeed | Unread
+Job = ReadLog | ReadStore | ReadAvailable | MeasureDisk
+Result = LogFacts | StoreFacts | AvailableFacts | DiskSpeed | Unread
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -87,6 +95,8 @@ def carry_out(job: Job, sign: Sign) -> Result:
             return read_log(job, sign)
         case ReadStore(directory=directory):
             return read_store(directory, sign)
+        case ReadAvailable(directory=directory):
+            return read_available(directory)
         case MeasureDisk(directory=directory):
             return measure_disk(directory)
 
@@ -166,7 +176,7 @@ def read_store(directory: str, sign: Sign) -> StoreFacts:
 
 def _read_environment(directory: str, sign: Sign) -> StoreFacts:
     try:
-        env = lmdb.open(directory, readonly=True, lock=False, create=False, readahead=True, lib_version=0)
+        env = _open_to_read(directory)
     except lmdb.Error as error:
         return StoreFacts(is_there=True, problems=(f"LMDB does not open it: {error}",))
     try:
@@ -176,6 +186,11 @@ def _read_environment(directory: str, sign: Sign) -> StoreFacts:
         return StoreFacts(is_there=True, problems=(f"LMDB cannot read it: {error}",))
     finally:
         env.close()
+
+
+def _open_to_read(directory: str) -> Any:
+    """Raises: lmdb.Error."""
+    return lmdb.open(directory, readonly=True, lock=False, create=False, readahead=True, lib_version=0)
 
 
 def _walk(view: Any, promised: int, sign: Sign) -> StoreFacts:
@@ -220,6 +235,33 @@ def _walk(view: Any, promised: int, sign: Sign) -> StoreFacts:
         rows=count,
         problems=tuple(problems),
     )
+
+
+# ── the store of the available plane ────────────────────────────────────────────────────────────────
+
+
+def read_available(directory: str) -> AvailableFacts:
+    """As a start reads it: its pages, then every row."""
+    shelf = LmdbShelf(ReadOnlyDisk(), directory)
+    if NAME not in shelf.names():
+        return AvailableFacts(is_there=False)
+    try:
+        commits = shelf.check(NAME)
+        env = _open_to_read(f"{directory}/{NAME}")
+        try:
+            with env.begin() as view:
+                found = [(key, value) for key, value in view.cursor() if key >= HEADER_KEY]
+                engine = view.get(ENGINE_KEY)
+        finally:
+            env.close()
+        if engine != ENGINE:
+            raise DamagedStore(f"it was written by {engine!r}; this program reads {ENGINE.decode()}")
+        header, rows_read = read_all(found, None, commits)
+    except StorageFailed as error:
+        return AvailableFacts(is_there=True, problem=error.message, is_newer=True)
+    except (DamagedStore, lmdb.Error) as error:
+        return AvailableFacts(is_there=True, problem=str(error))
+    return AvailableFacts(True, header.member, header.cluster_id, header.incarnation, len(rows_read))
 
 
 # ── the disk ────────────────────────────────────────────────────────────────────────────────────────

@@ -4,9 +4,11 @@
     identity    format, cluster name, member id, incarnation; after bootstrap the cluster id and all members
     boot        how often this directory was started, and random numbers of this start and of those before it
     peers       the highest boot counter and its number met of each peer
+    lamport     up to which Lamport time events may have been stamped here; 0 without it
     wal/        the log
     store/      the store: environments, and the pointer to the one that counts
     snap/       the snapshot that is being received
+    ap/         the store of the available plane; beside it ap.new, not finished, and ap.damaged-N, set aside
     DIVERGED    only if the state was found to differ from that of the majority: no start any more
 
 The incarnation is a random number made with the directory: a member that comes back with an empty directory has
@@ -99,6 +101,12 @@ class PeerBoot(msgspec.Struct, frozen=True):
     nonce: int
 
 
+class LamportCeiling(msgspec.Struct, frozen=True):
+    """Times up to it may have been issued."""
+
+    ceiling: int
+
+
 class OwnBoot(PeerBoot, frozen=True):
     """This start of this directory. `earlier`: the random numbers of the starts before it, newest first."""
 
@@ -121,6 +129,7 @@ class DataDir:
         self.wal_dir = f"{path}/wal"
         self.store_dir = f"{path}/store"
         self.snap_dir = f"{path}/snap"
+        self.ap_dir = f"{path}/ap"  # made by its store, and anew if it is missing: what it held is survived
         self.identity = Identity(0, "", 0, 0)
         self.boot = OwnBoot(0, 0)
         self._peer_boots: dict[int, PeerBoot] = {}
@@ -129,6 +138,7 @@ class DataDir:
         self._identity_path = f"{path}/identity"
         self._boot_path = f"{path}/boot"
         self._peers_path = f"{path}/peers"
+        self._lamport_path = f"{path}/lamport"
 
     @classmethod
     def open(
@@ -188,6 +198,16 @@ class DataDir:
         self._save(self._peers_path, boots)
         self._peer_boots = boots
 
+    def lamport_ceiling(self) -> int:
+        """The greatest one saved; it outlives the store of the events. Raises: IdentityRefused if it is damaged."""
+        if not self._disk.exists(self._lamport_path):
+            return 0
+        return self._read(self._lamport_path, LamportCeiling).ceiling
+
+    def save_lamport_ceiling(self, ceiling: int) -> None:
+        """Durable on return. From any one thread. Raises: StorageFailed."""
+        self._save(self._lamport_path, LamportCeiling(ceiling))
+
     def note_diverged(self, sentence: str) -> None:
         """From now on the node does not start in this directory. Raises: StorageFailed."""
         self._save(f"{self.path}/{DIVERGED}", Diverged(sentence))
@@ -225,8 +245,9 @@ class DataDir:
     def _refuse_leftovers(self) -> None:
         """Without an identity there must be nothing it could have promised."""
         disk = self._disk
-        for directory in (self.wal_dir, self.store_dir, self.snap_dir):
-            if disk.exists(directory) and disk.listdir(directory):
+        for directory in (self.wal_dir, self.store_dir, self.snap_dir, self.ap_dir):
+            # `ap` has its name only once it holds something
+            if disk.exists(directory) and (directory == self.ap_dir or disk.listdir(directory)):
                 raise IdentityRefused(
                     f"{directory} holds files, but {self._identity_path} is missing: the directory is damaged or not "
                     f"kvnode's. Start with an empty directory, as a new member",

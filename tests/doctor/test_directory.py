@@ -15,7 +15,10 @@ from kvnode.doctor.directory_facts import DirectoryFacts, LogFacts
 from kvnode.doctor.directory_rules import judge
 from kvnode.doctor.findings import Finding
 from kvnode.doctor.reader import ReadLog
+from kvnode.storage.available_shelf import LmdbShelf
+from kvnode.storage.available_store import AvailableStore
 from kvnode.storage.datadir import OwnBoot
+from kvnode.storage.lmdb_walk import DATA_FILE
 from kvnode.storage.quarantine import Quarantine, write_note
 from kvnode.storage.realdisk import RealDisk
 from kvnode.storage.segment import HEADER_BYTES, Stamp
@@ -289,6 +292,38 @@ def test_permissions_and_leftovers(tmp_path: Path) -> None:
     ]
     (home / "peers").chmod(0o400)
     assert any("its owner cannot use" in text for _, _, text in grave(home))
+
+
+def make_available(home: Path, *, member: int = 1) -> AvailableStore:
+    store = AvailableStore.open(
+        LmdbShelf(RealDisk(), str(home)), member=member, cluster_id=CLUSTER_ID, random_u64=lambda: member
+    )
+    store.write([(b"a", b"1" * 50), (b"b", b"2" * 50)], ())
+    store.close()
+    return store
+
+
+def test_the_store_of_the_available_plane(tmp_path: Path) -> None:
+    home = make_home(tmp_path / "n1")
+    make_available(home)
+    before = content(home)
+    assert grave(home) == []
+    (told,) = [one.what for one in findings(home) if one.check == "ap"]
+    assert told.startswith("2 rows read and intact, ")
+    assert content(home) == before
+    data = home / "ap" / DATA_FILE
+    flip(data, data.read_bytes().index(b"1" * 50))
+    assert only(home).level == "problem"
+    assert "is damaged: the checksum of row 0261 is wrong. The next start sets it aside" in only(home).what
+    flip(data, 0)
+    assert "is damaged: meta page 0 is none of LMDB's" in only(home).what
+    make_available(home)  # as the next start does
+    assert only(home).level == "note"
+    assert "ap.damaged-1" in only(home).what
+    shutil.rmtree(home / "ap.damaged-1")
+    make_available(home, member=2)
+    assert ("problem", "ap") in [(level, check) for level, check, _ in grave(home)]
+    assert "belongs to member 2" in next(what for _, check, what in grave(home) if check == "ap")
 
 
 def test_a_configuration_of_another_node_does_not_fit(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def test_the_first_start_makes_an_identity_and_later_starts_keep_it() -> None:
     assert second.boot.counter == 2
     assert second.boot.nonce != first.boot.nonce
     assert (second.wal_dir, second.store_dir, second.snap_dir) == (f"{HOME}/wal", f"{HOME}/store", f"{HOME}/snap")
+    assert second.ap_dir == f"{HOME}/ap"
 
 
 def test_a_node_that_joins_gets_its_id_once() -> None:
@@ -200,6 +201,16 @@ def test_a_log_without_an_identity_is_refused() -> None:
     with pytest.raises(IdentityRefused, match="wal holds files, but"):
         open_dir(disk)
     assert not disk.exists(f"{HOME}/identity")
+
+
+def test_a_store_of_the_available_plane_without_an_identity_is_refused() -> None:
+    """As a directory, or as the file that it is on a simulated disk."""
+    for made in (f"{HOME}/ap", f"{HOME}/ap/data.mdb"):
+        disk = FakeDisk()
+        disk.mkdir(HOME if made.endswith("/ap") else f"{HOME}/ap")
+        disk.open(made, create=True).close()
+        with pytest.raises(IdentityRefused, match="ap holds files, but"):
+            open_dir(disk)
 
 
 def test_a_missing_log_directory_is_refused() -> None:
