@@ -7,7 +7,7 @@ above, but does not have the start seen last among its own, is such a copy, star
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from kvnode.ids import NodeId
@@ -62,34 +62,37 @@ class PeerBoots:
 
     def judge(self, hello: Hello) -> Refusal | None:
         """None if `hello` can be of a later start than the one seen last. Changes nothing but `alarms`."""
-        if hello.member not in self._boots:
+        refusal = self.compare(hello.member, hello.boot_counter, hello.boot_nonce, hello.earlier_boots)
+        if refusal is not None:
+            self._alarms[hello.member, refusal.code] = refusal.sentence
+        return refusal
+
+    def compare(self, member: NodeId, counter: int, nonce: int, earlier: Sequence[int] = ()) -> Refusal | None:
+        """None if this can be the start of `member` seen last, or a later one. Changes nothing.
+
+        `earlier`: nonces of the starts before it, newest first, as far as they are told.
+        """
+        if member not in self._boots:
             return None
-        counter, nonce = self._boots[hello.member]
-        starts_since = hello.boot_counter - counter
+        seen_counter, seen_nonce = self._boots[member]
+        starts_since = counter - seen_counter
         if starts_since < 0:
-            return self._alarm(
-                hello.member,
+            return Refusal(
                 "stale_boot",
-                f"member {hello.member} started for the {hello.boot_counter}. time, but its {counter}. start has been "
+                f"member {member} started for the {counter}. time, but its {seen_counter}. start has been "
                 "seen: its data directory is an old backup or a copy; remove the member and add it as a new one",
             )
-        if starts_since == 0 and hello.boot_nonce != nonce:
-            return self._alarm(
-                hello.member,
+        if starts_since == 0 and nonce != seen_nonce:
+            return Refusal(
                 "cloned",
-                f"member {hello.member} runs twice: start {counter} has been seen from another copy of its data "
+                f"member {member} runs twice: start {counter} has been seen from another copy of its data "
                 "directory; stop both, remove the member and add it as a new one",
             )
-        if 0 < starts_since <= len(hello.earlier_boots) and hello.earlier_boots[starts_since - 1] != nonce:
-            return self._alarm(
-                hello.member,
+        if 0 < starts_since <= len(earlier) and earlier[starts_since - 1] != seen_nonce:
+            return Refusal(
                 "stale_boot",
-                f"member {hello.member} started for the {hello.boot_counter}. time, but its {counter}. start was not "
+                f"member {member} started for the {counter}. time, but its {seen_counter}. start was not "
                 "the one that has been seen: its data directory is an old backup or a copy; remove the member and add "
                 "it as a new one",
             )
         return None
-
-    def _alarm(self, member: NodeId, code: str, sentence: str) -> Refusal:
-        self._alarms[member, code] = sentence
-        return Refusal(code, sentence)

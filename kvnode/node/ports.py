@@ -13,6 +13,8 @@ from kvnode.raft.output import Persist
 from kvnode.wire.links import LinkInfo
 
 __all__ = [
+    "GossipReceiver",
+    "GossipTransport",
     "LinkInfo",
     "LogStore",
     "Receiver",
@@ -189,6 +191,51 @@ class Transport(Protocol):
     @property
     def counters(self) -> Mapping[str, int]:
         """Messages sent, received and dropped by lane, reconnects; names are the transport's."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class GossipReceiver(Protocol):
+    """The node's side of the gossip transport; called on the node's loop, never blocks.
+
+    Whatever arrives is proven, of a member in its newest start, and comes once; its body is checked by nobody before.
+    """
+
+    def on_packet(self, sender: NodeId, packet: bytes) -> None:
+        """A datagram's body. Raises: CodecError: it is dropped and counted."""
+        ...
+
+    def on_exchange(self, sender: NodeId, request: bytes) -> bytes:
+        """The answer to an exchange, at once, at most `kvnode.wire.gossip_seal.body_bytes_max` of a REPLY.
+
+        Raises: CodecError: the caller is refused.
+        """
+        ...
+
+
+class GossipTransport(Protocol):
+    """Datagrams and exchanges of the gossip plane: sealed, in any order, at most once, lost without a word."""
+
+    async def start(self, receiver: GossipReceiver) -> None:
+        """After the end of the bootstrap. Raises: OSError, if the port of the peer listener is taken for datagrams."""
+        ...
+
+    def send(self, to: NodeId, packet: bytes) -> None:
+        """One datagram; dropped, and counted, if it is too large, `to` has no address yet or the socket is full."""
+        ...
+
+    async def exchange(self, to: NodeId, request: bytes) -> bytes:
+        """A request to `to`, and its answer. One at a time to each member, bounded in time and size. Raises OSError."""
+        ...
+
+    def set_addresses(self, members: Mapping[NodeId, str]) -> None:
+        """Whom to send to, this node or not, and where: peer addresses. Not members that claim less than level 3."""
+        ...
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """Datagrams and exchanges sent, received, dropped, refused; names are the transport's."""
         ...
 
     async def close(self) -> None: ...

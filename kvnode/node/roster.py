@@ -151,6 +151,11 @@ class Roster:
         return {**found, **newcomers, self._own: self._address}
 
     @property
+    def committed(self) -> Configuration:
+        """The newest configuration known here to be committed. Never goes back, across restarts either."""
+        return self._membership.committed if self._membership is not None else Configuration(())
+
+    @property
     def configuration_index(self) -> Index:
         """Of the entry that the newest committed configuration known here came with."""
         return self._membership.index if self._membership is not None else Index(0)
@@ -226,6 +231,25 @@ class Roster:
             or self._boots.judge(hello)
             or self._judge_settings(hello)
         )
+
+    def judge_gossip(self, sender: NodeId, incarnation: int, boot_counter: int, boot_nonce: int) -> Refusal | None:
+        """None if gossip proven to be of `sender`, in that start of that directory, may be believed. Changes nothing.
+
+        No alarm either: whoever sends an old datagram again need not know the secret. Members only, and those newer
+        than what is known here that a handshake has let in.
+        """
+        membership = self._membership
+        if self.was_removed or (membership is not None and membership.is_removed(sender)):
+            return Refusal("removed_member", self.was_removed or f"member {sender} was removed from the cluster")
+        known = self._incarnation_of(sender) if membership is not None else 0
+        newcomer = self._newcomers.get(sender)
+        if not known and newcomer is not None:
+            known = newcomer.incarnation
+        if not known or sender == self._own:
+            return Refusal("unknown_member", f"member {sender} is not in the member list of member {self._own}")
+        if known != incarnation:
+            return _wiped(sender, by=self._own)
+        return self._boots.compare(sender, boot_counter, boot_nonce)
 
     def admit(self, hello: Hello) -> None:
         """Record, durably, an accepted sender's boot, and before the end of the bootstrap its incarnation.

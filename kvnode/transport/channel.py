@@ -21,11 +21,20 @@ from aiohttp import web
 
 from kvnode.ids import NodeId
 from kvnode.raft.messages import Lane
-from kvnode.wire.frames import HEAD_BYTES, FrameKind, encode_frame, split_frames
+from kvnode.wire.frames import (
+    HEAD_BYTES,
+    TIME_FRAME_BYTES,
+    FrameKind,
+    decode_time,
+    encode_frame,
+    encode_time,
+    split_frames,
+)
 from kvnode.wire.limits import CodecError
 
 WebSocket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 OnMessage = Callable[[memoryview], None]
+OnTime = Callable[[int], None]
 Counters = dict[str, int]
 
 _JOIN_BYTES_MAX = 256 << 10  # more would make the receiver wait for the last frame before it sees the first
@@ -44,6 +53,7 @@ class Channel:
         queue_bytes_max: int,
         message_bytes_max: int,
         counters: Counters,
+        on_time: OnTime | None = None,
     ) -> None:
         self.peer = peer
         self.lane: Lane = lane
@@ -61,17 +71,31 @@ class Channel:
         self._rest: _Rest | None = None  # a send begun elsewhere, for the writer to finish
         self._cut: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._sent = self._received = 0  # numbers of the last frames
+        self._time_sent = 0  # the Lamport time that the peer was told last, on this channel
+        self._on_time = on_time
         self._counters = counters
         self._bytes_sent = f"bytes_sent_{lane}"
         self._bytes_received = f"bytes_received_{lane}"
 
-    def send(self, kind: int, payload: bytes = b"") -> bool:
-        """Queue one frame; False if it was dropped: the connection is closed or its queue is full."""
+    def send(self, kind: int, payload: bytes = b"", time: int = 0) -> bool:
+        """Queue one frame; False if it was dropped: the connection is closed or its queue is full.
+
+        `time`: the Lamport time, which goes before the frame, in one piece with it, if the peer has not been told it
+        here yet; 0: the peer does not know of such times.
+        """
         size = HEAD_BYTES + len(payload)
         if self.is_closed or self._queue_bytes + size > self._queue_bytes_max or size > self._message_bytes_max:
             return False
+        before = b""
+        if time > self._time_sent and size + TIME_FRAME_BYTES <= self._message_bytes_max:  # else before the next one
+            self._sent += 1
+            self._time_sent = time
+            before = encode_time(time, self._sent)
+            size += TIME_FRAME_BYTES
         self._sent += 1
         frame = encode_frame(kind, payload, self._sent)
+        if before:
+            frame = before + frame
         if self._wake is not None and not self._is_slow:
             return self._send_at_once(frame)
         self._queue.append(frame)
@@ -142,6 +166,10 @@ class Channel:
                     return
                 if kind == FrameKind.MESSAGE:
                     on_message(payload)
+                elif kind == FrameKind.TIME:
+                    time = decode_time(payload)
+                    if self._on_time is not None:
+                        self._on_time(time)
                 elif kind != FrameKind.PING:
                     raise CodecError(f"a frame of kind {kind} after the handshake")
 

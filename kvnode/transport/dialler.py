@@ -13,8 +13,11 @@ import aiohttp
 
 from kvnode.config import PeerSection
 from kvnode.transport.channel import WebSocket
+from kvnode.transport.exchanges import OK, read_bounded
 from kvnode.transport.handshake import Handshake
 from kvnode.transport.peer_server import FAREWELL_S, converse
+
+_EXCUSE_BYTES_MAX = 1_024
 
 
 class Dialler:
@@ -52,6 +55,18 @@ class Dialler:
                 await websocket.close()
                 raise
         return websocket
+
+    async def post(self, address: str, path: str, body: bytes, *, bytes_max: int) -> bytes:
+        """The body of the answer to `body`, on a connection of its own. Not bounded in time once connected.
+
+        Raises: OSError, aiohttp.ClientError; CodecError for an answer of more than `bytes_max` bytes.
+        """
+        async with self._session.post(f"http://{address}{path}", data=body, allow_redirects=False) as answer:
+            found = await read_bounded(answer.content, bytes_max if answer.status == OK else _EXCUSE_BYTES_MAX)
+            if answer.status != OK:
+                excuse = found.decode("ascii", "replace").strip()
+                raise ConnectionRefusedError(f"{address} answered {answer.status}: {excuse!r}")
+            return found
 
     async def close(self) -> None:
         await self._session.close()

@@ -57,6 +57,11 @@ class Roster(Protocol):
         """Whoever may be connected to, with the address of its listener."""
         ...
 
+    @property
+    def feature_level(self) -> int:
+        """What this node claims to know."""
+        ...
+
     def begin(self) -> None:
         """Finish the bootstrap at once if there is nobody to wait for."""
         ...

@@ -38,6 +38,7 @@ class Link:
         self.is_gone = False  # the peer is no member any more: nothing is attached
         self.down_since_ms = now_ms  # while it is not connected
         self.hello: Hello | None = None  # the peer's, from the newest pair
+        self.takes_times = False  # both ends of the newest pair claim to know TIME frames
         self.refused = ""  # why the last handshake failed for good, "" once one succeeded
         self.lanes: dict[Lane, Channel] = {}
         self.went_down = asyncio.Event()  # set by every loss: wakes the task that tends this link

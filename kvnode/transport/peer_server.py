@@ -1,4 +1,4 @@
-"""The peer listener: three WebSocket routes, one per lane, and nothing a stranger could use.
+"""The peer listener: three WebSocket routes, one per lane, one for exchanges, and nothing a stranger could use.
 
 A connection is closed unless it proves membership within `peer.handshake_timeout_ms`; only `peer.unproven_max`
 may be waiting to do so, and the number of TCP connections is bounded before a byte of them is read.
@@ -18,6 +18,7 @@ from aiohttp import web
 from kvnode.config import PeerSection, parse_address
 from kvnode.raft.messages import Lane
 from kvnode.transport.channel import Counters, WebSocket
+from kvnode.transport.exchanges import EXCHANGE_PATH, ExchangeRoute
 from kvnode.transport.handshake import Handshake
 from kvnode.wire.frames import Hello
 
@@ -62,6 +63,7 @@ class PeerServer:
         self._on_refused = on_refused
         self._on_crashed = on_crashed
         self._counters = counters
+        self.exchanges = ExchangeRoute(settings=settings, counters=counters, on_crashed=on_crashed)
         self._unproven = 0
         self._socket: socket.socket | None = None
         self._server: asyncio.AbstractServer | None = None
@@ -88,6 +90,7 @@ class PeerServer:
         app = web.Application(client_max_size=1_024)
         for path in ROUTES:
             app.router.add_get(path, self._serve, allow_head=False)
+        app.router.add_post(EXCHANGE_PATH, self.exchanges.serve)
         self._runner = web.AppRunner(
             app,
             access_log=None,
@@ -95,6 +98,7 @@ class PeerServer:
             handle_signals=False,
             keepalive_timeout=self._settings.handshake_timeout_ms / 1_000,
             shutdown_timeout=_SHUTDOWN_S,
+            auto_decompress=False,
         )
         await self._runner.setup()
         assert self._socket is not None

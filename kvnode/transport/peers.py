@@ -28,6 +28,8 @@ from kvnode.observe.log import Logger, get_logger
 from kvnode.raft.messages import Lane, PeerMessage, lane
 from kvnode.transport.channel import Channel, Counters, WebSocket
 from kvnode.transport.dialler import Dialler
+from kvnode.transport.exchanges import COUNTERS as EXCHANGE_COUNTERS
+from kvnode.transport.exchanges import EXCHANGE_PATH, Answer
 from kvnode.transport.handshake import Handshake, Role, Roster
 from kvnode.transport.link import Dial, Link
 from kvnode.transport.peer_server import ROUTES, PeerServer
@@ -36,7 +38,8 @@ from kvnode.transport.snapshots import COUNTERS as SNAPSHOT_COUNTERS
 from kvnode.transport.snapshots import Sink, Source
 from kvnode.transport.tending import Tending
 from kvnode.wire.codec import decode_message, encode_message
-from kvnode.wire.frames import NONCE_BYTES, FrameKind, Hello
+from kvnode.wire.frames import FEATURE_LEVEL_TIMES, NONCE_BYTES, FrameKind, Hello
+from kvnode.wire.gossip_seal import REPLY_BYTES_MAX
 from kvnode.wire.limits import CodecError
 from kvnode.wire.links import LinkInfo
 
@@ -59,6 +62,8 @@ COUNTERS = (
     "connections_turned_away",  # one too many
     "ports_refused",  # a lost peer's port was probed and refused
     "silences",  # connections closed because nothing arrived any more
+    "times_refused",  # Lamport times too far ahead to be believed
+    *EXCHANGE_COUNTERS,
     *SNAPSHOT_COUNTERS,
 )
 
@@ -76,6 +81,18 @@ class Receiver(Protocol):
 
     @property
     def snapshot_sink(self) -> Sink | None: ...
+
+
+class LamportHook(Protocol):
+    """The node's Lamport clock, as far as every message between nodes carries it (patterns.md 4.7, LC3)."""
+
+    def time(self) -> int:
+        """The newest time issued or seen here, 0 … 2⁶³ - 1; called for every message sent."""
+        ...
+
+    def observe(self, seen: int) -> bool:
+        """A peer's time, before the messages that follow it are delivered. False: it is too far ahead, and refused."""
+        ...
 
 
 class PeerTransport:
@@ -96,6 +113,7 @@ class PeerTransport:
         on_failed: Callable[[BaseException], None] | None = None,
     ) -> None:
         self.counters: Counters = dict.fromkeys(COUNTERS, 0)
+        self.lamport: LamportHook | None = None  # None: peers are told no times, and theirs are not listened to
         self._node = node
         self._roster = roster
         self._secret = secret
@@ -178,7 +196,11 @@ class PeerTransport:
         """Queue for `to` on the message's lane; dropped, and counted, if the link is down or its queue is full."""
         name = lane(message)
         link = self._links.get(to)
-        if link is not None and link.is_connected and link.lanes[name].send(FrameKind.MESSAGE, encode_message(message)):
+        if link is None or not link.is_connected:
+            self.counters["messages_dropped_" + name] += 1
+            return
+        time = self.lamport.time() if self.lamport is not None and link.takes_times else 0
+        if link.lanes[name].send(FrameKind.MESSAGE, encode_message(message), time):
             self.counters["messages_sent_" + name] += 1
         else:
             self.counters["messages_dropped_" + name] += 1
@@ -204,6 +226,19 @@ class PeerTransport:
                 await websocket.close()
         except (aiohttp.ClientError, CodecError) as error:
             raise ConnectionAbortedError(f"sending a snapshot to member {to}: {error}") from error
+
+    def serve_exchanges(self, answer: Answer | None) -> None:
+        """Who answers gossip's exchanges on this node's peer listener from now on; None: nobody."""
+        self._server.exchanges.answer = answer
+
+    async def post_exchange(self, address: str, body: bytes) -> bytes:
+        """One exchange with the peer listener at `address`. Raises: OSError, aiohttp.ClientError; CodecError: too long.
+
+        Bounded in size, but not in time.
+        """
+        if self._dialler is None or self._is_closing:
+            raise ConnectionAbortedError("the peer listener is not open")
+        return await self._dialler.post(address, EXCHANGE_PATH, body, bytes_max=REPLY_BYTES_MAX)
 
     def links(self) -> Mapping[NodeId, LinkInfo]:
         """Every peer, connected or not."""
@@ -320,6 +355,7 @@ class PeerTransport:
             queue_bytes_max=self._settings.queue_bytes_max,
             message_bytes_max=self._settings.message_bytes_max,
             counters=self.counters,
+            on_time=self._on_time,
         )
         reason = "closed"
         try:
@@ -356,8 +392,13 @@ class PeerTransport:
         self.counters["messages_received_" + name] += 1
         self._receiver.on_message(message, len(payload))
 
+    def _on_time(self, time: int) -> None:
+        if self.lamport is not None and not self.lamport.observe(time):
+            self.counters["times_refused"] += 1
+
     def _on_pair(self, link: Link, hello: Hello) -> None:
         link.hello = hello
+        link.takes_times = min(hello.feature_level, self._roster.feature_level) >= FEATURE_LEVEL_TIMES
         self.counters["connects"] += 1
         self.counters["reconnects"] += link.epoch > 1
         self._log.info("peer.connected", peer=link.peer, epoch=link.epoch)

@@ -13,7 +13,7 @@ from kvnode.ids import Index, NodeId
 from kvnode.node.roster import NEWCOMERS_MAX, Roster, base_configuration, derive_cluster_id
 from kvnode.raft.messages import Configuration, Member
 from kvnode.storage.datadir import EARLIER_BOOTS_MAX
-from kvnode.wire.frames import Hello, KnownMember, Refusal
+from kvnode.wire.frames import FEATURE_LEVEL, Hello, KnownMember, Refusal
 from tests.transport.cluster import Directory, addresses
 
 MEMBERS = addresses(1, 2, 3)
@@ -497,7 +497,10 @@ def test_a_member_moves_to_another_address() -> None:
 
 def test_a_member_that_knows_less_than_the_cluster_uses_is_refused() -> None:
     directories, (one, _, three) = cluster()
-    assert (one.feature_level, one.hello("control", link=1, nonce=NONCE).feature_level) == (2, 2)
+    assert (one.feature_level, one.hello("control", link=1, nonce=NONCE).feature_level) == (
+        FEATURE_LEVEL,
+        FEATURE_LEVEL,
+    )
     old = up(directories[1], feature_level_max=1)
     assert old.feature_level == 1
     assert meet(old, one) is None
@@ -509,7 +512,8 @@ def test_a_member_that_knows_less_than_the_cluster_uses_is_refused() -> None:
     assert meet(one, three) is None
     change(old, 20, two_levels)
     assert "member 2 knows feature level 1" in old.judge(hello(three)).sentence  # type: ignore[union-attr]
-    assert up(directories[0], feature_level_max=9).feature_level == 2
+    assert up(directories[0], feature_level_max=2).feature_level == 2
+    assert up(directories[0], feature_level_max=9).feature_level == FEATURE_LEVEL
 
 
 def test_what_was_applied_is_known_after_a_restart() -> None:
@@ -635,3 +639,61 @@ def test_two_clusters_out_of_one_first_start_never_both_have_a_majority() -> Non
             assert not set.intersection(*directories_of)
     assert finished_runs > 100
     assert split_runs > 3
+
+
+# ── gossip ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def gossip_of(roster: Roster, other: Roster, **changes: int) -> str:
+    """The code with which `roster` refuses what `other` gossips in this start, "" if it believes it."""
+    shown = hello(other)
+    seal = {
+        "sender": shown.member,
+        "incarnation": shown.incarnation,
+        "boot_counter": shown.boot_counter,
+        "boot_nonce": shown.boot_nonce,
+        **changes,
+    }
+    return code(roster.judge_gossip(**seal))  # type: ignore[arg-type]
+
+
+def test_gossip_is_believed_of_members_on_their_directory_in_their_newest_start() -> None:
+    directories, (one, two, _) = cluster()
+    two = up(directories[1])
+    assert meet(one, two) is None
+    saves = directories[0].saves
+    assert gossip_of(one, two) == ""
+    assert gossip_of(one, two, boot_counter=3, boot_nonce=5) == "", "a start of which no handshake has told yet"
+    assert gossip_of(one, two) == "", "… and is not recorded"
+    assert gossip_of(one, two, boot_counter=1) == "stale_boot"
+    assert gossip_of(one, two, boot_nonce=5) == "cloned"
+    assert gossip_of(one, two, incarnation=7) == "wrong_incarnation"
+    assert gossip_of(one, two, sender=4) == gossip_of(one, one) == "unknown_member"
+    assert (directories[0].saves, one.alarms) == (saves, ())
+
+
+def test_before_the_bootstrap_has_finished_nobody_is_gossiped_with() -> None:
+    one, two = up(Directory(1)), up(Directory(2))
+    assert meet(one, two) is None
+    assert gossip_of(one, two) == "unknown_member"
+
+
+def test_a_newer_member_gossips_once_a_handshake_has_let_it_in() -> None:
+    _, (one, two, _) = cluster()
+    four = configuration(1, 2, 3, 4)
+    new = up(joined(Directory(4), one.cluster_id, 20, four))
+    assert gossip_of(one, new) == "unknown_member"
+    assert meet(new, one) is None
+    assert gossip_of(one, new) == ""
+    assert gossip_of(one, new, incarnation=7) == "wrong_incarnation"
+    change(one, 20, four)
+    assert gossip_of(one, new) == ""
+    assert gossip_of(two, new) == "unknown_member"
+
+
+def test_a_removed_member_gossips_with_nobody() -> None:
+    _, (one, two, three) = cluster()
+    change(one, 20, configuration(1, 2, last_id=3))
+    change(three, 20, configuration(1, 2, last_id=3))
+    assert gossip_of(one, three) == gossip_of(three, one) == "removed_member"
+    assert gossip_of(two, three) == "", "it has not heard of that yet"

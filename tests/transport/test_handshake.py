@@ -335,7 +335,8 @@ async def test_strangers_are_turned_away_in_time_and_in_number() -> None:
         for path, headers, status in (
             ("/peer/v1/data", {}, 400),
             ("/v1/status", {}, 404),
-            ("/peer/v1/gossip", {}, 404),
+            ("/peer/v1/gossips", {}, 404),
+            ("/peer/v1/gossip", {}, 405),
         ):
             async with session.get(f"http://{cluster.ports[2]}{path}", headers=headers) as response:
                 assert response.status == status

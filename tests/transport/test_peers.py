@@ -15,6 +15,7 @@ from kvnode.ids import Index, NodeId
 from kvnode.raft.messages import Configuration, Member
 from kvnode.transport.channel import Channel
 from kvnode.transport.peers import COUNTERS
+from kvnode.wire.frames import FEATURE_LEVEL
 from tests.transport.cluster import Cluster, Directory, addresses, append, reply, settings, until
 
 ONE, TWO, THREE = NodeId(1), NodeId(2), NodeId(3)
@@ -408,7 +409,7 @@ async def test_a_member_of_a_lower_feature_level_is_cut_and_refused() -> None:
     try:
         await cluster.connected()
         levels = {peer: link.feature_level for peer, link in cluster.nodes[1].links().items()}
-        assert levels == {2: 2, 3: 1}
+        assert levels == {2: FEATURE_LEVEL, 3: 1}
         raised = configuration_of(cluster, {1: 1001, 2: 1002, 3: 1003})
         raised = msgspec.structs.replace(raised, feature_level=2)
         cluster.rosters[1].on_configuration(raised, Index(9), raised)
