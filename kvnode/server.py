@@ -28,15 +28,19 @@ from kvnode.ids import Index, NodeId
 from kvnode.join import join, tell_progress
 from kvnode.machine.backend import Backend
 from kvnode.machine.machine import StateMachine
+from kvnode.node.available import AvailablePlane
 from kvnode.node.node import Node, Workers
+from kvnode.node.own_events import of_damage
 from kvnode.node.ports import Receiver, SnapshotSink
 from kvnode.node.recovery import restore
 from kvnode.node.roster import Roster, base_configuration
 from kvnode.node.status import NodeIdentity
 from kvnode.node.worker import ThreadWorker
 from kvnode.observe.log import get_logger, set_node
+from kvnode.plane import describe, open_plane
 from kvnode.raft.core import Raft
 from kvnode.raft.messages import Configuration, LogPosition, PeerMessage
+from kvnode.storage.available_shelf import LmdbShelf, MemoryShelf
 from kvnode.storage.datadir import DataDir, MemberIdentity, PeerBoot
 from kvnode.storage.disk import Disk
 from kvnode.storage.environments import LmdbEnvironments
@@ -48,6 +52,7 @@ from kvnode.storage.store_pointer import NAME as POINTER
 from kvnode.storage.store_pointer import StorePointer
 from kvnode.storage.wal import Recovered, Stamp, Wal
 from kvnode.storage.wal_salvage import Salvaged, open_log
+from kvnode.transport.gossip_net import GossipNet
 from kvnode.transport.peers import PeerTransport
 
 APPLIED_LIMITS = (
@@ -120,6 +125,9 @@ class RunningNode:
         self._data: DataDir | None = None
         self._roster: Roster
         self._transport: PeerTransport | None = None
+        self.available: AvailablePlane  # once the node has started
+        self._plane: AvailablePlane | None = None
+        self._plane_worker: ThreadWorker | None = None
         self._client_socket: socket.socket | None = None
         self._client_url = ""
         self._server: ClientServer | None = None
@@ -165,6 +173,8 @@ class RunningNode:
         self._transport = make_transport(config, self._roster, self._clock, self._on_failed)
         await self._transport.start(switchboard)
         await self._bootstrap()
+        self._plane = self.available = self._open_plane(data, disk)
+        self._transport.lamport = self.available.clock_hook
         storage = open_storage(config, data, disk)
         try:
             self.node = self._make_node(storage, disk)
@@ -174,12 +184,13 @@ class RunningNode:
         self._started_node = True
         self.node.start()
         switchboard.attach(self.node.receiver)
+        await self.available.start()
         if is_new:
             progress = tell_progress(self.node.leader_client_url, self.node.id)
             self._progress = asyncio.create_task(progress, name="join-progress")
             self._progress.add_done_callback(self._on_progress_told)
         if self._client_socket is not None:
-            self._server = ClientServer(build_app(self.node, self.node, config), config)
+            self._server = ClientServer(build_app(self.node, self.node, config, self.available), config)
             await self._server.start(self._client_socket)
         log.info(
             "node.started",
@@ -191,11 +202,48 @@ class RunningNode:
             applied_index=storage.machine.applied_index,
         )
 
+    def _open_plane(self, data: DataDir, disk: RealDisk) -> AvailablePlane:
+        """What needs no quorum; it takes part from its `start` on."""
+        config, loop = self.config, asyncio.get_running_loop()
+        assert self._transport is not None
+        transport, rng = self._transport, random.Random(secrets.randbits(64))
+        self._plane_worker = ThreadWorker(loop, "kvnode-available")
+        return open_plane(
+            config=config,
+            data=data,
+            shelf=LmdbShelf(disk, data.path) if config.storage.backend == "lmdb" else MemoryShelf(),
+            transport=GossipNet(
+                node=NodeId(config.node.id),
+                incarnation=data.identity.incarnation,
+                boot_counter=data.boot.counter,
+                boot_nonce=data.boot.nonce,
+                roster=self._roster,
+                secret=read_secret(config),
+                peers=self._transport,
+                clock=self._clock,
+                on_failed=self._on_failed,
+            ),
+            worker=self._plane_worker,
+            clock=self._clock,
+            loop=loop,
+            rng=rng,
+            address=self._transport.address,
+            describe=lambda: describe(self.node, self._client_url),
+            on_failed=self._on_failed,
+            free_bytes=lambda: disk.free_bytes(config.node.data_dir),
+            feature_level=self._roster.feature_level,
+            feature_levels=lambda: {peer: link.feature_level for peer, link in transport.links().items()},
+            reaches_quorum=lambda: self.node.reaches_quorum,
+        )
+
     def _make_node(self, storage: Storage, disk: RealDisk) -> Node:
         """The core and the runtime on what was recovered. Raises: LogCorrupted when log and store do not meet."""
         config, clock, data, loop = self.config, self._clock, self._data, asyncio.get_running_loop()
         assert data is not None
         assert self._transport is not None
+        quarantine = storage.recovered.quarantine
+        if quarantine is not None:
+            self.available.record(*of_damage(quarantine.what))
         initial = base_configuration(data.identity)
         raft = Raft(
             node=NodeId(config.node.id),
@@ -224,14 +272,17 @@ class RunningNode:
                 boot=data.boot.counter,
             ),
             on_members=self._on_members,
+            on_fact=self.available.on_raft_fact,
+            on_event=self.available.record,
             on_failed=self._on_failed,
-            lost=storage.recovered.quarantine.what if storage.recovered.quarantine else "",
+            lost=quarantine.what if quarantine is not None else "",
         )
 
     def _on_members(self, applied: Configuration, applied_index: Index, in_force: Configuration) -> None:
         assert self._transport is not None
         self._roster.on_configuration(applied, applied_index, in_force)
         self._transport.set_members(self._roster.members)
+        self.available.set_members(in_force, self._roster.committed, self._roster.configuration_index)
 
     def _on_removed(self, sentence: str) -> None:
         """Not at once: who led may have to tell the others that it is committed."""
@@ -267,6 +318,10 @@ class RunningNode:
         async with AsyncExitStack() as steps:  # last in, first out; one that fails does not keep the others from it
             if self._data is not None:
                 steps.callback(self._release, self._data)
+            if self._plane is not None:
+                steps.push_async_callback(self._plane.stop)
+            elif self._plane_worker is not None:
+                steps.push_async_callback(self._plane_worker.close)
             if self._transport is not None:
                 steps.push_async_callback(self._transport.close)
             if self._server is not None:
@@ -277,6 +332,8 @@ class RunningNode:
                 steps.callback(self._progress.cancel)
             if self._started_node:
                 steps.push_async_callback(self.node.stop)
+            if self._plane is not None:
+                steps.push_async_callback(self._plane.leave)
             if self._server is not None:
                 steps.push_async_callback(self._server.drain)
         log.info("node.stopped", node=self.config.node.id)

@@ -17,6 +17,7 @@ from kvnode.ids import Index, NodeId, Revision
 from kvnode.kv.interface import Backup, Options
 from kvnode.machine.machine import StateMachine
 from kvnode.node.applier import Applier
+from kvnode.node.own_events import OnEvent, tell_nobody
 from kvnode.node.snapshot_sender import PinnedSnapshot
 from kvnode.node.worker import Worker
 from kvnode.observe.log import get_logger
@@ -96,6 +97,7 @@ class Backups:
         clock: Clock,
         cluster_id: int,
         initial: Configuration,
+        on_event: OnEvent = tell_nobody,
     ) -> None:
         """`reach_read_index`: waits until what was committed is applied; takes the deadline. `initial`: see `Node`."""
         self._node = node
@@ -110,6 +112,7 @@ class Backups:
         self._open: set[_OpenBackup] = set()
         self._opening = 0
         self._stopped = False
+        self._on_event = on_event
 
     async def open(self, options: Options) -> Backup:
         """See `Admin.backup`."""
@@ -145,6 +148,7 @@ class Backups:
         self._open.add(backup)
         backup.on_closed = lambda: self._open.discard(backup)
         log.info("backup.began", node=self._node, index=backup.index, revision=backup.revision)
+        self._on_event("snapshot.taken", {"index": backup.index})
         return backup
 
     def break_off(self, why: str) -> None:

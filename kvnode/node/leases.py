@@ -115,6 +115,8 @@ class Lessor:
         self._began_ms = 0
         self._proposed: list[int] = []  # leases whose end is under way
         self.ended = 0  # by expiry, as this leader decided
+        self.on_ended: Callable[[int], None] = lambda _: None
+        """So many leases have ended in one entry of the log."""
 
     @property
     def _leases(self) -> Leases:
@@ -200,9 +202,11 @@ class Lessor:
     def _settle(self, now_ms: int) -> None:
         """The fate of what was proposed last is known, or will never be."""
         proposed, self._proposed = self._proposed, []
+        ended = 0
         for lease_id in proposed:
             held = self._held.pop(lease_id)
             lease = self._leases.get(lease_id)
+            ended += lease is not held.lease
             if lease is held.lease:
                 held.is_ending = False
                 self._held[lease_id] = held
@@ -212,6 +216,8 @@ class Lessor:
             waiting, held.waiting = held.waiting, []
             for arrived_ms, answer in waiting:
                 self._confirmed(lease_id, arrived_ms, answer, renew=True)
+        if ended:
+            self.on_ended(ended)
 
     def _take_over(self) -> None:
         for _ in range(min(TAKEN_OVER_AT_ONCE, len(self._taken_over))):

@@ -41,6 +41,7 @@ from kvnode.node.low_water_mark import LowWaterMark
 from kvnode.node.member_alarms import MemberAlarms
 from kvnode.node.member_view import MemberView
 from kvnode.node.members import MemberDuty
+from kvnode.node.own_events import OnEvent, of_leases, tell_nobody
 from kvnode.node.ports import LogStore, SnapshotStore, Transport
 from kvnode.node.range_reads import RangeReads
 from kvnode.node.request_path import RequestPath
@@ -101,9 +102,13 @@ class Node(KV, Admin):
         identity: status.NodeIdentity,
         on_members: Callable[[Configuration, Index, Configuration], None],
         on_failed: Callable[[BaseException], None],
+        on_fact: Callable[[Fact], None] | None = None,
+        on_event: OnEvent = tell_nobody,
         lost: str = "",
     ) -> None:
-        """`on_members`: the members as applied, at which index, and as in force; told at the start and at each change.
+        """`on_fact`: told of what happens in the core, for the timeline; `on_event`: of what else does.
+
+        `on_members`: the members as applied, at which index, and as in force; told at the start and at each change.
 
         `lost`: the damage for which this node starts in quarantine.
         """
@@ -116,6 +121,8 @@ class Node(KV, Admin):
         self._loop = loop
         self._identity = identity
         self._on_members = on_members
+        self._tell_fact = on_fact
+        self._tell_event = on_event
         self._report_failed = on_failed
         self._started_ms = clock.monotonic_ms()
         self._stopping = False
@@ -137,6 +144,7 @@ class Node(KV, Admin):
             on_failed=self._fail,
             send=self._driver.send,
         )
+        self._lessor: Lessor
         changes = Changes(loop)
         range_reads = RangeReads(machine, loop)
         self._watches = Watches(machine, range_reads, watches_max=config.limits.watches_max, loop=loop, clock=clock)
@@ -222,6 +230,7 @@ class Node(KV, Admin):
             clock=clock,
             cluster_id=identity.cluster_id,
             initial=identity.initial,
+            on_event=on_event,
         )
         self._snapshots.on_installing = lambda: self._backups.break_off("a snapshot takes this state's place")
         self._view = MemberView(
@@ -282,6 +291,7 @@ class Node(KV, Admin):
             initial=self._identity.initial,
             on_sent=put,
             on_failed=self._fail,
+            on_event=self._tell_event,
         )
         receiver = SnapshotReceiver(
             store,
@@ -312,6 +322,8 @@ class Node(KV, Admin):
 
     def _on_fact(self, fact: Fact) -> None:
         self._facts.record(fact)
+        if self._tell_fact is not None:
+            self._tell_fact(fact)
         if isinstance(fact, ConfigurationChanged):
             self._tell_members()
         elif isinstance(fact, SnapshotIgnored):
@@ -330,6 +342,8 @@ class Node(KV, Admin):
             clock=self._clock,
             margin_ms=self._config.raft.election_timeout_ms,
         )
+        self._lessor = lessor
+        lessor.on_ended = self._on_leases_ended
         lessor.connect(self._duties)
         self._duties.add(lessor)
         self._duties.add(SessionDuty(self._machine, self._config.limits))
@@ -343,6 +357,11 @@ class Node(KV, Admin):
         )
         self._duties.add(self._state_checks)
         return lessor
+
+    def _on_leases_ended(self, count: int) -> None:
+        told = of_leases(count)
+        if told is not None:
+            self._tell_event(*told)
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -490,6 +509,27 @@ class Node(KV, Admin):
     def lease_count(self) -> int:
         """Of the applied state; cheap."""
         return len(self._machine.leases)
+
+    @property
+    def leases_expired(self) -> int:
+        """By this node, as a leader, since it started."""
+        return self._lessor.ended
+
+    @property
+    def role(self) -> str:
+        """As `/v1/status` has it."""
+        return self._raft.role
+
+    @property
+    def applied_index(self) -> Index:
+        return Index(self._machine.applied_index)
+
+    @property
+    def reaches_quorum(self) -> bool:
+        """A majority of the voters is connected, this node among them if it is one."""
+        voters = self._raft.configuration.voters
+        here = sum(voter == self._raft.node or voter in self._driver.connected for voter in voters)
+        return 2 * here > len(voters)
 
     @property
     def applied_time(self) -> int:

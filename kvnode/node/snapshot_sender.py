@@ -18,6 +18,7 @@ from kvnode.errors import SnapshotRefused
 from kvnode.ids import Index, NodeId
 from kvnode.machine.machine import StateMachine
 from kvnode.machine.snapshot import SnapshotReader
+from kvnode.node.own_events import OnEvent, tell_nobody
 from kvnode.node.ports import Transport
 from kvnode.node.worker import Worker, result_of
 from kvnode.observe.log import get_logger
@@ -106,7 +107,9 @@ class SnapshotSender:
         initial: Configuration,
         on_sent: Callable[[SnapshotSent], None],
         on_failed: Callable[[BaseException], None],
+        on_event: OnEvent = tell_nobody,
     ) -> None:
+        self._on_event = on_event
         self._raft = raft
         self._machine = machine
         self._transport = transport
@@ -189,6 +192,7 @@ class SnapshotSender:
             index = source.index
             self._pinned[peer] = index
             log.info("snapshot.sending", node=node, peer=peer, index=index)
+            self._on_event("snapshot.taken", {"index": index, "member": peer})
             await self._transport.send_snapshot(peer, source)
         except (OSError, SnapshotRefused) as error:
             self.failed += 1
@@ -200,6 +204,7 @@ class SnapshotSender:
                 source.close()
         self.sent += 1
         log.info("snapshot.sent", node=node, peer=peer, index=index)
+        self._on_event("snapshot.sent", {"index": index, "member": peer})
         return index
 
     def _leads(self) -> bool:

@@ -124,6 +124,67 @@ DECLARED: tuple[MetricDeclaration, ...] = (
     MetricDeclaration(
         "kvnode_heartbeats_late_total", "counter", "", "Heartbeats that left later than twice their interval."
     ),
+    MetricDeclaration("kvnode_gossip_packets_sent_total", "counter", "", "Datagrams of gossip sent."),
+    MetricDeclaration(
+        "kvnode_gossip_packets_received_total", "counter", "", "Datagrams received, whatever was in them."
+    ),
+    MetricDeclaration("kvnode_gossip_packets_sent_bytes_total", "counter", "", "Their bytes, without UDP's headers."),
+    MetricDeclaration("kvnode_gossip_packets_received_bytes_total", "counter", "", "Bytes of those received."),
+    MetricDeclaration(
+        "kvnode_gossip_packets_dropped_total",
+        "counter",
+        "",
+        "Not sent (no address, socket full), unreadable, of no member in its newest start, or come before.",
+        "reason",
+    ),
+    MetricDeclaration("kvnode_gossip_exchanges_total", "counter", "", "Exchanges by HTTP this node has begun."),
+    MetricDeclaration("kvnode_gossip_exchanges_failed_total", "counter", "", "Of these, those without a good answer."),
+    MetricDeclaration("kvnode_gossip_exchange_sent_bytes_total", "counter", "", "Bytes of requests sent."),
+    MetricDeclaration("kvnode_gossip_exchange_received_bytes_total", "counter", "", "Bytes of answers received."),
+    MetricDeclaration("kvnode_gossip_probes_total", "counter", "", "Probes of other members."),
+    MetricDeclaration("kvnode_gossip_probes_failed_total", "counter", "", "Of these, those answered by no way."),
+    MetricDeclaration("kvnode_gossip_probes_by_http_total", "counter", "", "Probes that went by HTTP, too."),
+    MetricDeclaration("kvnode_gossip_pulls_total", "counter", "", "Times this node asked another for what it lacks."),
+    MetricDeclaration("kvnode_gossip_pulls_failed_total", "counter", "", "Of these, those that were broken off."),
+    MetricDeclaration("kvnode_gossip_pull_pages_total", "counter", "", "Pages that pulls have brought."),
+    MetricDeclaration("kvnode_gossip_suspicions_total", "counter", "", "Members held suspect, by whomever."),
+    MetricDeclaration("kvnode_gossip_refutations_total", "counter", "", "Accusations of this node it has taken back."),
+    MetricDeclaration("kvnode_gossip_members", "gauge", "", "Members as gossip sees them.", "status"),
+    MetricDeclaration(
+        "kvnode_gossip_health_score", "gauge", "", "0: this node hears well; up to 7: it accuses that much later."
+    ),
+    MetricDeclaration("kvnode_ap_keys", "gauge", "", "Keys of the always-writable keyspace that have a value."),
+    MetricDeclaration("kvnode_ap_tombstones", "gauge", "", "Deleted keys that not every member is known to have."),
+    MetricDeclaration("kvnode_ap_siblings", "gauge", "", "Values that stand beside another one of their key."),
+    MetricDeclaration("kvnode_ap_logical_bytes", "gauge", "bytes", "Keys, values and contexts of that keyspace."),
+    MetricDeclaration("kvnode_ap_writes_total", "counter", "", "Its writes that this node took and made durable."),
+    MetricDeclaration("kvnode_ap_writes_pending", "gauge", "", "Writes taken and not durable yet."),
+    MetricDeclaration("kvnode_ap_reads_waiting", "gauge", "", "Reads that wait for a write another node took."),
+    MetricDeclaration("kvnode_ap_conflicts_total", "counter", "", "Changes that left a key with several values."),
+    MetricDeclaration(
+        "kvnode_ap_blind_writes_refused_total", "counter", "", "Writes without context to keys with too many values."
+    ),
+    MetricDeclaration("kvnode_events", "gauge", "", "Events of the timeline held, of all members."),
+    MetricDeclaration("kvnode_events_logical_bytes", "gauge", "bytes", "Their bytes."),
+    MetricDeclaration("kvnode_events_recorded_total", "counter", "", "Events of this node, its users' among them."),
+    MetricDeclaration("kvnode_events_posted_total", "counter", "", "Users' events this node took and made durable."),
+    MetricDeclaration("kvnode_events_dropped_total", "counter", "", "This node's own events that found no room."),
+    MetricDeclaration("kvnode_events_refused_total", "counter", "", "Events of others that did not fit their origin."),
+    MetricDeclaration("kvnode_events_followers", "gauge", "", "Readers that wait for events."),
+    MetricDeclaration(
+        "kvnode_timeline_lag",
+        "gauge",
+        "",
+        "Lamport time that the final order is behind: it grows while a voter is silent.",
+    ),
+    MetricDeclaration("kvnode_lamport_time", "gauge", "", "The newest Lamport time issued or seen."),
+    MetricDeclaration(
+        "kvnode_lamport_times_refused_total", "counter", "", "Times that came and that no honest node sends."
+    ),
+    MetricDeclaration("kvnode_ap_commits_total", "counter", "", "Synced commits of the store of keys and events."),
+    MetricDeclaration("kvnode_ap_commit_batches_total", "counter", "", "Batches of rows that these made durable."),
+    MetricDeclaration("kvnode_ap_commit_seconds", "histogram", "seconds", "Duration of one such commit."),
+    MetricDeclaration("kvnode_ap_commit_waiting_bytes", "gauge", "bytes", "Rows that wait for the one under way."),
     MetricDeclaration("kvnode_watches", "gauge", "", "Open watches."),
     MetricDeclaration(
         "kvnode_watch_pages_total", "counter", "", "Pages of the store's changes read for watches that were behind."
