@@ -13,10 +13,11 @@ from multidict import CIMultiDictProxy
 from kvnode.api import errors, query, shapes
 from kvnode.api.answer import ALWAYS, KIND_JSON, KIND_NONE, STATUS_LINE, Answer
 from kvnode.api.streaming import Outlet, StreamingAnswer
-from kvnode.errors import BadRequest, KvnodeError, NoLeader, TooLarge, UnsupportedMediaType
+from kvnode.errors import BadEncoding, BadRequest, KvnodeError, NoLeader, TooLarge, UnsupportedMediaType
+from kvnode.kv.available import NOTHING_SEEN, DotRow, Seen, seen_also
 from kvnode.kv.interface import Consistency, Options
 from kvnode.kv.requests import KeyValue
-from kvnode.wire.token import decode_token
+from kvnode.wire.token import Token, decode_token, encode_token, read_token
 
 if TYPE_CHECKING:
     from kvnode.api.app import App
@@ -48,6 +49,7 @@ class Call:
         "request",
         "request_id",
         "rest",
+        "shown",
     )
 
     def __init__(self, app: App, request: web.BaseRequest) -> None:
@@ -61,6 +63,7 @@ class Call:
         self.needs_leader = False  # a call that nodes do not forward is redirected
         self.is_named = False  # it carries a name under which it takes effect once
         self.closes = not request.keep_alive
+        self.shown: tuple[DotRow, ...] | None = None  # what it showed or wrote of the plane that needs no quorum
         self.rest = ""  # the still encoded key of a path that ends in one
         self.parameters: dict[str, bytes] = {}
         self.request_id = ""
@@ -111,6 +114,12 @@ class Call:
         if token is None:
             raise BadRequest("consistency=causal needs the Kv-Token of an answer whose state must not be missed")
         return decode_token(token)
+
+    def seen(self) -> Seen:
+        """What the caller has seen of the plane that needs no quorum; for calls of that plane. Raises: BadEncoding."""
+        self.shown = ()
+        token = self.headers.get("Kv-Token")
+        return NOTHING_SEEN if token is None else read_token(token).seen
 
     def revision_asked(self) -> int:
         """The revision that a read is to show; 0: the newest. Raises: BadRequest."""
@@ -218,9 +227,24 @@ class Call:
         revision = revision or app.admin.revision
         return (
             f"{STATUS_LINE[status]}{app.node_line}Kv-Term: {app.admin.term}\r\nKv-Revision: {revision}\r\n"
-            f"Kv-Token: {app.token(revision)}\r\nX-Request-Id: {self.request_id}\r\n"
+            f"Kv-Token: {self._token(revision)}\r\nX-Request-Id: {self.request_id}\r\n"
             f"{app.date.line()}{ALWAYS}{rest}\r\n"
         )
+
+    def _token(self, revision: int) -> str:
+        """Of this answer. What the caller has seen of one plane stays in it while it speaks to the other."""
+        app = self.app
+        given = self.headers.get("Kv-Token")
+        if given is None and self.shown is None:
+            return app.token(revision)
+        brought = _brought(given)
+        if self.shown is None and brought.seen is NOTHING_SEEN:
+            return app.token(revision)
+        seen = seen_also(brought.seen, 0 if app.plane is None else app.plane.lamport_time, self.shown or ())
+        time = app.admin.applied_time
+        if self.shown is not None:  # it says nothing of the store: what the caller knows of that stays as it is
+            revision, time = max(revision, brought.revision), max(time, brought.time)
+        return encode_token(revision, time, seen)
 
     def json(self, status: int, value: object, *, revision: int = 0, extra: str = "") -> Answer:
         return self.answer(status, shapes.encode(value) + b"\n", revision=revision, extra=extra)
@@ -242,6 +266,14 @@ class Call:
         if "allow" in error.detail:
             extra += f"Allow: {error.detail['allow']}\r\n"
         return self.answer(status, errors.encode(error, outcome), revision=revision, extra=extra)
+
+
+def _brought(given: str | None) -> Token:
+    """A token as far as it is one of ours: whoever must know refuses the others before."""
+    try:
+        return Token(0, 0) if given is None else read_token(given)
+    except BadEncoding:
+        return Token(0, 0)
 
 
 def _target(raw_path: str) -> str:

@@ -21,6 +21,7 @@ STATUS: dict[str, HTTPStatus] = {
     "bad_request": HTTPStatus.BAD_REQUEST,
     "bad_key": HTTPStatus.BAD_REQUEST,
     "bad_encoding": HTTPStatus.BAD_REQUEST,
+    "bad_context": HTTPStatus.BAD_REQUEST,
     "unknown_parameter": HTTPStatus.BAD_REQUEST,
     "future_revision": HTTPStatus.BAD_REQUEST,
     "clock_drift": HTTPStatus.BAD_REQUEST,

@@ -11,7 +11,8 @@ import msgspec
 from kvnode.api import shapes
 from kvnode.api.errors import STATUS, ErrorBody
 from kvnode.api.http import members, operations, txn
-from kvnode.api.routes import COMMON_ERRORS, TABLE, Parameter, Route
+from kvnode.api.route import Parameter, Route
+from kvnode.api.routes import COMMON_ERRORS, TABLE
 from kvnode.version import __version__
 
 Json = dict[str, Any]
@@ -39,6 +40,10 @@ _ANSWER_HEADERS = {
     "Kv-Token": "Opaque: names at least this state.",
     "X-Request-Id": "The caller's id, or one made up.",
 }
+_AP_HEADERS = {
+    "Kv-Context": "Goes back with the write that replaces this; a 404 has it, too, if something was there.",
+    "Kv-Time": "Hybrid time of the write, if it is one.",
+}
 _KEY_HEADERS = {
     "ETag": 'The mod revision as an entity tag, such as "7".',
     "Kv-Mod-Revision": "Revision of this version.",
@@ -57,7 +62,7 @@ def build() -> bytes:
 def document() -> Json:
     """The whole description, as plain objects."""
     structs = {r.reply for r in TABLE if isinstance(r.reply, type) and issubclass(r.reply, msgspec.Struct)}
-    ordered = sorted(structs | {ErrorBody, *_RESULTS}, key=lambda struct: struct.__name__)
+    ordered = sorted(structs | {ErrorBody, shapes.ApItem, *_RESULTS}, key=lambda struct: struct.__name__)
     _, components = msgspec.json.schema_components(ordered, ref_template=_REFERENCE + "{name}")
     of_txn = [{"$ref": _REFERENCE + result.__name__} for result in _RESULTS if result is not shapes.FailedResult]
     components["TxnAnswer"]["properties"]["results"]["items"] = {"oneOf": of_txn}
@@ -98,6 +103,7 @@ def _operation(route: Route) -> Json:
             "batch": ("application/json", {"type": "array", "items": {"$ref": _REFERENCE + "BatchOperation"}}),
             "new member": ("application/json", {"$ref": _REFERENCE + "NewMember"}),
             "member address": ("application/json", {"$ref": _REFERENCE + "MemberAddress"}),
+            "event": ("application/json", {"type": "object", "description": "Any fields, at most 4 KiB."}),
         }[route.body]
         operation["requestBody"] = {"required": True, "content": {kind: {"schema": schema}}}
     return operation
@@ -118,7 +124,10 @@ def _parameter(parameter: Parameter, place: str) -> Json:
 
 def _responses(route: Route) -> Json:
     names = dict(_ANSWER_HEADERS)
-    if route.variable == "key" and route.method != "DELETE":
+    is_eventual = route.path == "/v1/ap/{key}"
+    if is_eventual:
+        names |= _AP_HEADERS
+    elif route.variable == "key" and route.method != "DELETE":
         names |= _KEY_HEADERS
     ok: Json = {
         "description": route.sentence,
@@ -126,7 +135,11 @@ def _responses(route: Route) -> Json:
     }
     if route.reply is not None and route.method != "HEAD":
         ok["content"] = _content(route.reply)
-    responses: Json = {"200": ok}
+    responses: Json = {str(route.success): ok}
+    if is_eventual and route.method in {"GET", "HEAD"}:
+        responses["300"] = {"description": "Several values, written without knowing of each other."}
+        if route.method == "GET":
+            responses["300"]["content"] = _content(shapes.ApItem)
     if any(header.name == "If-None-Match" for header in route.headers) and route.method in {"GET", "HEAD"}:
         responses["304"] = {"description": "The caller has this version already."}
     if any(header.name == "Kv-No-Forward" for header in route.headers) or route.redirects:
@@ -152,6 +165,9 @@ def _content(reply: type) -> Json:
     schema: Json = {"schema": {"$ref": _REFERENCE + reply.__name__}}
     if reply is shapes.WatchLine:
         return {"application/x-ndjson": schema, "text/event-stream": schema}
+    if reply is shapes.Events:
+        lines: Json = {"schema": {"$ref": _REFERENCE + shapes.EventLine.__name__}}
+        return {"application/json": schema, "application/x-ndjson": lines, "text/event-stream": lines}
     return {"application/json": schema}
 
 

@@ -7,104 +7,62 @@ there belongs to it, slashes included. Of two paths that fit the longer ending w
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, Literal
-
-import msgspec
-
 from kvnode.api import shapes
-from kvnode.api.answer import Answer
-from kvnode.api.call import Call
-from kvnode.api.http import batch, history, kv, leases, listing, locks, members, node, sessions, snapshot, txn, watches
+from kvnode.api.http import (
+    batch,
+    events,
+    eventual,
+    history,
+    kv,
+    leases,
+    listing,
+    locks,
+    members,
+    node,
+    sessions,
+    snapshot,
+    txn,
+    watches,
+)
+from kvnode.api.route import (
+    AFTER_REV,
+    AT_REV,
+    AT_TIME,
+    CONSISTENCY,
+    CONTEXT,
+    CURSOR,
+    FENCE,
+    FORCE,
+    HOLD_TTL,
+    HOLDER_TOKEN,
+    IDEMPOTENCY_KEY,
+    IF_MATCH,
+    IF_NONE_MATCH_READ,
+    IF_NONE_MATCH_WRITE,
+    IF_REV,
+    LEASE,
+    MAX_STALENESS,
+    META,
+    NAMES,
+    NO_FORWARD,
+    OWN_TTL,
+    PLAIN_CONSISTENCY,
+    PREV,
+    QUEUE_WAIT,
+    RANGE,
+    SEEN,
+    TIMEOUT,
+    TOKEN,
+    TTL,
+    WAIT,
+    Handler,
+    Parameter,
+    Route,
+)
 from kvnode.errors import MethodNotAllowed, NotFound
+from kvnode.kv.available import RESOLUTIONS
 from kvnode.kv.interface import Members, MembersChanged, Status
 from kvnode.kv.requests import HashReply
-
-Handler = Callable[[Call], Awaitable[Answer]]
-
-
-class Parameter(msgspec.Struct, frozen=True):
-    """A query parameter or header."""
-
-    name: str
-    kind: Literal["integer", "flag", "duration", "bytes", "choice", "text"]
-    sentence: str
-    choices: tuple[str, ...] = ()
-    required: bool = False
-
-
-class Route(msgspec.Struct, frozen=True):
-    """One method on one path."""
-
-    method: str
-    path: str
-    handler: Handler
-    sentence: str
-    parameters: tuple[Parameter, ...] = ()
-    headers: tuple[Parameter, ...] = ()
-    body: Literal["", "bytes", "txn", "batch", "new member", "member address"] = ""
-    reply: Any = None  # a Struct type, bytes, str (plain text), or None for no body
-    errors: tuple[str, ...] = ()  # codes beside those every call may answer
-    redirects: bool = False  # 307 to the leader even when not asked for
-    name: str = ""  # in the description, where the handler's is not one of its own
-
-    @property
-    def names(self) -> frozenset[str]:
-        return frozenset(parameter.name for parameter in self.parameters)
-
-    @property
-    def variable(self) -> str:
-        """Name of the variable part of the path; "" if it has none."""
-        return self.path.partition("{")[2].partition("}")[0]
-
-
-TIMEOUT = Parameter("timeout", "duration", "Deadline of the call: 500ms, 30s; default 5s, at most 60s.")
-CONSISTENCY = Parameter(
-    "consistency",
-    "choice",
-    "linearizable (default); causal: at least the Kv-Token sent; bounded: nothing older than max_staleness is missing; "
-    "stale: this node's applied state, without asking anybody.",
-    ("linearizable", "causal", "bounded", "stale"),
-)
-PLAIN_CONSISTENCY = Parameter(
-    "consistency", "choice", "linearizable (default) or stale: this node's applied state.", ("linearizable", "stale")
-)
-MAX_STALENESS = Parameter("max_staleness", "duration", "With bounded: how old the state may be.")
-TOKEN = Parameter("Kv-Token", "text", "With causal: of an answer whose state must not be missed.")
-META = Parameter("meta", "flag", "A JSON item instead of the raw value.")
-WAIT = Parameter("wait", "duration", "Wait so long for a newer version; 304 if none comes. On top of timeout.")
-AFTER_REV = Parameter(
-    "after_rev", "integer", "With wait: newer than this mod revision; default: than the one there now."
-)
-AT_REV = Parameter("at_rev", "integer", "The state as it was at this revision of the store; default: the newest.")
-AT_TIME = Parameter("at_time", "text", "The state as it was at this time: RFC 3339, a Kv-Time, or an age such as -5m.")
-CURSOR = "From the page before; {what} must be the same."
-IF_REV = Parameter("if_rev", "integer", "Only if the key's mod revision is this; 0 = only if there is no such key.")
-PREV = Parameter("prev", "flag", "Answer with what stood there before.")
-RANGE = (
-    Parameter("prefix", "bytes", "All keys that start with these bytes."),
-    Parameter("start", "bytes", "First key of the range; from the first key when left out."),
-    Parameter("end", "bytes", "First key after the range; to the last key when left out."),
-)
-LEASE = Parameter("lease", "integer", "The key goes when this lease ends; without it the key is on no lease.")
-OWN_TTL = Parameter("ttl", "duration", "The key gets a lease of its own that lives so long; Kv-Lease names it.")
-TTL = Parameter("ttl", "duration", "How long the lease lives without being renewed: 1s to 366 days.", required=True)
-HOLD_TTL = Parameter("ttl", "duration", "How long it is held without being renewed; default 30s.")
-QUEUE_WAIT = Parameter("wait", "duration", "Wait in the queue so long; 409 if that was in vain. Default: do not.")
-HOLDER_TOKEN = Parameter("token", "integer", "The token that the POST answered.", required=True)
-NO_FORWARD = Parameter("Kv-No-Forward", "flag", "1: answer 307 with the leader's address instead of forwarding.")
-IF_MATCH = Parameter("If-Match", "text", 'Only if the key is at this entity tag ("7"), or exists at all (*).')
-IF_NONE_MATCH_WRITE = Parameter("If-None-Match", "text", "* : only if there is no such key.")
-IF_NONE_MATCH_READ = Parameter("If-None-Match", "text", "304 without a body if the key is still at this entity tag.")
-SESSION = Parameter(
-    "Kv-Session", "integer", "With Kv-Sequence: the session it is numbered under; it takes effect once."
-)
-SEQUENCE = Parameter("Kv-Sequence", "integer", "With Kv-Session: the write's number, from 1; a repeat has the same.")
-ACKNOWLEDGED = Parameter("Kv-Acknowledged", "integer", "With Kv-Session: no answer up to this sequence is needed more.")
-IDEMPOTENCY_KEY = Parameter("Idempotency-Key", "text", "Any text of up to 255 bytes: takes effect once under it.")
-FENCE = Parameter("fence", "text", "NAME:TOKEN: only while that lock or election is held under that token.")
-FORCE = Parameter("force", "flag", "Do it although the cluster may lose its majority by it.")
-NAMES = (SESSION, SEQUENCE, ACKNOWLEDGED, IDEMPOTENCY_KEY)
 
 _READ = ("compacted", "clock_drift", "no_leader", "not_ready", "stale_bound_unmet", "overloaded", "timeout")
 _WRITE = (
@@ -118,6 +76,7 @@ _WRITE = (
     "connection_lost",
 )
 _CHANGE = ("conflict", "member_not_found", *(code for code in _WRITE if code != "no_space"))
+_AP_WRITE = ("not_found", "not_ready", "overloaded", "no_space", "timeout")
 _ONCE = ("conflict", "sequence_too_old", "session_expired")
 
 
@@ -131,6 +90,23 @@ def _get_key(method: str, sentence: str) -> Route:
         headers=(IF_NONE_MATCH_READ, IF_MATCH, TOKEN, NO_FORWARD),
         reply=bytes,
         errors=("bad_key", "key_not_found", "compare_failed", "too_large", "future_revision", *_READ),
+    )
+
+
+def _get_ap(method: str, sentence: str) -> Route:
+    return Route(
+        method,
+        "/v1/ap/{key}",
+        eventual.get_ap,
+        sentence,
+        parameters=(
+            META,
+            Parameter("resolve", "choice", "One value instead of siblings, chosen or merged.", RESOLUTIONS),
+            TIMEOUT,
+        ),
+        headers=(SEEN,),
+        reply=bytes,
+        errors=("bad_key", "key_not_found", "conflict", "too_large", "not_found", "not_ready"),
     )
 
 
@@ -289,6 +265,49 @@ TABLE: tuple[Route, ...] = (
     Route(
         "DELETE", "/v1/sessions/{id}", sessions.end_session, "End a session; its answers are forgotten.",
         (TIMEOUT,), (NO_FORWARD,), "", shapes.SessionEnded, _WRITE,
+    ),
+    _get_ap("GET", "A key of the keyspace that needs no quorum: 200 its value, 300 several that were written apart."),
+    _get_ap("HEAD", "The headers of the GET."),
+    Route(
+        "PUT", "/v1/ap/{key}", eventual.put_ap, "Write without a quorum; replaces what Kv-Context covers.",
+        (TIMEOUT,), (CONTEXT, SEEN), "bytes", None, ("bad_key", "bad_context", "conflict", "too_large", *_AP_WRITE),
+        success=204,
+    ),
+    Route(
+        "DELETE", "/v1/ap/{key}", eventual.delete_ap, "Delete what Kv-Context covers; without it what this node has.",
+        (TIMEOUT,), (CONTEXT, SEEN), "", None, ("bad_key", "bad_context", "too_large", *_AP_WRITE), success=204,
+    ),
+    Route(
+        "GET", "/v1/ap", eventual.list_ap, "A page of the keys that need no quorum, in byte order.",
+        (
+            Parameter("prefix", "bytes", "Keys that start with these bytes; every key if left out."),
+            Parameter("limit", "integer", "Most keys of a page; default 1000."),
+            Parameter("cursor", "text", CURSOR.format(what="the prefix")),
+            TIMEOUT,
+        ),
+        (SEEN,), "", shapes.ApListing, ("too_large", "not_found", "not_ready"),
+    ),
+    Route(
+        "GET", "/v1/events", events.show_events, "What happened in the cluster, causes before effects.",
+        (
+            Parameter("stable", "flag", "Only what can no longer be reordered: the same prefix on every node."),
+            Parameter("allow_late", "flag", "With stable: also what has no place in the final order."),
+            Parameter("cursor", "text", "Continue after this, on any node."),
+            Parameter("limit", "integer", "Most events of a page; at most, and by default, 1000."),
+            Parameter("wait", "duration", "Wait so long for something new, at most 60s."),
+            Parameter("follow", "flag", "Go on for ever: a JSON line each, or server-sent events."),
+            TIMEOUT,
+        ),
+        (
+            Parameter("Accept", "text", "With follow: text/event-stream: server-sent events."),
+            Parameter("Last-Event-ID", "text", "With follow: resume after this; sent by browsers that reconnect."),
+            SEEN,
+        ),
+        "", shapes.Events, ("not_found", "not_ready"),
+    ),
+    Route(
+        "POST", "/v1/events", events.post_event, "Put an event of your own into the timeline: any JSON object.",
+        (TIMEOUT,), (SEEN,), "event", shapes.EventLine, ("too_large", *_AP_WRITE), success=201,
     ),
     Route("GET", "/v1/status", node.show_status, "This node as it sees itself.", (TIMEOUT,), reply=Status),
     Route(

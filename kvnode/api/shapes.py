@@ -15,6 +15,7 @@ from msgspec import UNSET, UnsetType
 
 from kvnode.api.errors import ErrorWords
 from kvnode.clocks import hybrid
+from kvnode.kv.available import ApRead, TimelineEvent
 from kvnode.kv.requests import DeleteReply, KeyValue, PutReply, RangeReply
 
 
@@ -115,6 +116,64 @@ class PutAnswer(msgspec.Struct, kw_only=True, frozen=True):
     revision: int
     created: bool
     prev: Item | UnsetType | None = UNSET
+
+
+class Sibling(msgspec.Struct, kw_only=True, frozen=True, gc=False):
+    """One of several values that were written to a key without knowing of each other."""
+
+    value: str
+    encoding: str | UnsetType = UNSET
+    time: str
+
+
+class ApItem(msgspec.Struct, kw_only=True, frozen=True):
+    """A key of the always-writable keyspace: one value, or siblings."""
+
+    key: str
+    key_encoding: str | UnsetType = UNSET
+    context: str  # goes back, as Kv-Context, with the write that replaces this
+    value: str | UnsetType = UNSET  # if there is one; with its encoding and time
+    encoding: str | UnsetType = UNSET
+    time: str | UnsetType = UNSET
+    siblings: list[Sibling] | UnsetType = UNSET  # if there are several; in an order that is the same on all nodes
+
+
+class ApListing(msgspec.Struct, kw_only=True, frozen=True):
+    """One page of the always-writable keyspace."""
+
+    more: bool
+    cursor: str | None
+    items: list[ApItem]
+
+
+class EventLine(msgspec.Struct, kw_only=True):
+    """An event of the timeline; in a stream also a mark, or the end."""
+
+    type: Literal["event", "progress", "cancelled"] | UnsetType = UNSET  # in a stream only
+    id: str | UnsetType = UNSET
+    lamport: int | UnsetType = UNSET
+    time: str | UnsetType = UNSET  # by the clock of the member that recorded it
+    member: int | UnsetType = UNSET
+    node: str | UnsetType = UNSET  # its name
+    kind: str | UnsetType = UNSET
+    fields: msgspec.Raw | UnsetType = UNSET  # a JSON object
+    incarnation: str | UnsetType = UNSET  # of the member's store; 16 hexadecimal digits
+    boot: int | UnsetType = UNSET
+    seq: int | UnsetType = UNSET
+    late: Literal[True] | UnsetType = UNSET  # it came below a time that had been final
+    gap: int | UnsetType = UNSET  # so many events of this member just before it are no longer kept
+    cursor: str | UnsetType = UNSET  # in a stream, where it can be resumed
+    watermark: int | UnsetType = UNSET  # with it
+    code: str | UnsetType = UNSET  # why it was cancelled
+
+
+class Events(msgspec.Struct, kw_only=True):
+    """One page of the timeline, in causal order."""
+
+    watermark: int
+    more: bool
+    cursor: str
+    events: list[EventLine]
 
 
 class SessionOpened(msgspec.Struct, kw_only=True, frozen=True):
@@ -245,3 +304,48 @@ def delete_result(reply: DeleteReply, *, prev: bool, one_key: bool, status: int 
     elif prev:
         previous = [item_of(kv) for kv in reply.previous]
     return DeleteResult(status=status, revision=reply.revision, deleted=reply.deleted, prev=previous)
+
+
+def ap_item(read: ApRead) -> ApItem:
+    """A key that has a value, or several."""
+    key, key_encoding = as_text(read.key)
+    if len(read.values) == 1:
+        value, encoding = as_text(read.values[0])
+        return ApItem(
+            key=key,
+            key_encoding=key_encoding,
+            context=read.context,
+            value=value,
+            encoding=encoding,
+            time=time_text(read.times[0]),
+        )
+    siblings = [_sibling(value, time) for value, time in zip(read.values, read.times, strict=True)]
+    return ApItem(key=key, key_encoding=key_encoding, context=read.context, siblings=siblings)
+
+
+def _sibling(raw: bytes, time: int) -> Sibling:
+    value, encoding = as_text(raw)
+    return Sibling(value=value, encoding=encoding, time=time_text(time))
+
+
+def wall_text(wall_ms: int) -> str:
+    """``2026-11-22T10:00:00.123Z``: RFC 3339, of a clock that has no logical part."""
+    return time_text(wall_ms << hybrid.COUNTER_BITS).rpartition(".")[0]
+
+
+def event_line(event: TimelineEvent, *, in_stream: bool = False) -> EventLine:
+    return EventLine(
+        type="event" if in_stream else UNSET,
+        id=event.id,
+        lamport=event.lamport,
+        time=wall_text(event.wall_ms),
+        member=event.member,
+        node=event.node,
+        kind=event.kind,
+        fields=msgspec.Raw(event.fields),
+        incarnation=f"{event.incarnation:016x}",
+        boot=event.boot,
+        seq=event.seq,
+        late=True if event.late else UNSET,
+        gap=event.gap or UNSET,
+    )

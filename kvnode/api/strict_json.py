@@ -1,8 +1,8 @@
 """JSON from strangers: one meaning or none.
 
 CPython's parser takes NaN, duplicate names (the last wins), UTF-16, lone surrogates and any depth. Here a body
-is strict UTF-8, no deeper than `limits.json_depth_max`, without duplicate names, without anything but integers
-for numbers; the size of what is built is bounded *before* it is built.
+is strict UTF-8, no deeper than `limits.json_depth_max`, without duplicate names, and (unless asked for) without
+anything but integers for numbers; the size of what is built is bounded *before* it is built.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ _NOT_STRUCTURE = bytes(set(range(256)) - set(b"[]{},"))
 JsonObject = dict[str, Any]
 
 
-def loads(body: bytes, *, depth_max: int, items_max: int) -> Any:
-    """The parsed body. Raises: BadRequest, BadEncoding (not UTF-8), TooLarge (more than `items_max` values)."""
+def loads(body: bytes, *, depth_max: int, items_max: int, fractions: bool = False) -> Any:
+    """The parsed body; `fractions`: numbers need not be integers.
+
+    Raises: BadRequest, BadEncoding (not UTF-8), TooLarge (more than `items_max` values).
+    """
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError:
@@ -37,7 +40,10 @@ def loads(body: bytes, *, depth_max: int, items_max: int) -> Any:
     _check_depth(brackets, depth_max)
     try:
         return json.loads(
-            text, object_pairs_hook=_without_duplicates, parse_float=_refuse_number, parse_constant=_refuse_number
+            text,
+            object_pairs_hook=_without_duplicates,
+            parse_float=float if fractions else _refuse_number,
+            parse_constant=_refuse_number,
         )
     except ValueError as error:
         raise BadRequest(f"the body is not JSON: {error}") from None

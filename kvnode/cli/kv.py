@@ -93,7 +93,7 @@ def put(**given: Any) -> None:
         query["lease"] = str(given["lease"])
     if given["ttl_ms"]:
         query["ttl"] = f"{given['ttl_ms']}ms"
-    body = _value(given["value"])
+    body = value_of(given["value"])
     answer = _write("PUT", key_path(_bytes(given["key"])), query, body, given)
     if given["output"] == "json":
         print_bytes(answer.body.rstrip(b"\n") + b"\n")
@@ -297,7 +297,8 @@ def _bytes(argument: str) -> bytes:
     return os.fsencode(argument)
 
 
-def _value(argument: str) -> bytes:
+def value_of(argument: str) -> bytes:
+    """The value that an argument stands for: itself, - standard input, @FILE a file."""
     if argument == "-":
         return sys.stdin.buffer.read()
     if argument.startswith("@"):

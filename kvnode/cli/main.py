@@ -36,6 +36,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "get": ("kvnode.cli.kv", "Print the value of a key."),
     "del": ("kvnode.cli.kv", "Delete a key, or every key with a prefix."),
     "ls": ("kvnode.cli.kv", "List keys, in byte order."),
+    "ap": ("kvnode.cli.ap", "Keys that can be written without a quorum."),
+    "events": ("kvnode.cli.events", "Show what happened in the cluster, causes before effects."),
     "txn": ("kvnode.cli.txn", "Do several operations at once, if all that is compared holds."),
     "lease": ("kvnode.cli.lease", "Leases: keys that go by themselves unless somebody keeps them."),
     "lock": ("kvnode.cli.lock", "Run a command while holding a lock."),

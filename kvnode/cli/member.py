@@ -26,7 +26,7 @@ from kvnode.kv.members import AddMember
 LOOK_S = 1.0
 LEVEL_LAG = 1_024  # a follower under load is always a little behind
 
-_COLUMNS = ["id", "name", "role", "peer", "client", "version", "log", "notes"]
+_COLUMNS = ["id", "name", "role", "state", "peer", "client", "version", "log", "notes"]
 
 _FORCE_REMOVE = """\
 --force removes the member even if the voters that are left and answer are no majority of those left. If they are not,
@@ -66,7 +66,10 @@ def member() -> None:
 @click.option("--watch", is_flag=True, help="Print again whenever something changes, until interrupted.")
 @_reach
 def list_(watch: bool, output: str | None, endpoints: list[str], timeout_ms: int) -> None:
-    """Show the members and how far each one is.
+    """Show the members, whether each is heard of, and how far it is.
+
+    state: what gossip says: alive; suspect: it does not answer, others are asked; dead; left: it said that it goes. It
+    is a hint, and told without a leader, too. With -o json also for how long, and the time a probe takes.
 
     Asks the leader, where the node that answers knows it, for only the leader knows how far the others are.
     """
@@ -270,6 +273,7 @@ def _rows(found: Members) -> list[list[str]]:
             str(one.id),
             one.name or "-",
             one.role,
+            "-" if one.status == "unknown" else one.status,
             one.peer_address,
             one.client_url.removeprefix("http://") or "-",
             one.version or "-",
@@ -299,6 +303,8 @@ def _notes(one: MemberInfo, found: Members) -> str:
     notes = []
     if not one.connected:
         notes.append("unreachable" if one.version else "never met")
+    if one.status == "dead" and one.role == "voter":
+        notes.append(f"to replace it: kvnode serve --join … --replace {one.id}")
     if one.role == "learner":
         notes.append("gets its vote when level" if one.wants_vote else "no vote")
     if one.replaces in {member.id for member in found.members}:

@@ -30,7 +30,8 @@ from typing import Any, Self
 import aiohttp
 import msgspec
 
-from kvnode.client import bodies, leases, locks, members, named, reads
+from kvnode.client import available, bodies, leases, locks, members, named, reads
+from kvnode.client.available import AvailableCalls, AvailableRequest
 from kvnode.client.endpoints import Endpoints, RetryPolicy
 from kvnode.client.exchange import Exchange
 from kvnode.client.http import error_from, parse_endpoints, settles
@@ -89,8 +90,10 @@ RETRY_DEFAULT = RetryPolicy()
 
 _json = bodies.json_of
 
+AnyRequest = Request | Acquire | MemberRequest | AvailableRequest
 
-class Client(KV):
+
+class Client(KV, AvailableCalls):
     """A cluster seen from outside. Use as ``async with Client("n1:7401,n2:7401") as kv``, on one event loop."""
 
     def __init__(
@@ -165,14 +168,20 @@ class Client(KV):
 
         return hold.holding(self, acquire, request.ttl_ms)
 
-    async def _carry_out(self, request: Request | Acquire | MemberRequest, options: Options) -> Any:
+    async def ask_available(self, request: AvailableRequest, options: Options) -> Any:
+        """What `ap_get` and the others do."""
+        return await self._carry_out(request, options)
+
+    async def _carry_out(self, request: AnyRequest, options: Options) -> Any:
         """At the nodes in turn, until one answers or the deadline passes."""
         if self._closed:
             raise NotReady("this client is closed")
         deadline_ms = _now_ms() + options.timeout_ms
         attempt = 0
         endpoints = self._endpoints
-        is_local = isinstance(request, ReadRequest) and options.consistency != "linearizable"
+        is_local = isinstance(request, AvailableRequest) or (
+            isinstance(request, ReadRequest) and options.consistency != "linearizable"
+        )
         doubt: Unknown | None = None  # an earlier sending may have taken effect
         while True:
             began_s = time.monotonic()
@@ -246,7 +255,7 @@ class Client(KV):
             self._endpoints.on_answer(address)
         leader_url = error.detail.get("leader_url")
         if isinstance(error, NoLeader) and isinstance(leader_url, str):
-            self._endpoints.on_leader_hint(leader_url.removeprefix("http://").rstrip("/"), now_ms)
+            self._endpoints.on_leader_hint(_address(leader_url), now_ms)
 
     def _pause_ms(self, error: KvnodeError, attempt: int, *, repeatable: bool) -> int | None:
         """How long to wait before trying again; None = report the error."""
@@ -256,15 +265,15 @@ class Client(KV):
         wanted = error.detail.get("retry_after_ms", 0)
         return max(self._retry.delay_ms(attempt, self._rng), wanted if isinstance(wanted, int) else 0)
 
-    async def _attempt(
-        self, address: str, request: Request | Acquire | MemberRequest, options: Options, deadline_ms: int
-    ) -> Any:
+    async def _attempt(self, address: str, request: AnyRequest, options: Options, deadline_ms: int) -> Any:
         left_ms = deadline_ms - _now_ms()
         if left_ms <= 0:
             raise NotReady("the deadline passed before the request could be sent")
         sender = Exchange(self._open_session(), address, options, left_ms)
         if isinstance(request, MemberRequest):
             return await members.execute(sender.call, request)
+        if isinstance(request, AvailableRequest):
+            return await available.execute(sender, request)
         match request:
             case Range() | History() | Await():
                 return await reads.execute(sender, request, options)
@@ -300,8 +309,14 @@ class Client(KV):
                 raise BadRequest(f"{type(request).__name__} has no form over HTTP; see Client.lock and Client.elect")
 
     async def members(self, options: Options = DEFAULT_OPTIONS, *, settings: bool = False) -> Members:
-        """The members as one of the nodes sees them; `settings`: with those that all of them must agree on."""
+        """The members as one of the nodes sees them; `settings`: with those that all of them must agree on.
+
+        Whom gossip takes for dead or gone is asked after the others from then on, until it has answered again.
+        """
         found: Members = await self._carry_out(MembersRead(settings), options)
+        for member in found.members:
+            if member.status in {"dead", "left"}:
+                self._endpoints.on_hearsay(_address(member.client_url), _now_ms())
         return found
 
     async def change_members(self, change: MemberChange, options: Options = DEFAULT_OPTIONS) -> MembersChanged:
@@ -335,10 +350,12 @@ def connect(endpoints: str | Sequence[str], *, retry: RetryPolicy | None = RETRY
     return Client(endpoints, retry=retry)
 
 
-def _is_repeatable(request: Request | Acquire | MemberRequest) -> bool:
+def _is_repeatable(request: AnyRequest) -> bool:
     """Sending it twice does what sending it once does. (A session that nobody heard of ends by itself.)"""
     if isinstance(request, MemberRequest):
         return members.is_repeatable(request)
+    if isinstance(request, AvailableRequest):
+        return available.is_repeatable(request)
     if isinstance(request, Txn):
         return all(isinstance(operation, Range) for operation in (*request.success, *request.failure))
     if isinstance(request, Command):
@@ -349,3 +366,8 @@ def _is_repeatable(request: Request | Acquire | MemberRequest) -> bool:
 
 def _now_ms() -> int:
     return time.monotonic_ns() // 1_000_000
+
+
+def _address(url: str) -> str:
+    """Of a node's `client_url`, as endpoints are written."""
+    return url.removeprefix("http://").rstrip("/")

@@ -102,6 +102,12 @@ class Endpoints:
         ceiling = min(self._policy.cap_ms, self._policy.base_ms << min(endpoint.failures, 16))
         endpoint.paused_until_ms = now_ms + self._rng.randint(ceiling // 2, ceiling)
 
+    def on_hearsay(self, address: str, now_ms: int) -> None:
+        """A member says that the node there does not live: others are asked first for a while, unless it answers."""
+        endpoint = self._known.get(address)
+        if endpoint is not None:
+            endpoint.paused_until_ms = max(endpoint.paused_until_ms, now_ms + self._policy.cap_ms)
+
     def on_leader_hint(self, address: str, now_ms: int) -> None:
         """Somebody named the leader. Only a node we were told of is asked, unless it failed lately."""
         endpoint = self._known.get(address)

@@ -146,4 +146,6 @@ class Exchange:
             if isinstance(refusal, KeyNotFound):  # an answer, too: absent at this revision
                 refusal.detail["revision"] = int(response.headers.get("Kv-Revision", "0"))
                 refusal.detail["mod_revision"] = int(response.headers.get("Kv-Mod-Revision", "0"))
+                refusal.detail["context"] = response.headers.get("Kv-Context", "")
+                refusal.detail["token"] = response.headers.get("Kv-Token", "")
             raise refusal

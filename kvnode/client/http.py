@@ -138,12 +138,14 @@ class Caller:
         body: bytes | None = None,
         *,
         idempotency_key: bytes = b"",
+        headers: Mapping[str, bytes] = {},
         accept: Callable[[int], bool] = lambda status: 200 <= status < 300,
     ) -> Answer:
         """One request; the first accepted answer. Raises: a `KvnodeError` that says whether a write took effect."""
         write = method not in {"GET", "HEAD"}
         may_repeat = not write or bool(idempotency_key)
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        if idempotency_key:
+            headers = {**headers, "Idempotency-Key": idempotency_key}
         deadline_ms = _now_ms() + self._timeout_ms
         failure: KvnodeError = NotReady("no endpoint answered")
         doubt: KvnodeError | None = None  # a sending of the write may have taken effect

@@ -10,6 +10,7 @@ import pytest
 from kvnode.api.app import App, ClientServer, build_app
 from kvnode.config import ClientSection, Config, LimitsSection
 from tests.api.fake import FakeAdmin, FakeKV
+from tests.api.fake_available import FakeAvailable
 from tests.api.raw import Door
 
 
@@ -35,8 +36,13 @@ def admin(kv: FakeKV) -> FakeAdmin:
 
 
 @pytest.fixture
-def app(kv: FakeKV, admin: FakeAdmin, config: Config) -> App:
-    return build_app(kv, admin, config)
+def plane() -> FakeAvailable:
+    return FakeAvailable()
+
+
+@pytest.fixture
+def app(kv: FakeKV, admin: FakeAdmin, config: Config, plane: FakeAvailable) -> App:
+    return build_app(kv, admin, config, plane)
 
 
 @pytest.fixture

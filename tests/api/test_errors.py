@@ -22,6 +22,7 @@ def test_the_statuses_the_contract_names() -> None:
             "bad_request",
             "bad_key",
             "bad_encoding",
+            "bad_context",
             "unknown_parameter",
             "future_revision",
             "clock_drift",

@@ -10,8 +10,10 @@ import pytest
 from kvnode.config import Config
 from kvnode.errors import Conflict, KvnodeError, MemberNotFound, NotReady, Timeout
 from kvnode.ids import NodeId
+from kvnode.kv.available import AliveMember
 from kvnode.kv.members import AddMember, MemberChange, PromoteMember, RemoveMember, UpdateMember
 from tests.api.fake import FakeAdmin
+from tests.api.fake_available import FakeAvailable
 from tests.api.raw import Door
 
 PEER = "10.0.0.4:7501"
@@ -36,6 +38,25 @@ async def test_the_members_as_this_node_sees_them(door: Door) -> None:
     assert with_settings == answer
     status = (await door.ask("GET", "/v1/status")).json
     assert status["members"] == answer["members"]
+
+
+async def test_what_gossip_says_of_them(door: Door, admin: FakeAdmin, plane: FakeAvailable) -> None:
+    admin.ready = False
+    plane.members = (
+        AliveMember(id=NodeId(1), status="alive", number=4, rtt_ms=0.0, since_ms=9, last_heard_ms=0, applied_index=7),
+        AliveMember(id=NodeId(3), status="dead", client_url="http://127.0.0.1:7403", since_ms=60_000),
+    )
+    answer = (await door.ask("GET", "/v1/members")).json
+    one, three = answer["members"]
+    assert (one["status"], one["number"], one["rtt_ms"], one["since_ms"]) == ("alive", 4, 0.0, 9)
+    assert (one["last_heard_ms"], one["applied_index"], one["role"]) == (0, 7, "voter")
+    assert (three["status"], three["rtt_ms"], three["since_ms"]) == ("dead", None, 60_000)
+    assert three["client_url"] == "http://127.0.0.1:7403", "where the configuration knows none yet"
+    assert (await door.ask("GET", "/v1/status")).json["members"] == answer["members"]
+    refused = await door.ask("GET", "/readyz")
+    assert refused.json["error"]["detail"]["unheard"] == [3]
+    plane.members = ()
+    assert {each["status"] for each in (await door.ask("GET", "/v1/members")).json["members"]} == {"unknown"}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from kvnode import errors
 from kvnode.cli import member
 from kvnode.cli.main import cli
 from kvnode.ids import NodeId
+from kvnode.kv.available import AliveMember
 from kvnode.kv.interface import MemberInfo, Members
 from kvnode.kv.members import AddMember, PromoteMember, RemoveMember, UpdateMember
 from tests.cli.cluster import ServedNode, serving
@@ -101,10 +102,24 @@ def test_rows_say_how_far_a_member_is(info: MemberInfo, row: list[str]) -> None:
 def test_the_list(run: Run, node: LocalNode) -> None:
     node.configuration = members(learner())
     table = run("member", "list").stdout.splitlines()
-    assert table[0].split() == ["id", "name", "role", "peer", "client", "version", "log", "notes"]
-    assert table[1].split() == ["1", "-", "voter", "10.0.0.1:7501", "10.0.0.1:7401", "1.0", "leads", "votes"]
+    assert table[0].split() == ["id", "name", "role", "state", "peer", "client", "version", "log", "notes"]
+    assert table[1].split() == ["1", "-", "voter", "-", "10.0.0.1:7501", "10.0.0.1:7401", "1.0", "leads", "votes"]
     assert table[2].split()[-2:] == ["level", "votes"]
     assert json.loads(run("member", "list", "-o", "json").stdout)["members"][3]["name"] == "four"
+
+
+def test_the_list_tells_who_is_heard_of(run: Run, node: LocalNode) -> None:
+    node.configuration = members(learner())
+    node.plane.members = tuple(
+        AliveMember(id=NodeId(id_), status=status, since_ms=5_000, rtt_ms=0.4)  # type: ignore[arg-type]
+        for id_, status in ((1, "alive"), (2, "suspect"), (3, "dead"), (4, "left"))
+    )
+    rows = [line.split() for line in run("member", "list").stdout.splitlines()[1:]]
+    assert [row[3] for row in rows] == ["alive", "suspect", "dead", "left"]
+    assert " ".join(rows[2]).endswith("to replace it: kvnode serve --join … --replace 3")
+    assert "replace" not in " ".join(rows[1] + rows[3])
+    shown = json.loads(run("member", "list", "-o", "json").stdout)["members"][1]
+    assert (shown["status"], shown["since_ms"], shown["rtt_ms"]) == ("suspect", 5_000, 0.4)
 
 
 def test_the_leader_is_asked_how_far_the_others_are(run: Run, node: LocalNode) -> None:

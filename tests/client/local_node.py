@@ -45,6 +45,7 @@ from kvnode.node.watches import Watches
 from kvnode.raft.messages import Configuration, Member
 from kvnode.storage.memory_backend import MemoryBackend
 from kvnode.wire.codec import encode_configuration
+from tests.api.fake_available import FakeAvailable
 
 WALL_MS = 1_790_000_000_000
 POLL_MS = 5
@@ -116,6 +117,7 @@ class LocalNode(KV, Admin):
                 ),
             ),
         )
+        self.plane = FakeAvailable()
         self._watches: Watches | None = None
 
     @property
@@ -306,7 +308,7 @@ class LocalNode(KV, Admin):
 async def served(node: LocalNode) -> AsyncIterator[str]:
     """The node behind the real HTTP listener; yields its host:port."""
     config = Config(client=ClientSection(listen="127.0.0.1:0"))
-    server = ClientServer(build_app(node, node, config), config)
+    server = ClientServer(build_app(node, node, config, node.plane), config)
     await server.start()
     try:
         yield server.address

@@ -61,6 +61,22 @@ def test_a_leader_hint_is_followed_only_to_a_node_we_were_told_of():
     assert known.choose(1) == "c:1"
 
 
+def test_whom_a_member_calls_dead_is_asked_last_until_it_answers():
+    known = endpoints()
+    for address in NODES:
+        known.on_round_trip(address, 5.0)
+    known.on_round_trip("b:1", 0.1)
+    known.on_leader_hint("b:1", 0)
+    known.on_hearsay("b:1", 0)
+    known.on_hearsay("evil:1", 0)
+    assert {known.choose(1)} | {known.choose_nearest(1) for _ in range(200)} == {"a:1", "c:1"}
+    assert known.choose(101) in NODES  # the pause is bounded
+    known.on_hearsay("b:1", 1000)
+    known.on_answer("b:1")
+    known.on_leader_hint("b:1", 1001)
+    assert known.choose(1001) == "b:1"
+
+
 def test_pauses_are_jittered_and_bounded():
     policy, rng = RetryPolicy(base_ms=10, cap_ms=100), random.Random(3)
     for attempt in range(1, 50):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from unittest.mock import patch
 
+import msgspec
 import pytest
 
 from kvnode import errors
 from kvnode.client import members
-from kvnode.client.client import Client
+from kvnode.client.client import Client, _now_ms
 from kvnode.client.endpoints import RetryPolicy
 from kvnode.client.members import MembersRead, Transfer
 from kvnode.config import Config
@@ -28,6 +30,18 @@ async def node() -> LocalNode:
 async def kv(node: LocalNode) -> AsyncIterator[Client]:
     async with served(node) as address, Client(address, retry=RetryPolicy(base_ms=1, cap_ms=4)) as client:
         yield client
+
+
+async def test_whom_gossip_takes_for_dead_is_asked_after_the_others(node: LocalNode) -> None:
+    async with served(node) as address, served(LocalNode()) as other, Client([address, other]) as client:
+        [one] = node.members().members
+        dead = msgspec.structs.replace(one, client_url=f"http://{other}", status="dead")
+        seen = msgspec.structs.replace(node.members(), members=(dead,))
+        client._endpoints.on_leader_hint(address, 0)
+        with patch.object(node, "members", lambda: seen):
+            assert await client.members() == seen
+        now_ms, endpoints = _now_ms(), client._endpoints
+        assert {endpoints.choose(now_ms)} | {endpoints.choose_nearest(now_ms) for _ in range(100)} == {address}
 
 
 async def test_members_come_as_the_node_sees_them(node: LocalNode, kv: Client) -> None:

@@ -10,6 +10,7 @@ import msgspec
 from kvnode.api import query
 from kvnode.api.answer import Answer
 from kvnode.api.call import Call
+from kvnode.api.http.alive import with_health
 from kvnode.api.strict_json import expect_flag, expect_integer, expect_object, loads
 from kvnode.config import check_told_address
 from kvnode.errors import BadRequest
@@ -27,6 +28,7 @@ MEMBER_ID_MAX = 1_000_000
 async def list_members(call: Call) -> Answer:
     call.options()  # checked like everywhere; the answer waits for nothing
     found = call.app.admin.members()
+    found = msgspec.structs.replace(found, members=with_health(found.members, call.app.plane))
     if call.flag("settings"):
         found = msgspec.structs.replace(found, settings=call.app.config.cluster_scope())
     return call.json(200, found)
@@ -64,7 +66,8 @@ async def remove(call: Call) -> Answer:
 
 
 async def _carry_out(call: Call, change: MemberChange) -> Answer:
-    return call.json(200, await call.app.admin.change_members(change, call.options()))
+    found = await call.app.admin.change_members(change, call.options())
+    return call.json(200, msgspec.structs.replace(found, members=with_health(found.members, call.app.plane)))
 
 
 def _member(call: Call) -> NodeId:

@@ -9,6 +9,7 @@ import msgspec
 from kvnode.api import query
 from kvnode.api.answer import KIND_TEXT, Answer
 from kvnode.api.call import Call
+from kvnode.api.http.alive import unheard, with_health
 from kvnode.errors import BadRequest, NotReady, Timeout
 from kvnode.ids import NOBODY, NodeId
 from kvnode.kv.requests import Compact
@@ -43,7 +44,8 @@ class Compacted(msgspec.Struct):
 
 async def show_status(call: Call) -> Answer:
     call.options()  # checked like everywhere; the answer waits for nothing
-    return call.json(200, call.app.admin.status())
+    found = call.app.admin.status()
+    return call.json(200, msgspec.structs.replace(found, members=with_health(found.members, call.app.plane)))
 
 
 async def show_live(call: Call) -> Answer:
@@ -55,12 +57,14 @@ async def show_ready(call: Call) -> Answer:
     if not call.app.admin.is_ready():
         status = call.app.admin.status()
         why = "is in quarantine: see alarms" if status.quarantined else "has no leader or has not caught up with it yet"
-        raise NotReady(f"this node {why}", alarms=status.alarms)
+        raise NotReady(f"this node {why}", alarms=status.alarms, unheard=unheard(call.app.plane))
     return call.json(200, Ready(ready=True))
 
 
 async def show_metrics(call: Call) -> Answer:
     values = call.app.admin.counters() | call.app.counters()
+    if call.app.plane is not None:
+        values |= call.app.plane.available_counters()
     # Rendering takes milliseconds of pure Python: not on the loop.
     text = await asyncio.to_thread(metrics.render, values)
     return call.answer(200, text, kind=KIND_TEXT)
