@@ -17,6 +17,7 @@ from kvnode.sim.loop import run_virtual
 from kvnode.sim.runtime.cluster import Cluster
 from kvnode.sim.runtime.network import Network
 from kvnode.sim.runtime.transport import VirtualTransport
+from kvnode.wire.frames import FEATURE_LEVEL
 from tests.transport.cluster import Directory, Recorder, addresses
 from tests.transport.snapshot_ends import BlockSource, KeepingSink
 
@@ -189,7 +190,7 @@ def test_a_peer_that_may_not_stay_is_cut() -> None:
         await asyncio.sleep(0.1)
         one = world.transports[1]
         roster: Any = one.roster
-        assert one.links()[TWO].feature_level == 2
+        assert one.links()[TWO].feature_level == FEATURE_LEVEL
         other = msgspec.structs.replace(configuration(1, 2), feature_level=9)
         roster.on_configuration(other, Index(20), other)
         one.set_members(roster.members)

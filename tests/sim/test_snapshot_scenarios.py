@@ -20,6 +20,7 @@ from kvnode.sim.loop import run_virtual
 from kvnode.sim.runtime.applied import StrayLog, WatchedMachine
 from kvnode.sim.runtime.cluster import LOG_DIRECTORY, Cluster
 from kvnode.sim.runtime.member import DATA_DIR
+from kvnode.wire.frames import FEATURE_LEVEL
 from tests.sim.test_runtime_scenarios import followers
 
 RECEIVING = f"{DATA_DIR}/snap/receiving"
@@ -393,7 +394,7 @@ def test_a_restart_of_all_keeps_the_configuration() -> None:
         await voters(cluster, 1, 2, 3, 4)
         await remove(cluster, leader, followers(cluster, leader)[0])
         await equal(cluster)
-        await cluster.until(lambda: cluster.configuration.feature_level == 2)
+        await cluster.until(lambda: cluster.configuration.feature_level == FEATURE_LEVEL)
         index, found = cluster.applied.configurations[-1]
         await write(cluster, leader, 100)
         await equal(cluster)
@@ -418,7 +419,7 @@ def test_a_member_whose_state_differs_ends_for_good_and_is_replaced(who: str) ->
     async def scenario(cluster: Cluster) -> None:
         leader = (await cluster.elect()).id
         victim = leader if who == "leader" else followers(cluster, leader)[0]
-        await cluster.until(lambda: cluster.configuration.feature_level == 2)
+        await cluster.until(lambda: cluster.configuration.feature_level == FEATURE_LEVEL)
         await write(cluster, leader, 20)
         machine = cluster.members[victim].node._machine
         assert isinstance(machine, WatchedMachine)

@@ -32,6 +32,8 @@ from kvnode.sim.choices import RandomChoices
 from kvnode.sim.disk import FakeDisk, SimulatedCrash
 from kvnode.sim.runtime.applied import AppliedLog
 from kvnode.sim.runtime.clock import NodeClock
+from kvnode.sim.runtime.dots import Dots
+from kvnode.sim.runtime.gossip_net import GossipWays
 from kvnode.sim.runtime.member import DATA_DIR, AskedFromOutside, Member
 from kvnode.sim.runtime.network import Network
 from kvnode.sim.runtime.node_loop import NodeLoop
@@ -60,8 +62,10 @@ class Cluster:
         settings: dict[str, object] | None = None,
         *,
         has_processes: bool = False,
+        has_plane: bool = False,
         trace: Trace | None = None,
     ) -> None:
+        """`has_plane`: members take part in gossip, and serve what needs no quorum; for members with processes."""
         self._seed = seed
         self.loop = asyncio.get_running_loop()
         self.has_processes = has_processes
@@ -69,6 +73,9 @@ class Cluster:
         self.trace = trace or Trace()
         self.observer = Observer.of(self.ids)
         self.network = Network(self.loop, self.fork("network"), self.note)
+        self.ways = GossipWays(self.network, self.fork("gossip-network")) if has_plane else None
+        self.dots = Dots()
+        self.plane_damages = 0.0  # share of starts that find the plane's store damaged
         addresses = {number: f"127.0.0.1:{7500 + number}" for number in self.ids}
         common: dict[str, object] = {
             "cluster.members": tuple(f"{number}={address}" for number, address in addresses.items()),
@@ -95,6 +102,7 @@ class Cluster:
         self.applied.on_configured = self._on_configured
         self.applied.on_checked = lambda: self.observer.mark("state_checked")
         self.strays: set[NodeId] = set()  # members whose disk is not theirs: no log of the cluster is on it
+        self.met_boots: dict[NodeId, int] = {}  # of members with old backups: a start that all peers have met
         self._tasks: list[asyncio.Task[None]] = []
         if not has_processes:
             self._introduce(addresses)

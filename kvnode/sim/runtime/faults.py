@@ -64,7 +64,7 @@ def _stop(nemesis: Nemesis, victim: NodeId) -> bool:
     async def stop() -> None:
         assert member.own_loop is not None
         try:
-            await member.own_loop.submit(member.node.stop())
+            await member.own_loop.submit(member.shut_down())
         except ConnectionError:
             return  # it was killed meanwhile
         if nemesis.cluster.members.get(victim) is member and victim not in nemesis.cluster.failures:
@@ -238,7 +238,11 @@ def _graveyard(nemesis: Nemesis, _: NodeId) -> bool:
     """From now on copies of messages are kept; some of those that were kept come back."""
     network = nemesis.cluster.network
     network.burial = 0.1
-    return sum(network.resurrect() for _ in range(nemesis.rng.randint(1, 12))) > 0
+    found = sum(network.resurrect() for _ in range(nemesis.rng.randint(1, 12)))
+    ways = nemesis.cluster.ways
+    if ways is not None:
+        found += sum(ways.resurrect() for _ in range(nemesis.rng.randint(1, 12)))
+    return found > 0
 
 
 # ── disks ───────────────────────────────────────────────────────────────────────────────────────────
@@ -246,7 +250,8 @@ def _graveyard(nemesis: Nemesis, _: NodeId) -> bool:
 
 def _hang(nemesis: Nemesis, victim: NodeId) -> bool:
     nemesis.may_fail.setdefault(victim, "hang")  # if it hangs for longer than `storage.abort_ms`
-    nemesis.member(victim).workers[nemesis.rng.choice(("log", "log", "flusher", "log-reader", "snapshots"))].hang()
+    workers = ("log", "log", "flusher", "log-reader", "snapshots", "available")
+    nemesis.member(victim).workers[nemesis.rng.choice(workers)].hang()
     return True
 
 

@@ -14,7 +14,8 @@ from kvnode.ids import NodeId
 from kvnode.kv.events import WatchPart
 from kvnode.kv.interface import Options
 from kvnode.kv.requests import Watch
-from kvnode.sim.runtime import holders, liveness
+from kvnode.sim.runtime import available_judge, holders, liveness
+from kvnode.sim.runtime.available_clients import AvailableClients
 from kvnode.sim.runtime.clock import NodeClock
 from kvnode.sim.runtime.cluster import Cluster
 from kvnode.sim.runtime.faults import FAULTS
@@ -29,6 +30,9 @@ from kvnode.sim.trace import Trace
 
 PEACE_CHANCE_MAX = 0.1
 """In peace progress has a bound: what loses every second append, heartbeats included, keeps none."""
+
+ALONE = 0.3
+"""Share of worlds in which a member is cut off from all others in peace, and has to answer what needs no quorum."""
 
 REDIAL_S = 0.02
 """A client whose node is down dials again after this."""
@@ -52,6 +56,7 @@ class Life:
         self.workload: Workload
         self.insistent: Insistent
         self.watchers: Watchers
+        self.available: AvailableClients | None = None
         self._rng = self.fork("life")
         self._perturb_rng = self.fork("perturbations")
         self._perturbed: dict[str, int] = {}
@@ -74,7 +79,14 @@ class Life:
     async def run(self) -> None:
         world = self.world
         loop = asyncio.get_running_loop()
-        self.cluster = cluster = Cluster(self.seed, world.size, world.settings, has_processes=True, trace=self.trace)
+        self.cluster = cluster = Cluster(
+            self.seed,
+            world.size,
+            world.settings,
+            has_processes=True,
+            has_plane=world.plane is not None,
+            trace=self.trace,
+        )
         loop.set_exception_handler(lambda _, context: cluster.errors.append(context))
         cluster.draw_clock = self._draw_clock
         cluster.network.delay_s = world.delay_s
@@ -89,9 +101,16 @@ class Life:
         self.watchers = Watchers(
             self._watch, cluster.ids, self.fork, count=world.mix.watchers, prefix=PREFIX, keys=world.mix.keys
         )
+        if world.plane is not None:
+            assert cluster.ways is not None
+            cluster.ways.is_mute, cluster.plane_damages = world.plane.is_mute, world.plane.damages
+            astray = self.nemesis.operators.has_strayed
+            self.available = AvailableClients(cluster, self.workload, world.plane, self.fork, astray)
         try:
             await cluster.start_all()
             self.workload.start()
+            if self.available is not None:
+                self.available.start()
             self.insistent.start()
             self.watchers.start()
             await self._suffer()
@@ -169,7 +188,9 @@ class Life:
         nemesis.heal(core)
         liveness.break_for_good(cluster, nemesis, core, rng)
         self._check()
-        await liveness.settle(cluster, nemesis, self.workload, self.watchers, core)
+        if self.available is not None and rng.random() < ALONE:
+            await available_judge.answer_alone(cluster, nemesis, self.available, core, self.fork("alone"))
+        await liveness.settle(cluster, nemesis, self.workload, self.watchers, core, available=self.available)
 
     def _note_the_end(self) -> None:
         """The trace ends with what everybody agrees on, so that another order of a set shows in it."""
@@ -210,6 +231,10 @@ class Life:
         found["segment_rolls"] = cluster.observer.segment_rolls
         found["truncations"] = cluster.observer.truncations
         found["messages"] = cluster.network.delivered
+        if self.available is not None:
+            found["ap_writes"] = cluster.dots.acknowledged_count
+            found["ap_reads_judged"] = cluster.dots.reads
+            found |= {f"ap_{what}": count for what, count in sorted(self.available.counts.items())}
         found |= {f"network_{what}": count for what, count in sorted(cluster.network.counts.items())}
         return found | {f"fault_{kind}": count for kind, count in sorted(self.nemesis.struck.items())}
 

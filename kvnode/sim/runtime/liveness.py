@@ -18,8 +18,10 @@ from kvnode.ids import NodeId
 from kvnode.kv.interface import Options
 from kvnode.kv.requests import Put
 from kvnode.machine.keycode import META_KEY
+from kvnode.sim.runtime import available_judge
 
 if TYPE_CHECKING:
+    from kvnode.sim.runtime.available_clients import AvailableClients
     from kvnode.sim.runtime.cluster import Cluster
     from kvnode.sim.runtime.nemesis import Nemesis
     from kvnode.sim.runtime.watchers import Watchers
@@ -87,7 +89,13 @@ def break_for_good(cluster: Cluster, nemesis: Nemesis, core: list[NodeId], rng: 
 
 
 async def settle(
-    cluster: Cluster, nemesis: Nemesis, workload: Workload, watchers: Watchers, core: list[NodeId]
+    cluster: Cluster,
+    nemesis: Nemesis,
+    workload: Workload,
+    watchers: Watchers,
+    core: list[NodeId],
+    *,
+    available: AvailableClients | None = None,
 ) -> None:
     """Raises: AssertionError, TimeoutError when the core does not come right within the bound."""
     async with asyncio.timeout(BOUND_S):
@@ -101,6 +109,8 @@ async def settle(
         await _agree(cluster, nemesis, core)
         await _compare_stores(cluster, nemesis, core)
     core = [member for member in core if member not in nemesis.lost_for_good]
+    if available is not None:
+        await available_judge.settle(cluster, available, core, lambda: _restart_the_fallen(nemesis, core))
     await _answer_everything(cluster, core)
     leftovers = {}
     for member in core:

@@ -7,7 +7,8 @@ store → core → requests. With a loop of its own the member is a process: it 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import random
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,30 +21,37 @@ from kvnode.kv.interface import DEFAULT_OPTIONS, KV, MembersChanged, Options, Wa
 from kvnode.kv.members import MemberChange
 from kvnode.kv.requests import Request, Watch
 from kvnode.machine.backend import Backend
+from kvnode.node.available import AvailablePlane
 from kvnode.node.node import Node, Workers
 from kvnode.node.recovery import restore
 from kvnode.node.roster import Roster, base_configuration
 from kvnode.node.status import NodeIdentity
+from kvnode.plane import describe, open_plane
 from kvnode.raft.messages import Configuration
+from kvnode.raft.output import Fact
 from kvnode.server import REMOVED_GRACE_S, Switchboard, make_roster, open_log_of, open_snapshots
+from kvnode.sim.available_shelf import FileShelf
 from kvnode.sim.disk import FakeDisk, SimulatedCrash
 from kvnode.sim.loop import VirtualWorker
 from kvnode.sim.runtime.applied import AppliedLog, StrayLog, WatchedMachine
+from kvnode.sim.runtime.gossip_net import VirtualGossipNet
 from kvnode.sim.runtime.node_loop import NodeLoop
 from kvnode.sim.runtime.observer import Observer, StrayObserver, WatchedRaft, watch
 from kvnode.sim.runtime.transport import VirtualTransport
+from kvnode.storage.available_store import NAME as AVAILABLE
 from kvnode.storage.datadir import DataDir
 from kvnode.storage.memory_backend import MemoryBackend
 from kvnode.storage.snapshots import SnapshotFiles
 from kvnode.storage.store_pointer import StorePointer
 from kvnode.storage.wal import Wal
+from kvnode.wire.frames import FEATURE_LEVEL_TIMES
 
 if TYPE_CHECKING:
     from kvnode.sim.runtime.cluster import Cluster
 
 DATA_DIR = "/data"
 BOOTSTRAP_LOOK_S = 0.05
-WORKERS = ("log", "log-reader", "snapshots", "flusher")
+WORKERS = ("log", "log-reader", "snapshots", "flusher", "available")
 
 
 class Member:
@@ -67,6 +75,8 @@ class Member:
         self.raft: WatchedRaft
         self.wal: Wal
         self.data: DataDir
+        self.plane: AvailablePlane | None = None  # once it takes part, in clusters that have one
+        self._gossip_net: VirtualGossipNet | None = None
         self._roster: Roster
         self._transport: VirtualTransport | None = None
         self._node: Node | None = None
@@ -117,6 +127,8 @@ class Member:
         while not self._roster.is_bootstrapped:  # noqa: ASYNC110 - as `kvnode.server` waits
             await asyncio.sleep(BOOTSTRAP_LOOK_S)
         self._take_part()
+        if self.plane is not None:
+            await self.plane.start()
 
     def _on_started(self, answer: asyncio.Future[Any]) -> None:
         error = answer.exception()
@@ -160,6 +172,11 @@ class Member:
         else:
             applied = cluster.applied
             cluster.bootstrapped[self.id] = True
+        # By its gossip alone nobody can tell a copy that has been started more often than its original.
+        is_passing = self._is_stray and data.boot.counter > cluster.met_boots.get(self.id, 0)
+        if cluster.ways is not None and self._roster.feature_level >= FEATURE_LEVEL_TIMES and not is_passing:
+            self.plane = self._open_plane()
+            self.transport.lamport = self.plane.clock_hook
         pointer: StorePointer | None = None
         backend: Backend = MemoryBackend()
         if config.storage.backend == "lmdb":
@@ -210,11 +227,61 @@ class Member:
                 boot=data.boot.counter,
             ),
             on_members=self._on_members,
+            on_fact=self._on_fact,
             on_failed=self.failed,
             lost=recovered.quarantine.what if recovered.quarantine else "",
         )
         self._node.start()
         self._switchboard.attach(self._node.receiver)
+
+    def _open_plane(self) -> AvailablePlane:
+        """As `kvnode.server` does, on the simulated disk and network."""
+        cluster, data = self._cluster, self.data
+        assert cluster.ways is not None
+        rng = cluster.fork(f"plane-{self.id}-{self.life}")
+        self._damage_plane(rng)
+        self._gossip_net = VirtualGossipNet(
+            cluster.ways,
+            node=self.id,
+            loop=self.loop,
+            data=data,
+            roster=self._roster,
+            clock=self.clock,
+            on_failed=self.failed,
+        )
+        plane = open_plane(
+            config=self._config,
+            data=data,
+            shelf=FileShelf(self.disk, data.path),
+            transport=self._gossip_net,
+            worker=self.workers["available"],
+            clock=self.clock,
+            loop=self.loop,
+            rng=rng,
+            address=f"node-{self.id}:7500",
+            describe=lambda: describe(self.node, f"http://node-{self.id}"),
+            on_failed=self.failed,
+        )
+        if not self._is_stray:
+            cluster.dots.watch(plane, self.id, was_lied_to=self.disk.has_lied)
+        return plane
+
+    def _damage_plane(self, rng: random.Random) -> None:
+        """Now and then the plane's store is found damaged; the log knows nothing of it."""
+        cluster, disk, path = self._cluster, self.disk, f"{DATA_DIR}/{AVAILABLE}"
+        if self._is_stray or rng.random() >= cluster.plane_damages or path not in disk.files():
+            return
+        content, has_rotted = disk.content(path), disk.has_rotted
+        if not content or disk._file(path).pending:
+            return  # what is not synced may be gone anyway
+        disk.flip_bit(path, rng.randrange(len(content)), rng.randrange(8))
+        disk.has_rotted = has_rotted
+        cluster.dots.damaged(self.id)
+        self._observer.mark("plane_store_damaged")
+
+    def _on_fact(self, fact: Fact) -> None:
+        if self.plane is not None:
+            self.plane.on_raft_fact(fact)
 
     def _watched(self, store: SnapshotFiles) -> SnapshotFiles:
         begin = store.begin
@@ -231,6 +298,8 @@ class Member:
     def _on_members(self, applied: Configuration, applied_index: Index, in_force: Configuration) -> None:
         self._roster.on_configuration(applied, applied_index, in_force)
         self.transport.set_members(self._roster.members)
+        if self.plane is not None:
+            self.plane.set_members(in_force, self._roster.committed, self._roster.configuration_index)
 
     def die(self, *, silently: bool = False) -> None:
         """End at once: no more jobs, messages or timers. `silently`: nobody's connection is closed by it."""
@@ -249,15 +318,25 @@ class Member:
         if self._transport is not None:
             self._transport.closed = True
             self._cluster.network.leave(self._transport, silently=silently)
+        if self._gossip_net is not None:
+            self._gossip_net.end.end(silently=silently)
 
     async def stop(self) -> list[str]:
         """End as a process that was asked to: returns what it left behind."""
         assert self.own_loop is not None
-        if self._node is not None:
-            await self.own_loop.submit(self._node.stop())
+        await self.own_loop.submit(self.shut_down())
         left = self.own_loop.leftovers()
         self.data.close()
         return left
+
+    async def shut_down(self) -> None:
+        """In the process: all of it ends, in the order of `kvnode.server`."""
+        if self.plane is not None:
+            await self.plane.leave()
+        if self._node is not None:
+            await self._node.stop()
+        if self.plane is not None:
+            await self.plane.stop()
 
     async def change_members(self, change: MemberChange, options: Options = DEFAULT_OPTIONS) -> MembersChanged:
         """As `Admin` does, in the member's process."""
@@ -270,6 +349,17 @@ class Member:
         assert self.own_loop is not None
         answer: MembersChanged = await self.own_loop.submit(serve())
         return answer
+
+    def ask_plane(self, ask: Callable[[AvailablePlane], Awaitable[Any]]) -> asyncio.Future[Any]:
+        """A request of the plane that needs no quorum, in the member's process."""
+
+        async def serve() -> Any:
+            if self.plane is None:
+                raise NotReady("the member does not take part yet")
+            return await ask(self.plane)
+
+        assert self.own_loop is not None
+        return self.own_loop.submit(serve())
 
     def ask(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Coroutine[Any, Any, Any]:
         """Carry out one request, as the HTTP layer of the process would."""

@@ -94,6 +94,10 @@ class Network:
         for snapshot in self._snapshots_between(sender, receiver):
             snapshot.flush(sender)
 
+    def is_open(self, sender: NodeId, receiver: NodeId) -> bool:
+        """Whether anything can get from one to the other, sooner or later."""
+        return frozenset({sender, receiver}) not in self._cut and (sender, receiver) not in self._silenced
+
     def is_silenced(self, sender: NodeId, receiver: NodeId) -> bool:
         return (sender, receiver) in self._silenced
 
@@ -254,7 +258,7 @@ class Network:
         link = self._links.get(frozenset({sender.node, to}))
         if link is None or to not in sender.connected:
             return
-        data = encode_frame(FrameKind.MESSAGE, encode_message(message))
+        data = sender.stamped(to) + encode_frame(FrameKind.MESSAGE, encode_message(message))
         # A connection never delivers twice. Raft proper must bear it all the same; proposals are counted on it.
         may_double = not isinstance(message, ForwardProposals)
         rng = self._rng

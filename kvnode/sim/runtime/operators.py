@@ -118,6 +118,7 @@ class Operators:
         found, backup = self._cluster.members[member], self._backups.get(member)
         if backup is None or not found.takes_part or backup.boot >= found.data.boot.counter:
             return False
+        self._cluster.met_boots[member] = found.data.boot.counter
         return found.connections == [other for other in self._cluster.ids if other != member]
 
     def run_twice(self, member: NodeId) -> bool:

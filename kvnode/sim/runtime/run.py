@@ -38,6 +38,7 @@ MARKS = {
     "snapshot_installed": "a follower took the leader's state instead of entries that nobody has any more",
     "snapshot_resumed": "a snapshot went on where its connection, or the process, had ended",
     "install_finished_at_start": "a start found the store of a snapshot, and the log before it",
+    "plane_store_damaged": "a start found the store of the plane that needs no quorum damaged, and began a new one",
     "state_checked": "the members compared their states",
     "learner_promoted": "a machine that had joined caught up and got its vote",
     "member_replaced": "… and the member that it replaces went",

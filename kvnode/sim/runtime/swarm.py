@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from kvnode import perturb
 from kvnode.raft.leader_lease import RATE_BOUND
 from kvnode.sim.disk import FsyncFailure
+from kvnode.sim.runtime.available_clients import PlaneMix
 from kvnode.sim.runtime.workload import WEIGHTS, Mix
 
 KIB = 1 << 10
@@ -33,6 +34,9 @@ CHURN = (
     "restart_removed",
     "upgrade",
 )
+
+WITH_PLANE = 1 / 3
+"""Share of worlds whose members gossip, and serve what needs no quorum."""
 
 NOT_WITH_CHURN = ("bit_rot", "wiped", "foreign", "other_limits", "old_backup", "cloned")
 """What takes a good copy away for good: which minority may be lost so is a matter of who the members are."""
@@ -58,6 +62,7 @@ class World:
     has_churn: bool  # members come and go
     old_level: float  # share of the first members that claim an older feature level until they are upgraded
     block_bytes: int  # of a snapshot; small, so that there are many
+    plane: PlaneMix | None  # who uses what needs no quorum; None: members have no such thing
     perturbed: dict[str, float]  # points of `kvnode.perturb` that are on, and how often each strikes
 
 
@@ -91,7 +96,24 @@ def draw(fork: Callable[[str], random.Random], faults: Sequence[str]) -> World:
         has_churn=has_churn,
         old_level=churn.choice((0.0, 0.0, 0.5, 1.0)) if has_churn else 0.0,
         block_bytes=churn.choice((64 * KIB, KIB, 200)),
+        plane=_plane(fork("plane")),
         perturbed=_perturbed(fork("perturb")),
+    )
+
+
+def _plane(rng: random.Random) -> PlaneMix | None:
+    if rng.random() >= WITH_PLANE:
+        return None
+    return PlaneMix(
+        writers=rng.choice((1, 2, 3)),
+        pause_s=rng.choice((0.1, 0.2, 0.4)),
+        keys=rng.choice((1, 2, 5)),
+        readers=rng.choice((0, 1, 2)),
+        stable_readers=rng.choice((0, 1, 2)),
+        tokens=rng.choice((0.0, 0.5, 1.0)),
+        roams=rng.choice((0.05, 0.3, 1.0)),
+        damages=rng.choice((0.0, 0.0, 0.3)),
+        is_mute=rng.random() < 0.1,
     )
 
 

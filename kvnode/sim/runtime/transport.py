@@ -15,9 +15,10 @@ from kvnode.node.ports import LinkInfo, Receiver, SnapshotSource
 from kvnode.raft.messages import PeerMessage
 from kvnode.transport.handshake import Roster
 from kvnode.transport.pace import Pace
+from kvnode.transport.peers import LamportHook
 from kvnode.transport.snapshots import COUNTERS, Incoming
 from kvnode.wire.codec import decode_message
-from kvnode.wire.frames import FrameKind, split_frames
+from kvnode.wire.frames import FEATURE_LEVEL_TIMES, FrameKind, decode_time, encode_time, split_frames
 from kvnode.wire.limits import CodecError
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class VirtualTransport:
         self.on_failed = on_failed
         self.on_left = on_left  # told of each message, with its sender and receiver, before it leaves
         self.on_come_up = on_come_up  # told of each connection, with this node and the peer
+        self.lamport: LamportHook | None = None  # as production's
         self.receiver: Receiver | None = None
         self.connected: dict[NodeId, int] = {}
         self.refusals: dict[NodeId, str] = {}  # peer → code of the newest refusal, either side's
@@ -122,10 +124,18 @@ class VirtualTransport:
 
     def receive(self, sender: NodeId, data: bytes) -> bool:
         """Take one message off the wire. False: it cannot be believed, the connection must go."""
+        time = 0
+        messages = []
         try:
-            messages = [_message(kind, payload, sender) for kind, payload in split_frames(data, MESSAGE_BYTES_MAX)]
+            for kind, payload in split_frames(data, MESSAGE_BYTES_MAX):
+                if kind == FrameKind.TIME:
+                    time = decode_time(payload)
+                else:
+                    messages.append(_message(kind, payload, sender))
         except CodecError:
             return False
+        if time and self.lamport is not None:
+            self.lamport.observe(time)
         assert self.receiver is not None
         for message in messages:
             self.receiver.on_message(message, len(data))
@@ -136,6 +146,12 @@ class VirtualTransport:
             if self.on_left is not None:
                 self.on_left(self.node, to, message)
             self._network.carry(self, to, message)
+
+    def stamped(self, to: NodeId) -> bytes:
+        """The frame that goes before each message: here every one carries the time, as some of them get lost."""
+        if self.lamport is None or min(self._levels.get(to, 0), self.roster.feature_level) < FEATURE_LEVEL_TIMES:
+            return b""
+        return encode_time(self.lamport.time(), 0)
 
     def links(self) -> Mapping[NodeId, LinkInfo]:
         return {
