@@ -90,7 +90,7 @@ async def test_a_node_alone_refuses_a_damaged_log(make_cluster: MakeCluster) -> 
     cluster.processes[1].kill()
     damaged = flip(cluster.data_dir(1))
     process = cluster.start(1)
-    assert await asyncio.to_thread(process.wait, 10.0) == EXIT_FATAL
+    assert await asyncio.to_thread(process.wait, 30.0) == EXIT_FATAL
     failed = await logged_event(process, "node.failed")
     assert failed["code"] == "log_corrupted"
     assert damaged in str(failed["message"])

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from kvnode.wire.frames import FEATURE_LEVEL
 from scripts.living import LivingCluster
 from tests.system.conftest import MakeLiving
 
@@ -38,12 +39,12 @@ async def test_the_level_rises_when_all_claim_it_and_then_binds(make_living: Mak
         cluster.start(node)
         await cluster.wait_leader()
         await write(cluster, node)
-    await cluster.wait_members(lambda found: found["feature_level"] == 2, "the level rises")
+    await cluster.wait_members(lambda found: found["feature_level"] == FEATURE_LEVEL, "the level rises")
     older = cluster.ids[-1]
     cluster.write_config(older, cluster__feature_level_max=1)
     await asyncio.to_thread(cluster.processes[older].stop)
     cluster.start(older)
     refused = await cluster.wait_event(older, "peer.refused")
     assert refused["code"] == "feature_level"
-    assert f"member {older} knows feature level 1, the cluster uses 2" in refused["reason"]
+    assert f"member {older} knows feature level 1, the cluster uses {FEATURE_LEVEL}" in refused["reason"]
     await write(cluster, cluster.ids[0])
