@@ -112,7 +112,7 @@ class Cluster(ABC):
         self.clients[node], self.peers[node] = ("127.0.0.1", client), ("127.0.0.1", peer)
         return node
 
-    async def _metric(self, node: int, name: bytes) -> float:
+    async def metric(self, node: int, name: bytes) -> float:
         """Sum over its labels; 0 where there is none."""
         _, body = await http1.ask("GET", "/metrics", self.clients[node])
         lines = (line.rpartition(b" ") for line in body.splitlines())
@@ -223,14 +223,14 @@ class KvnodeCluster(Cluster):
             self.write_config(node)
 
     async def has_trimmed_log(self, node: int) -> bool:
-        return await self._metric(node, b"kvnode_log_first_index") > 1
+        return await self.metric(node, b"kvnode_log_first_index") > 1
 
     async def position(self, node: int) -> Position:
         found = await self.status(node)
         return Position(found["term"], found["commit_index"], found["applied_index"])
 
     async def snapshots_taken(self, node: int) -> float:
-        return await self._metric(node, b"kvnode_snapshots_installed_total")
+        return await self.metric(node, b"kvnode_snapshots_installed_total")
 
     async def join(self, leader: int) -> int:
         """It is given its vote once it has caught up."""
@@ -304,7 +304,7 @@ class EtcdCluster(Cluster):
         return Position(int(found["raftTerm"]), int(found["raftIndex"]), int(found["raftAppliedIndex"]))
 
     async def snapshots_taken(self, node: int) -> float:
-        return await self._metric(node, b"etcd_network_snapshot_receive_success")
+        return await self.metric(node, b"etcd_network_snapshot_receive_success")
 
     async def join(self, leader: int) -> int:
         node = self._add_node()

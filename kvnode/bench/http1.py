@@ -53,7 +53,7 @@ class Http1Connection(asyncio.Protocol):
 
     def _report(self, answer: bytes) -> None:
         self.answer = answer
-        self._on_answer(self, self._sent_ns, answer[9:12] == b"200")
+        self._on_answer(self, self._sent_ns, answer[9:12] in {b"200", b"204"})
 
     def connection_lost(self, error: Exception | None) -> None:
         self._on_lost(self)
@@ -63,6 +63,8 @@ def _is_whole(received: bytes | bytearray) -> bool:
     end = received.find(b"\r\n\r\n")
     if end < 0:
         return False
+    if received[9:12] == b"204":
+        return True
     length = _LENGTH.search(received, 0, end + 2)
     if length is not None:
         return len(received) >= end + 4 + int(length[1])

@@ -18,6 +18,10 @@ def _http_put(address: Address, key: bytes, content: bytes) -> bytes:
     return http1.request("PUT", f"/v1/kv/{key.decode()}", address, content)
 
 
+def _http_ap_put(address: Address, key: bytes, content: bytes) -> bytes:
+    return http1.request("PUT", f"/v1/ap/{key.decode()}", address, content)
+
+
 def _operations(items: Sequence[tuple[bytes, bytes]]) -> list[dict[str, dict[str, str]]]:
     """A put of each (key, value); values are any bytes."""
     return [
@@ -96,6 +100,7 @@ KVNODE_HTTP = Front(
     multiplexed=False,
     calls={
         "put": Call(_http_put, http1.connect),
+        "ap_put": Call(_http_ap_put, http1.connect),
         "batch": Call(_http_batch, http1.connect),
         "txn": Call(_http_txn, http1.connect),
         "get": Call(_http_get, http1.connect),

@@ -9,19 +9,35 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from kvnode.bench.rounds import Plan, Results, Series, System
-from kvnode.bench.workloads import KEYS, VALUE_BYTES, WATCHES, WORKLOADS
+from kvnode.bench.rounds import ARRIVALS, GOSSIP, Plan, Results, Series, System
+from kvnode.bench.workloads import AVAILABLE, KEYS, VALUE_BYTES, WATCHES, WORKLOADS
 from kvnode.checkout import revision
 
 _TITLES = {
-    **{row.name: row.title for workload in WORKLOADS for row in (workload, workload.beside) if row},
+    **{row.name: row.title for workload in (*WORKLOADS, *AVAILABLE) for row in (workload, workload.beside) if row},
     **{watch.name: watch.title for watch in WATCHES},
+    "converge": "written without a quorum on the leader and acknowledged: until a read on a follower shows it",
+    "converge_read": "the same read once it is there",
+    "converge_put": "linearizable put, 1 in flight, between those writes",
+    "gossip3": "gossip sent by each of three idle nodes, sealed",
+    "gossip100": "gossip sent by each of 100 simulated members, not sealed",
+    "gossip100_cpu": "processor time of each of them, its network included",
     "failover1": "gap on kill -9 of the leader, 1 writer",
     "failover8": "gap on kill -9 of the leader, 8 writers",
     "idle": "idle processor time per node",
     "memory": "resident memory per node after the load",
 }
-_UNITS = {"failover1": "ms", "failover8": "ms", "idle": "%", "memory": "MiB"}
+_ONLY_KVNODE = frozenset({*(row.name for row in AVAILABLE), *ARRIVALS[:2], *GOSSIP})
+_UNITS = {
+    **dict.fromkeys(ARRIVALS, "ms"),
+    "gossip3": "B/s",
+    "gossip100": "B/s",
+    "gossip100_cpu": "%",
+    "failover1": "ms",
+    "failover8": "ms",
+    "idle": "%",
+    "memory": "MiB",
+}
 
 # What kvnode aims at: row → (front compared with, factor, whether more is better).
 _AIMS: dict[str, tuple[tuple[str, float, bool], ...]] = {
@@ -80,11 +96,14 @@ def _row(row: str, title: str, found: list[Series]) -> list[str]:
         line += f"  ({_figure(low, '')} to {_figure(high, '')})".ljust(24)
         if series.p50_ms:
             line += f"  p50 {median(series.p50_ms):7.2f} ms  p99 {median(series.p99_ms):7.2f} ms"
+        if series.generator_cpu:
             line += f"  generator {median(series.generator_cpu) * 100:3.0f} %"
             line += f"  leader {median(series.server_cpu) * 100:3.0f} %"
         if series.failures:
             line += f"  FAILED {series.failures}"
         lines.append(line)
+    if row in _ONLY_KVNODE:
+        return [*lines, "  etcd has nothing like it"]
     ours = next((series for series in found if series.system == "kvnode"), None)
     if ours is not None:
         lines += _verdicts(row, ours, [series for series in found if series is not ours and series.system != "kvnode"])
@@ -123,7 +142,7 @@ def _verdicts(row: str, ours: Series, others: list[Series]) -> list[str]:
 
 
 def _figure(number: float, unit: str) -> str:
-    digits = 1 if abs(number) < 100 and unit != "/s" else 0
+    digits = 0 if unit == "/s" or abs(number) >= 100 else 3 if 0 < abs(number) < 0.1 else 1
     return f"{number:,.{digits}f}{'' if unit == '/s' else ' ' if unit else ''}{unit}"
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kvnode.bench import load
+from kvnode.bench import available, load
 from kvnode.bench.cluster import Cluster, EtcdCluster, KvnodeCluster
 from kvnode.bench.etcd_fronts import ETCD_GRPC, ETCD_JSON
 from kvnode.bench.failover import measure_gap
@@ -25,6 +25,7 @@ from kvnode.bench.fronts import Front, Watching
 from kvnode.bench.kvnode_front import KVNODE_HTTP
 from kvnode.bench.load import Address, Measured
 from kvnode.bench.workloads import (
+    AVAILABLE,
     KEYS,
     PUT1,
     RANGE_KEYS,
@@ -61,7 +62,13 @@ class Plan:
 
 
 FAILOVER = {"failover1": 1, "failover8": 8}  # row → writers
-ROWS = (*(row.name for row in (*WORKLOADS, *WATCHES)), *FAILOVER, "idle", "memory")
+ARRIVALS = ("converge", "converge_read", "converge_put")  # measured together, by the first one's name
+GOSSIP = ("gossip3", "gossip100", "gossip100_cpu")  # the last two together
+ROWS = (
+    *(row.name for row in (*WORKLOADS, *WATCHES, *AVAILABLE)),
+    *(ARRIVALS[0], *GOSSIP[:2]),
+    *(*FAILOVER, "idle", "memory"),
+)
 
 
 @dataclass(frozen=True)
@@ -151,8 +158,10 @@ class _Round:
         await self.cluster.wait_ready()
         if "idle" in self.plan.rows:
             await self._idle()
+        if self._has_available:
+            await self._gossip()
         past = await self._preload()
-        for workload in WORKLOADS:
+        for workload in (*WORKLOADS, *AVAILABLE):
             for front in self.system.fronts:
                 if workload.name in self.plan.rows and front.has(workload.kind):
                     await self._load(front, workload, past)
@@ -160,6 +169,8 @@ class _Round:
             for front in self.system.fronts:
                 if watch.name in self.plan.rows and front.watching is not None:
                     await self._watch(front, front.watching, watch)
+        if self._has_available and ARRIVALS[0] in self.plan.rows:
+            await self._converge(self.system.fronts[0])
         if "memory" in self.plan.rows:
             for node in self.cluster.running():
                 mebibytes = self.cluster.processes[node].resident_bytes() / (1 << 20)
@@ -180,6 +191,36 @@ class _Round:
         for node, used in before.items():
             percent = (processes[node].cpu_seconds() - used) / self.plan.idle_s * 100
             self._add("idle", "node", percent, f"{percent:.1f} % of a core on node {node}")
+
+    @property
+    def _has_available(self) -> bool:
+        """Whether it serves anything without a quorum."""
+        return self.system.fronts[0].has("ap_put")
+
+    async def _gossip(self) -> None:
+        real, simulated, simulated_cpu = GOSSIP
+        if real in self.plan.rows:
+            before = await available.gossip_bytes(self.cluster)
+            await asyncio.sleep(self.plan.idle_s)
+            for node, sent in (await available.gossip_bytes(self.cluster)).items():
+                rate = (sent - before[node]) / self.plan.idle_s
+                self._add(real, "node", rate, f"{rate:,.0f} bytes/s of gossip sent by node {node}")
+        if simulated in self.plan.rows:
+            found = available.simulated(self.plan.seed)
+            self._add(simulated, "core", found.bytes_per_s, f"{found.bytes_per_s:,.0f} bytes/s by each")
+            self._add(simulated_cpu, "core", found.cpu_percent, f"{found.cpu_percent:.3f} % of a core for each")
+
+    async def _converge(self, front: Front) -> None:
+        """From the leader to a follower: the linearizable put beside it pays for no forwarding."""
+        leader = await self.cluster.wait_ready()
+        other = max(node for node in self.cluster.running() if node != leader)
+        clients, rounds = self.cluster.clients, int(3 * self.plan.measure_s / available.PAUSE_S)
+        found = await available.converge(clients[leader], clients[other], value(self.rng), rounds)
+        for row, times in zip(ARRIVALS, (found.arrived, found.read, found.put), strict=True):
+            p50, p99 = available.quantile_ms(times, 0.5), available.quantile_ms(times, 0.99)
+            series = self._add(row, front.name, p50, f"p50 {p50:.2f} ms  p99 {p99:.2f} ms")
+            series.p50_ms.append(p50)
+            series.p99_ms.append(p99)
 
     @property
     def _keys(self) -> int:

@@ -54,6 +54,8 @@ class Workload:
     def requests(self, scene: Scene) -> Iterator[bytes]:
         """Of a call: endless."""
         write, arguments = scene.front.calls[self.kind].write, _ARGUMENTS[self.kind]
+        if self.kind in _ENDLESS:
+            return (write(scene.address, *arguments(scene)) for _ in itertools.count())
         return itertools.cycle([write(scene.address, *arguments(scene)) for _ in range(_PREPARED)])
 
     def connect(self, front: Front) -> Connect:
@@ -83,6 +85,9 @@ _ARGUMENTS: dict[str, Callable[[Scene], tuple[object, ...]]] = {
     "range": lambda _: (_RANGE_PREFIX, RANGE_KEYS),
 }
 
+_ARGUMENTS["ap_put"] = lambda scene: (b"bench/%08d" % next(scene.client_numbers), value(scene.rng))
+_ENDLESS = frozenset({"ap_put"})  # each request is another one: keys that are written again without a context keep all
+
 PUT1 = Workload("put1", "put", 1, "put, 1 in flight")
 WORKLOADS = (
     PUT1,
@@ -103,6 +108,13 @@ WORKLOADS = (
     # The last: no row after it may ask for the past.
     Workload("compact64", "put", 64, "put, 64 in flight, history given up every half second", compact_every_s=0.5),
 )
+
+
+AVAILABLE = (
+    Workload("ap_put1", "ap_put", 1, "put without a quorum, new keys, 1 in flight"),
+    Workload("ap_put32", "ap_put", 32, "put without a quorum, new keys, 32 in flight"),
+)
+"""Of the plane that only kvnode has."""
 
 
 @dataclass(frozen=True)

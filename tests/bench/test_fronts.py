@@ -13,7 +13,7 @@ from kvnode.api.routes import Router
 from kvnode.bench.etcd_fronts import ETCD_GRPC, ETCD_JSON
 from kvnode.bench.fronts import Front, after_prefix
 from kvnode.bench.kvnode_front import KVNODE_HTTP
-from kvnode.bench.workloads import WORKLOADS, Scene, Workload
+from kvnode.bench.workloads import AVAILABLE, WORKLOADS, Scene, Workload
 
 ADDRESS = ("127.0.0.1", 1)
 FRONTS = (KVNODE_HTTP, ETCD_GRPC, ETCD_JSON)
@@ -41,7 +41,7 @@ def test_every_front_has_every_kind(workload: Workload) -> None:
         assert list(_requests_of(front, workload))
 
 
-@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
+@pytest.mark.parametrize("workload", [*WORKLOADS, *AVAILABLE], ids=lambda workload: workload.name)
 def test_kvnode_knows_its_requests(workload: Workload) -> None:
     router = Router()
     for request in _requests_of(KVNODE_HTTP, workload):

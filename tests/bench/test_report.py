@@ -63,3 +63,15 @@ def test_generated_configuration_is_accepted(tmp_path: Path) -> None:
     assert configs[0].raft.heartbeat_ms == 40
     cluster.write_config(1, node__name="other")
     assert tomllib.loads(cluster.config_file(1).read_text())["node"]["name"] == "other"
+
+
+def test_rows_that_etcd_has_nothing_for_say_so() -> None:
+    results = Results(lambda _: None)
+    series = results.add("converge", "kvnode", "http", 1.5, "")
+    series.p50_ms.append(1.5)
+    series.p99_ms.append(9.0)
+    results.add("gossip100_cpu", "kvnode", "core", 0.015, "")
+    text = report.text(results, Plan(ROWS), _systems())
+    assert "p50    1.50 ms  p99    9.00 ms" in text
+    assert "0.015 %" in text
+    assert text.count("etcd has nothing like it") == 2
