@@ -49,6 +49,7 @@ PROMISED = (
     "503 no_leader",
     "503 not_ready",
     "503 shutting_down",
+    "504 leadership_lost",  # the leader was killed, or gave its office up, with a write on its way to it
     "504 timeout",  # the leader was killed, and the client's deadline is shorter than the election took
     "ConnectionResetError",  # the node was killed while it had the request
     "ConnectionRefusedError",

@@ -26,17 +26,25 @@ from pathlib import Path
 from queue import SimpleQueue
 from time import monotonic
 
+import canaries_available
 import canaries_changes
 import canaries_clocks
+import canaries_eventual
 import canaries_export
+import canaries_gossipnet
 import canaries_hold
+import canaries_keyspace
 import canaries_leases
 import canaries_members
 import canaries_node
 import canaries_once
+import canaries_plane
+import canaries_plane_sim
 import canaries_raft
 import canaries_snapshots
 import canaries_storage
+import canaries_swim
+import canaries_timeline
 import canaries_watches
 from canary import Canary
 
@@ -53,12 +61,20 @@ CANARIES: tuple[Canary, ...] = (
     *canaries_leases.CANARIES,
     *canaries_hold.CANARIES,
     *canaries_once.CANARIES,
+    *canaries_eventual.CANARIES,
     *canaries_storage.CANARIES,
     *canaries_clocks.CANARIES,
     *canaries_watches.CANARIES,
     *canaries_snapshots.CANARIES,
     *canaries_export.CANARIES,
     *canaries_members.CANARIES,
+    *canaries_available.CANARIES,
+    *canaries_gossipnet.CANARIES,
+    *canaries_timeline.CANARIES,
+    *canaries_swim.CANARIES,
+    *canaries_keyspace.CANARIES,
+    *canaries_plane.CANARIES,
+    *canaries_plane_sim.CANARIES,
 )
 
 SEARCH = """
