@@ -20,7 +20,7 @@ ENV KVNODE_NODE__DATA_DIR=/data/node
 USER 10001
 WORKDIR /data
 VOLUME /data
-EXPOSE 7401 7501
+EXPOSE 7401 7501 7501/udp
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=5s --timeout=3s --start-period=30s --retries=3 CMD ["kvnode", "health"]
 ENTRYPOINT ["kvnode"]

@@ -16,6 +16,7 @@ import pytest
 
 from kvnode import config, errors
 from kvnode.cli.main import COMMANDS, EXIT_CODES, cli
+from kvnode.node.own_events import KINDS
 from kvnode.observe.log import EVENTS
 from kvnode.observe.metrics import DECLARED
 
@@ -30,6 +31,7 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 GENERATED = {
+    "kinds": lambda: table(("kind", "meaning"), [(f"`{kind}`", KINDS[kind]) for kind in KINDS]),
     "exit codes": lambda: table(("code", "meaning"), [(str(code), meaning) for code, meaning in EXIT_CODES.items()]),
     "events": lambda: table(("event", "meaning"), [(f"`{name}`", EVENTS[name]) for name in sorted(EVENTS)]),
     "metrics": lambda: table(
@@ -40,12 +42,12 @@ GENERATED = {
 
 
 @pytest.mark.parametrize("name", GENERATED)
-def test_the_tables_of_the_operations_page_are_current(name: str):
-    page = DOCS / "operations.md"
+def test_the_generated_tables_are_current(name: str):
+    page = DOCS / ("available.md" if name == "kinds" else "operations.md")
     text = page.read_text(encoding="utf-8")
     block = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
     current = block.sub(lambda found: f"{found[1]}\n{GENERATED[name]()}\n\n{found[2]}", text)
-    assert block.search(text), f"docs/operations.md has no block for {name}"
+    assert block.search(text), f"{page.name} has no block for {name}"
     if os.environ.get("KVNODE_DOCS_REWRITE"):
         page.write_text(current, encoding="utf-8")
         return
@@ -83,6 +85,14 @@ def test_every_declared_event_is_logged_somewhere():
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "kvnode").rglob("*.py") if path.name != "log.py"]
     own = {"log.dropped", "library.logged"}  # by the logging itself
     assert [event for event in EVENTS if event not in own and not any(f'"{event}"' in text for text in sources)] == []
+
+
+def test_every_kind_of_the_clusters_own_events_is_declared():
+    sources = [ROOT / "kvnode" / "plane.py", *sorted((ROOT / "kvnode" / "node").glob("*.py"))]
+    recorded = re.compile(r'(?:\breturn|\.record\()\s*"([a-z]+\.[a-z_]+)",')
+    kinds = [kind for path in sources for kind in recorded.findall(path.read_text(encoding="utf-8"))]
+    assert len(kinds) > 15
+    assert [kind for kind in kinds if kind not in KINDS] == []
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
