@@ -304,7 +304,10 @@ def _notes(one: MemberInfo, found: Members) -> str:
     if not one.connected:
         notes.append("unreachable" if one.version else "never met")
     if one.status == "dead" and one.role == "voter":
-        notes.append(f"to replace it: kvnode serve --join … --replace {one.id}")
+        voters = [member for member in found.members if member.role == "voter"]
+        has_quorum = 2 * sum(member.status != "dead" for member in voters) > len(voters)
+        # Without a majority nothing can be replaced: enough of them have to come back with what they hold.
+        notes.append(f"to replace it: kvnode serve --join … --replace {one.id}" if has_quorum else "start it again")
     if one.role == "learner":
         notes.append("gets its vote when level" if one.wants_vote else "no vote")
     if one.replaces in {member.id for member in found.members}:

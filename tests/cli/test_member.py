@@ -267,3 +267,13 @@ def test_a_transfer_goes_to_the_leader(run: Run, node: LocalNode, monkeypatch: p
 
     monkeypatch.setattr(node, "transfer_leadership", nowhere)
     assert run("transfer", "1").exit_code == 3
+
+
+def test_without_a_majority_nobody_is_told_to_replace_anybody(run: Run, node: LocalNode) -> None:
+    node.configuration = members(learner())
+    node.plane.members = tuple(
+        AliveMember(id=NodeId(id_), status=status)  # type: ignore[arg-type]
+        for id_, status in ((1, "alive"), (2, "dead"), (3, "dead"))
+    )
+    rows = run("member", "list").stdout.splitlines()[1:]
+    assert [row.endswith("start it again") for row in rows] == [False, True, True, False]
