@@ -9,7 +9,7 @@ import asyncio
 import random
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvnode.clocks.clock import Clock
 from kvnode.clocks.lamport import LamportClock
@@ -19,16 +19,19 @@ from kvnode.errors import StorageFailed
 from kvnode.gossip.core import Gossip
 from kvnode.gossip.event import TimelineLimits
 from kvnode.gossip.keyspace import Keyspace
+from kvnode.gossip.output import GossipFact
 from kvnode.gossip.settings import GossipSettings
 from kvnode.gossip.timeline import Timeline
 from kvnode.gossip.timeline_rows import PREFIX as TIMELINE_PREFIX
 from kvnode.ids import NodeId
+from kvnode.machine.backend import Row
 from kvnode.node.available import AvailablePlane
-from kvnode.node.available_log import DiskSpace, DurableRows
+from kvnode.node.available_log import DurableRows
 from kvnode.node.eventual import Eventual
 from kvnode.node.gossip_driver import GossipDriver
 from kvnode.node.node import Node
 from kvnode.node.ports import GossipTransport
+from kvnode.node.soft_limit import SoftLimit, shortage
 from kvnode.node.story import Story
 from kvnode.node.worker import Worker
 from kvnode.observe.log import get_logger
@@ -36,10 +39,11 @@ from kvnode.storage.available_shelf import Shelf
 from kvnode.storage.available_store import AvailableStore
 from kvnode.storage.datadir import DataDir
 from kvnode.version import __version__
-from kvnode.wire.frames import FEATURE_LEVEL_TIMES
 
 NUMBERS_PER_BOOT = 1 << 20
 """A member's SWIM number begins anew, and higher, with each of its boots."""
+
+TIMELINE_LIMITS = TimelineLimits()
 
 log = get_logger("available")
 
@@ -57,61 +61,41 @@ def open_plane(
     address: str,
     describe: Callable[[], dict[str, Any]],
     on_failed: Callable[[BaseException], None],
-    free_bytes: Callable[[], int] | None = None,
-    feature_level: int = FEATURE_LEVEL_TIMES,
-    feature_levels: Callable[[], Mapping[NodeId, int]] = dict,
-    reaches_quorum: Callable[[], bool | None] = lambda: None,
+    free_bytes: Callable[[], int],
+    feature_level: int,
+    feature_levels: Callable[[], Mapping[NodeId, int]],
+    reaches_quorum: Callable[[], bool],
 ) -> AvailablePlane:
     """The plane of the node that `data` belongs to, once the cluster's id is known. Raises: StorageFailed.
 
     `worker` is its own, for its disk; it stays the caller's if this raises. `describe`: what the node tells of itself,
-    asked for once a second. `free_bytes`: of its disk; without it there is enough. The rest: see `AvailablePlane`.
+    asked for once a second. `free_bytes`: of its disk. The rest: see `AvailablePlane`.
     """
-    identity, boot = data.identity, data.boot.counter
-    member = NodeId(identity.member)
-    store = AvailableStore.open(
-        shelf, member=identity.member, cluster_id=identity.cluster_id, random_u64=partial(rng.getrandbits, 64)
-    )
-    if store.set_aside is not None:
-        log.error("available.damaged", node=member, what=store.set_aside.what, set_aside=store.set_aside.name)
-    stored = list(store.rows())
-    origin = Origin(member, store.incarnation)
-    limits = TimelineLimits()
-    try:
-        lamport = LamportClock(data.lamport_ceiling())
-        timeline = Timeline(
-            origin,
-            boot,
-            limits,
-            is_founder=member in identity.members,  # who joined has none
-            rows=[row for row in stored if row[0].startswith(TIMELINE_PREFIX)],
-        )
-        keyspace = Keyspace.restore(origin, [row for row in stored if not row[0].startswith(TIMELINE_PREFIX)])
-    except ValueError as error:
-        store.close()
-        raise StorageFailed(
-            f"the rows of ap/ are whole and do not fit together ({error}). Move ap/ away and start again: what it held "
-            "comes back from the other members"
-        ) from error
-    except BaseException:
-        store.close()
-        raise
+    identity, member = data.identity, NodeId(data.identity.member)
+    lamport = LamportClock(data.lamport_ceiling())
+    held = _open_store(data, shelf, rng)
     plane: AvailablePlane
+
+    def news() -> None:
+        plane.changed()
+
+    def tell(fact: GossipFact) -> None:
+        plane.on_gossip_fact(fact)
 
     def failed(error: BaseException) -> None:
         """Nothing more is acknowledged, nothing more is shown: it is not durable."""
         plane.halt()
         on_failed(error)
 
-    space = None if free_bytes is None else DiskSpace(free_bytes, config.storage.free_bytes_min, clock)
-    rows = DurableRows(worker, store, failed, space=space, clock=clock)
+    space = SoftLimit(lambda: shortage(free_bytes(), config.storage.free_bytes_min), clock)
+    rows = DurableRows(worker, held.store, failed, space=space, clock=clock)
 
     def save_ceiling(ceiling: int, then: Callable[[], None]) -> None:
         worker.submit(lambda: data.save_lamport_ceiling(ceiling), lambda _: then(), failed)
 
     gossip = Gossip(
         node=member,
-        number=boot * NUMBERS_PER_BOOT,
+        number=data.boot.counter * NUMBERS_PER_BOOT,
         incarnation=identity.incarnation,
         address=address,
         settings=GossipSettings.of(config.gossip),
@@ -119,22 +103,22 @@ def open_plane(
         now_ms=clock.monotonic_ms(),
     )
     eventual = Eventual(
-        keyspace,
+        held.keyspace,
         rows,
         clock=clock,
         clock_drift_ms=config.raft.clock_drift_ms,
         loop=loop,
-        on_news=lambda: plane.changed(),  # noqa: PLW0108 - it is made below
+        on_news=news,
     )
     story = Story(
-        timeline,
+        held.timeline,
         lamport,
         rows,
-        limits=limits,
+        limits=TIMELINE_LIMITS,
         clock=clock,
         loop=loop,
         save_ceiling=save_ceiling,
-        on_news=lambda: plane.changed(),  # noqa: PLW0108 - it is made below
+        on_news=news,
     )
     driver = GossipDriver(
         node=member,
@@ -144,7 +128,7 @@ def open_plane(
         story=story,
         clock=clock,
         loop=loop,
-        on_fact=lambda fact: plane.on_gossip_fact(fact),  # noqa: PLW0108 - it is made below
+        on_fact=tell,
         on_failed=failed,
     )
     plane = AvailablePlane(
@@ -158,14 +142,49 @@ def open_plane(
         loop=loop,
         describe=describe,
         on_failed=failed,
-        gossip_counters=lambda: transport.counters,
         feature_level=feature_level,
         feature_levels=feature_levels,
         reaches_quorum=reaches_quorum,
     )
-    if store.set_aside is not None:
-        plane.record("available.damaged", {"what": store.set_aside.what})
+    if held.store.set_aside is not None:
+        plane.record("available.damaged", {"what": held.store.set_aside.what})
     return plane
+
+
+class _Held(NamedTuple):
+    """What this node has on its disk, read."""
+
+    store: AvailableStore
+    keyspace: Keyspace
+    timeline: Timeline
+
+
+def _open_store(data: DataDir, shelf: Shelf, rng: random.Random) -> _Held:
+    """Raises: StorageFailed."""
+    identity = data.identity
+    store = AvailableStore.open(
+        shelf, member=identity.member, cluster_id=identity.cluster_id, random_u64=partial(rng.getrandbits, 64)
+    )
+    if store.set_aside is not None:
+        log.error("available.damaged", node=identity.member, what=store.set_aside.what, set_aside=store.set_aside.name)
+    origin = Origin(NodeId(identity.member), store.incarnation)
+    events: list[Row] = []
+    keys: list[Row] = []
+    for row in store.rows():
+        (events if row[0].startswith(TIMELINE_PREFIX) else keys).append(row)
+    is_founder = identity.member in identity.members  # who joined has none
+    try:
+        timeline = Timeline(origin, data.boot.counter, TIMELINE_LIMITS, is_founder=is_founder, rows=events)
+        return _Held(store, Keyspace.restore(origin, keys), timeline)
+    except ValueError as error:
+        store.close()
+        raise StorageFailed(
+            f"the rows of ap/ are whole and do not fit together ({error}). Move ap/ away and start again: what it held "
+            "comes back from the other members"
+        ) from error
+    except BaseException:
+        store.close()
+        raise
 
 
 def describe(node: Node, client_url: str) -> dict[str, Any]:

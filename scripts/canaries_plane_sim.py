@@ -37,8 +37,8 @@ CANARIES = (
         "joined-as-a-founder",
         "who joined the cluster takes itself for one of the first voters",
         "kvnode/plane.py",
-        "            is_founder=member in identity.members,  # who joined has none",
-        "            is_founder=True,",
+        "    is_founder = identity.member in identity.members  # who joined has none",
+        "    is_founder = True",
         _SCENARIOS,
     ),
 )

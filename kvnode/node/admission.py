@@ -46,12 +46,12 @@ from kvnode.kv.requests import (
     WriteRequest,
 )
 from kvnode.machine.machine import StateMachine
+from kvnode.node.soft_limit import SoftLimit, shortage
 from kvnode.raft.messages import EntryKind, Proposed
 from kvnode.wire.codec import decode_change, decode_request, encode_change, encode_request
 from kvnode.wire.limits import CodecError
 
 QUEUE_TAIL_BYTES = 17
-FREE_SPACE_CHECK_MS = 1_000
 INTEGER_MAX = (1 << 63) - 1
 SESSIONS_ENDED_MAX = 1_000
 IDEMPOTENCY_KEY_BYTES_MAX = 255
@@ -360,34 +360,27 @@ class SpaceGuard:
         self._settings = settings
         self._machine = machine
         self._free_bytes = free_bytes
-        self._clock = clock
-        self._checked_ms = -FREE_SPACE_CHECK_MS
-        self.alarm = ""  # what is over its limit, in words; "" if nothing is
+        self._limit = SoftLimit(self._look, clock)
+
+    @property
+    def alarm(self) -> str:
+        """What is over its limit, in words; "" if nothing is."""
+        return self._limit.alarm
 
     def check(self, request: WriteRequest) -> None:
         """Raises: NoSpace (certainly not applied)."""
-        if self._is_short() and _grows(request):
+        if self._limit.is_reached() and _grows(request):
             raise NoSpace(self.alarm)
 
     def refused(self, batch: Iterable[Proposed]) -> frozenset[RequestId]:
         """Those that would grow the store, if it may not grow."""
-        if not self._is_short():
+        if not self._limit.is_reached():
             return frozenset()
         return frozenset(
             proposed.id for proposed in batch if proposed.kind == EntryKind.COMMAND and _payload_grows(proposed.payload)
         )
 
-    def _is_short(self) -> bool:
-        now_ms = self._clock.monotonic_ms()
-        if now_ms - self._checked_ms >= FREE_SPACE_CHECK_MS:
-            self._checked_ms = now_ms
-            self.alarm = self._look()
-        return bool(self.alarm)
-
     def _look(self) -> str:
         if self._machine.logical_bytes >= self._settings.quota_bytes:
             return f"the store holds {self._machine.logical_bytes} bytes, its quota is {self._settings.quota_bytes}"
-        free = self._free_bytes()
-        if free < self._settings.free_bytes_min:
-            return f"the disk has {free} bytes free, less than {self._settings.free_bytes_min}"
-        return ""
+        return shortage(self._free_bytes(), self._settings.free_bytes_min)

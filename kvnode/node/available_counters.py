@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, get_args
 
 from kvnode.kv.available import AliveMember
@@ -28,10 +28,10 @@ def collect(
     eventual: Eventual,
     story: Story,
     driver: GossipDriver,
-    traffic: Mapping[str, int],
     members: Iterable[AliveMember],
 ) -> dict[str, Any]:
     """Plain numbers, a histogram, and numbers by the values of one label, which are few and fixed."""
+    traffic = driver.traffic
     keys, facts = eventual.keyspace.counts(), driver.facts
     events, event_bytes = story.timeline.counts
     by_status = Counter(member.status for member in members)

@@ -19,14 +19,12 @@ from kvnode import perturb
 from kvnode.clocks.clock import Clock
 from kvnode.errors import NoSpace, NotReady, Overloaded, StorageFailed
 from kvnode.machine.backend import Row
+from kvnode.node.soft_limit import SoftLimit
 from kvnode.node.worker import Worker
 from kvnode.observe.metrics import Histogram
 
 WAITING_BYTES_MAX = 16 << 20
 RETRY_AFTER_MS = 100
-
-SPACE_CHECK_MS = 1_000
-"""How long an answer about the disk's free space holds."""
 
 _ROW_OVERHEAD_BYTES = 64
 """What a waiting row costs beside its bytes, about; so that many small ones are bounded, too."""
@@ -40,28 +38,6 @@ class RowStore(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-class DiskSpace:
-    """Whether the disk may take more. Below the soft limit what grows is refused; deletions go on."""
-
-    def __init__(self, free_bytes: Callable[[], int], free_bytes_min: int, clock: Clock) -> None:
-        self._free_bytes = free_bytes
-        self._free_bytes_min = free_bytes_min
-        self._clock = clock
-        self._checked_ms = -SPACE_CHECK_MS
-        self._alarm = ""
-
-    def check(self) -> None:
-        """Raises: NoSpace."""
-        now_ms = self._clock.monotonic_ms()
-        if now_ms - self._checked_ms >= SPACE_CHECK_MS:
-            self._checked_ms = now_ms
-            free = self._free_bytes()
-            is_short = free < self._free_bytes_min
-            self._alarm = f"the disk has {free} bytes free, less than {self._free_bytes_min}" if is_short else ""
-        if self._alarm:
-            raise NoSpace(self._alarm)
 
 
 class _Submitted:
@@ -85,7 +61,7 @@ class DurableRows:
         on_failed: Callable[[BaseException], None],
         *,
         waiting_bytes_max: int = WAITING_BYTES_MAX,
-        space: DiskSpace | None = None,
+        space: SoftLimit | None = None,
         clock: Clock | None = None,
     ) -> None:
         """`worker` is the store's own and is closed with it. `on_failed` is called once: the node must stop.
@@ -110,18 +86,13 @@ class DurableRows:
         """What has gathered behind the write at the disk."""
         return sum(one.size for one in self._gathered)
 
-    @property
-    def is_idle(self) -> bool:
-        """Everything submitted is durable."""
-        return self._at_disk is None and not self._gathered
-
     def check_room(self, size: int = 0, *, grows: bool = True) -> None:
         """Raises: Overloaded if rows of `size` bytes are too much now; anything fits where nothing waits. NoSpace.
 
         `grows`: nothing is deleted by it, so the disk must have space left.
         """
-        if grows and self._space is not None:
-            self._space.check()
+        if grows and self._space is not None and self._space.is_reached():
+            raise NoSpace(self._space.alarm)
         waiting = self.waiting_bytes
         if waiting and waiting + size > self._waiting_bytes_max:
             raise Overloaded("too much waits for the store of the available plane", retry_after_ms=RETRY_AFTER_MS)

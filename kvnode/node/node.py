@@ -144,7 +144,6 @@ class Node(KV, Admin):
             on_failed=self._fail,
             send=self._driver.send,
         )
-        self._lessor: Lessor
         changes = Changes(loop)
         range_reads = RangeReads(machine, loop)
         self._watches = Watches(machine, range_reads, watches_max=config.limits.watches_max, loop=loop, clock=clock)
@@ -342,7 +341,6 @@ class Node(KV, Admin):
             clock=self._clock,
             margin_ms=self._config.raft.election_timeout_ms,
         )
-        self._lessor = lessor
         lessor.on_ended = self._on_leases_ended
         lessor.connect(self._duties)
         self._duties.add(lessor)
@@ -509,11 +507,6 @@ class Node(KV, Admin):
     def lease_count(self) -> int:
         """Of the applied state; cheap."""
         return len(self._machine.leases)
-
-    @property
-    def leases_expired(self) -> int:
-        """By this node, as a leader, since it started."""
-        return self._lessor.ended
 
     @property
     def role(self) -> str:

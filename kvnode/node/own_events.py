@@ -51,6 +51,9 @@ def tell_nobody(kind: str, fields: dict[str, Any]) -> None:
 LEASES_MANY = 100
 """So many leases that end in one entry of the log are an event: somebody has lost much at once."""
 
+STOOD_STILL_MS = 1_000
+"""Less is a busy machine, and would fill the timeline."""
+
 KINDS: dict[str, str] = {
     "user": "Somebody posted it: `POST /v1/events`, `kvnode events --post`.",
     "node.started": "The node takes part.",
@@ -95,10 +98,10 @@ class OwnEvents:
         self._reached_quorum: bool | None = None  # None: not yet since the start
         self._blocked: dict[NodeId, None] = {}  # members of whom it was told that datagrams do not get through
 
-    def of_quorum(self, reaches: bool | None) -> OwnEvent | None:
-        """Whether a majority is connected now; None: nobody can tell. A start begins without one: that is no loss."""
+    def of_quorum(self, reaches: bool) -> OwnEvent | None:
+        """Whether a majority is connected now. A start begins without one: that is no loss."""
         before = self._reached_quorum
-        if reaches is None or (before is None and not reaches):
+        if before is None and not reaches:
             return None
         self._reached_quorum = reaches
         if before is None or before == reaches:
@@ -150,10 +153,6 @@ class OwnEvents:
                 return "node.stood_still", {"ms": fact.ms}
             case _:
                 return None
-
-
-STOOD_STILL_MS = 1_000
-"""Less is a busy machine, and would fill the timeline."""
 
 
 def _of_log(fact: Fact) -> OwnEvent | None:

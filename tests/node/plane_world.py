@@ -25,6 +25,7 @@ from kvnode.sim.available_shelf import FileShelf
 from kvnode.sim.disk import FakeDisk
 from kvnode.sim.loop import VirtualClock, VirtualWorker, run_virtual
 from kvnode.storage.datadir import DataDir, MemberIdentity
+from kvnode.wire.frames import FEATURE_LEVEL
 from kvnode.wire.limits import CodecError
 
 DATA_DIR = "/data"
@@ -94,7 +95,7 @@ class World:
         self.tamper: Callable[[bytes], bytes] = lambda answer: answer
         self.free_bytes = 1 << 40
         self.levels: dict[NodeId, int] = {}
-        self.quorum: bool | None = None
+        self.quorum = False
         self.opens = 0
         self._rng = random.Random(1)
         addresses = {member: f"127.0.0.1:{7500 + member}" for member in self.ids}
@@ -148,6 +149,7 @@ class World:
                 "describe": lambda: {"role": "follower", "version": "1"},
                 "on_failed": self.failures.append,
                 "free_bytes": lambda: self.free_bytes,
+                "feature_level": FEATURE_LEVEL,
                 "feature_levels": lambda: self.levels,
                 "reaches_quorum": lambda: self.quorum,
                 **changes,

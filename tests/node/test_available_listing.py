@@ -6,7 +6,9 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-from kvnode.node.available import SHOWN_AT_ONCE, AvailablePlane
+from kvnode.node.available import AvailablePlane
+from kvnode.node.available_calls import SHOWN_AT_ONCE
+from kvnode.wire.frames import FEATURE_LEVEL
 from tests.node.test_eventual import ORIGIN, Bench, WallClock
 
 
@@ -28,6 +30,9 @@ async def test_a_long_listing_goes_in_slices() -> None:
         clock=WallClock(),
         loop=asyncio.get_running_loop(),
         describe=dict,
+        feature_level=FEATURE_LEVEL,
+        feature_levels=dict,
+        reaches_quorum=lambda: True,
         on_failed=lambda error: None,
     )
     listing = asyncio.ensure_future(plane.ap_list(limit=count))

@@ -130,14 +130,13 @@ def test_a_short_disk_takes_no_pages_and_takes_them_when_there_is_room() -> None
         await world.level()
         await world.planes[A].ap_put(b"k", b"v")
         await world.level()
-        free = world.planes[B]._rows._space._free_bytes = lambda: 1  # type: ignore[union-attr]
-        assert free() == 1
+        world.planes[B]._rows._space._look = lambda: "the disk is short"
         await asyncio.sleep(1.1)
         await world.planes[A].ap_put(b"k2", b"v")
         await asyncio.sleep(3)
         assert (await world.planes[B].ap_get(b"k2")).values == ()
         assert world.planes[B]._driver.pulls_failed > 0
-        world.planes[B]._rows._space._free_bytes = lambda: 1 << 40  # type: ignore[union-attr]
+        world.planes[B]._rows._space._look = str
         await world.level(15)
 
     play(scenario, size=2)

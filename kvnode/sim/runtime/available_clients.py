@@ -206,7 +206,7 @@ class Writer:
                 case "list":
                     reply = await plane.ap_list(PREFIX.encode(), seen=seen, timeout_ms=timeout_ms)
                 case "forget":
-                    reply = plane._eventual.forget(plane._node, plane._members)
+                    reply = plane._eventual.forget(plane._node, plane._addresses)
                 case "post":
                     fields = json.dumps({"n": value.decode()}).encode()
                     reply = await plane.post_event(fields, seen=seen, timeout_ms=timeout_ms)

@@ -228,6 +228,7 @@ class Member:
             ),
             on_members=self._on_members,
             on_fact=self._on_fact,
+            on_event=self._on_event,
             on_failed=self.failed,
             lost=recovered.quarantine.what if recovered.quarantine else "",
         )
@@ -261,6 +262,10 @@ class Member:
             address=f"node-{self.id}:7500",
             describe=lambda: describe(self.node, f"http://node-{self.id}"),
             on_failed=self.failed,
+            free_bytes=lambda: self.disk.free_bytes(DATA_DIR),
+            feature_level=self._roster.feature_level,
+            feature_levels=lambda: {peer: link.feature_level for peer, link in self.transport.links().items()},
+            reaches_quorum=lambda: self.node.reaches_quorum,
         )
         if not self._is_stray:
             cluster.dots.watch(plane, self.id, was_lied_to=self.disk.has_lied)
@@ -282,6 +287,10 @@ class Member:
     def _on_fact(self, fact: Fact) -> None:
         if self.plane is not None:
             self.plane.on_raft_fact(fact)
+
+    def _on_event(self, kind: str, fields: dict[str, Any]) -> None:
+        if self.plane is not None:
+            self.plane.record(kind, fields)
 
     def _watched(self, store: SnapshotFiles) -> SnapshotFiles:
         begin = store.begin
