@@ -1,8 +1,8 @@
 """Composition root: builds every part of a node, starts them in order, stops them in order.
 
-The only production file that knows all of row 2. Start order: data directory (lock, identity, boot counter) →
-joining, if it is new and was told where → peer transport → bootstrap, at the very first start → log and store → core →
-requests. Clients are let in last. Stop order is the reverse, after leadership has been handed over and requests in
+With `open_storage` and `plane` the only production file that knows all of row 3. Start order: data directory (lock,
+identity, boot counter) → joining, if it is new and was told where → peer transport → bootstrap, at the very first
+start → what needs no quorum → log and store → core → requests. Clients are let in last. Stop order is the reverse, after leadership has been handed over and requests in
 flight have been answered.
 """
 
@@ -14,7 +14,6 @@ import secrets
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -26,8 +25,6 @@ from kvnode.config import Config, parse_address
 from kvnode.errors import ConfigInvalid, KvnodeError, MemberRemoved, StateDiverged
 from kvnode.ids import Index, NodeId
 from kvnode.join import join, tell_progress
-from kvnode.machine.backend import Backend
-from kvnode.machine.machine import StateMachine
 from kvnode.node.available import AvailablePlane
 from kvnode.node.node import Node, Workers
 from kvnode.node.own_events import of_damage
@@ -37,38 +34,15 @@ from kvnode.node.roster import Roster, base_configuration
 from kvnode.node.status import NodeIdentity
 from kvnode.node.worker import ThreadWorker
 from kvnode.observe.log import get_logger, set_node
+from kvnode.open_storage import Storage, open_storage
 from kvnode.plane import describe, open_plane
 from kvnode.raft.core import Raft
-from kvnode.raft.messages import Configuration, LogPosition, PeerMessage
+from kvnode.raft.messages import Configuration, PeerMessage
 from kvnode.storage.available_shelf import LmdbShelf, MemoryShelf
 from kvnode.storage.datadir import DataDir, MemberIdentity, PeerBoot
-from kvnode.storage.disk import Disk
-from kvnode.storage.environments import LmdbEnvironments
-from kvnode.storage.log_place import LogPlace, system_random
-from kvnode.storage.memory_backend import MemoryBackend
 from kvnode.storage.realdisk import RealDisk
-from kvnode.storage.snapshots import SnapshotFiles
-from kvnode.storage.store_pointer import NAME as POINTER
-from kvnode.storage.store_pointer import StorePointer
-from kvnode.storage.wal import Recovered, Stamp, Wal
-from kvnode.storage.wal_salvage import Salvaged, open_log
 from kvnode.transport.gossip_net import GossipNet
 from kvnode.transport.peers import PeerTransport
-
-APPLIED_LIMITS = (
-    "answers_bytes_max",
-    "delete_keys_max",
-    "idempotency_keys_max",
-    "lease_keys_max",
-    "leases_max",
-    "page_bytes_max",
-    "page_items",
-    "page_items_max",
-    "session_answers_max",
-    "sessions_max",
-    "txn_operations_max",
-)
-"""Limits that the state machine itself goes by."""
 
 REMOVED_GRACE_S = 1.0
 """A node that has learnt of its removal goes on so long."""
@@ -125,7 +99,6 @@ class RunningNode:
         self._data: DataDir | None = None
         self._roster: Roster
         self._transport: PeerTransport | None = None
-        self.available: AvailablePlane  # once the node has started
         self._plane: AvailablePlane | None = None
         self._plane_worker: ThreadWorker | None = None
         self._client_socket: socket.socket | None = None
@@ -133,6 +106,12 @@ class RunningNode:
         self._server: ClientServer | None = None
         self._started_node = False
         self._progress: asyncio.Task[None] | None = None  # of a node that has just joined
+
+    @property
+    def available(self) -> AvailablePlane:
+        """What needs no quorum; once the node has started."""
+        assert self._plane is not None
+        return self._plane
 
     @classmethod
     async def start(cls, config: Config, *, serve_clients: bool = True, clock: Clock | None = None) -> RunningNode:
@@ -173,7 +152,7 @@ class RunningNode:
         self._transport = make_transport(config, self._roster, self._clock, self._on_failed)
         await self._transport.start(switchboard)
         await self._bootstrap()
-        self._plane = self.available = self._open_plane(data, disk)
+        self._plane = self._open_plane(data, disk)
         self._transport.lamport = self.available.clock_hook
         storage = open_storage(config, data, disk)
         try:
@@ -407,135 +386,6 @@ def read_secret(config: Config) -> bytes:
     if mode & 0o077:
         raise ConfigInvalid(f"cluster.secret_file {path} is readable by others: chmod 600 it")
     return secret
-
-
-def check_applied_limits(config: Config, data: DataDir) -> dict[str, int]:
-    """The limits that decide what a logged entry does. Raises: ConfigInvalid if they are not those it was logged under.
-
-    Entries are applied again at a start, and on every node at a time of its own: under another limit an acknowledged
-    delete would be refused here and not there.
-    """
-    limits: dict[str, int] = {name: getattr(config.limits, name) for name in APPLIED_LIMITS}
-    for name, fixed in data.identity.applied_limits.items():
-        if limits.get(name, fixed) != fixed:
-            raise ConfigInvalid(
-                f"limits.{name} is {limits[name]}, but the log in {data.path} was written under {fixed}, and what its "
-                "entries do depends on it: set it back"
-            )
-    return limits
-
-
-def open_log_of(
-    config: Config, data: DataDir, disk: Disk, machine: StateMachine, *, random_u64: Callable[[], int] = system_random
-) -> tuple[Wal, Recovered, Salvaged | None]:
-    """The log of this directory, begun at the first start. Raises: Fatal."""
-    limits, identity = check_applied_limits(config, data), data.identity
-    if config.storage.backend == "memory" and disk.exists(f"{data.store_dir}/{POINTER}"):
-        # The log would look damaged, begin too late for an empty store, and be set aside.
-        raise ConfigInvalid(
-            f"storage.backend is memory, but {data.path} has a store, and its log need not go back to the beginning: "
-            "set it back to lmdb, or add the member anew with an empty directory"
-        )
-    known = identity.configuration or base_configuration(identity)
-    place = LogPlace(
-        disk=disk,
-        directory=data.wal_dir,
-        stamp=Stamp(cluster_id=identity.cluster_id, member=identity.member, incarnation=identity.incarnation),
-        segment_bytes=config.storage.segment_bytes,
-        batch_bytes_max=config.storage.batch_bytes_max,
-        random_u64=random_u64,
-    )
-    found = open_log(
-        place,
-        applied_index=Index(machine.applied_index),
-        create=not identity.has_log,
-        may_salvage=len(known.members) > 1,
-        installed=_unfinished_install(machine),
-        installed_time=machine.applied_time,
-    )
-    if not identity.has_log or identity.applied_limits.keys() != limits.keys():
-        # Before the node takes part in anything: from here on a missing log is a loss.
-        data.save_identity(msgspec.structs.replace(identity, has_log=True, applied_limits=limits))
-    return found
-
-
-def _unfinished_install(machine: StateMachine) -> LogPosition | None:
-    """Where the snapshot ended that the store came as, if nothing was applied since: the log may not follow it yet."""
-    if machine.installed is None or machine.installed[0] != machine.applied_index:
-        return None
-    index, term = machine.installed
-    return LogPosition(term, index)
-
-
-@dataclass
-class Storage:
-    """What a node keeps on its disk, opened."""
-
-    machine: StateMachine
-    log_store: Wal
-    snapshots: SnapshotFiles
-    recovered: Recovered
-
-    def close(self) -> None:
-        """If no node was made of it; a node closes all of it itself."""
-        self.snapshots.close()
-        self.log_store.close()
-        self.machine.backend.close()
-
-
-def open_snapshots(
-    config: Config, data: DataDir, disk: Disk, pointer: StorePointer | None, machine: StateMachine
-) -> SnapshotFiles:
-    """Where snapshots come in, and become the store that `pointer` names."""
-    return SnapshotFiles(
-        disk,
-        data.snap_dir,
-        pointer,
-        cluster_id=data.identity.cluster_id,
-        free_bytes_min=config.storage.free_bytes_min,
-        applied_index=machine.applied_index,
-    )
-
-
-def open_storage(config: Config, data: DataDir, disk: RealDisk) -> Storage:
-    """Store first, then the log after the store's applied index."""
-    pointer: StorePointer | None = None
-    backend: Backend = MemoryBackend()
-    if config.storage.backend == "lmdb":
-        environments = LmdbEnvironments(data.store_dir, map_bytes=config.storage.map_bytes)
-        pointer = StorePointer(disk, data.store_dir, environments)
-        backend = pointer.open()
-    try:
-        machine = StateMachine(backend, config.limits)
-        log_store, recovered, salvaged = open_log_of(config, data, disk, machine)
-        snapshots = open_snapshots(config, data, disk, pointer, machine)
-    except BaseException:
-        backend.close()
-        raise
-    member = data.identity.member
-    if salvaged is not None:
-        damage = salvaged.damage
-        log.error("wal.damaged", node=member, what=damage.what, **damage.detail)
-    if recovered.quarantine is not None:
-        log.warning(
-            "quarantine.began",
-            node=member,
-            last_index=recovered.last_index,
-            applied_index=machine.applied_index,
-            set_aside=list(salvaged.set_aside) if salvaged else [],
-        )
-    report = recovered.report
-    if report.torn is not None:
-        log.warning("wal.torn_tail_cut", node=member, **msgspec.structs.asdict(report.torn))
-    log.info(
-        "wal.recovered",
-        node=member,
-        last_index=recovered.last_index,
-        term=recovered.hard_state.term,
-        segments=report.segments,
-        segments_scanned=report.segments_scanned,
-    )
-    return Storage(machine, log_store, snapshots, recovered)
 
 
 def _bind(listen: str, advertise: str) -> tuple[socket.socket, str]:

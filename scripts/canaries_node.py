@@ -319,7 +319,7 @@ CANARIES = (
     Canary(
         "restart-under-other-limits",
         "entries are applied again under other limits than they were logged under",
-        "kvnode/server.py",
+        "kvnode/open_storage.py",
         "        if limits.get(name, fixed) != fixed:",
         "        if False:",
         ("tests/machine/test_mixed_limits.py",),
@@ -327,7 +327,7 @@ CANARIES = (
     Canary(
         "applied-limit-forgotten",
         "a limit that decides what an entry does may change between two starts",
-        "kvnode/server.py",
+        "kvnode/open_storage.py",
         '    "delete_keys_max",\n',
         "",
         ("tests/machine/test_mixed_limits.py",),

@@ -214,7 +214,7 @@ CANARIES = (
     Canary(
         "install-left-unfinished",
         "a start that finds a snapshot's store before the old log takes the two for what they were",
-        "kvnode/server.py",
+        "kvnode/open_storage.py",
         "    index, term = machine.installed\n    return LogPosition(term, index)\n",
         "    return None\n",
         (_LIFE,),

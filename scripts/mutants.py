@@ -119,6 +119,9 @@ class Run:
 def main(arguments: list[str]) -> int:
     words = [word for word in arguments if not word.startswith("--")]
     chosen = [canary for canary in CANARIES if not words or any(word in canary.name for word in words)]
+    if unknown := [one for one in arguments if one.startswith("-") and one not in {"--sim-only", "--no-sim"}]:
+        print(__doc__)
+        return int(unknown != ["--help"])
     with_tests, with_sim = "--sim-only" not in arguments, "--no-sim" not in arguments
     if not with_tests:
         chosen = [canary for canary in chosen if canary.sim]

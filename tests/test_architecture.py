@@ -23,7 +23,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"raft", "machine", "gossip", "check", "wire"}),
     frozenset({"recipes"}),
     frozenset({"node", "storage", "transport", "api", "client"}),
-    frozenset({"server", "join", "plane", "restore"}),
+    frozenset({"server", "open_storage", "join", "plane", "restore"}),
     frozenset({"embedded", "process"}),
     frozenset({"sim", "bench", "doctor"}),
     frozenset({"cli"}),

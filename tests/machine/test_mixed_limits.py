@@ -17,7 +17,7 @@ import kvnode.machine
 from kvnode.config import Config, LimitsSection, load
 from kvnode.errors import ConfigInvalid
 from kvnode.kv.requests import Command, Delete, LeaseGrant, Put, Range, SessionOpen, Txn, WriteRequest
-from kvnode.server import APPLIED_LIMITS, check_applied_limits
+from kvnode.open_storage import APPLIED_LIMITS, check_applied_limits
 from kvnode.sim.disk import FakeDisk
 from kvnode.storage.datadir import DataDir
 from kvnode.storage.memory_backend import MemoryBackend

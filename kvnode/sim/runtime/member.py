@@ -26,10 +26,11 @@ from kvnode.node.node import Node, Workers
 from kvnode.node.recovery import restore
 from kvnode.node.roster import Roster, base_configuration
 from kvnode.node.status import NodeIdentity
+from kvnode.open_storage import open_log_of, open_snapshots
 from kvnode.plane import describe, open_plane
 from kvnode.raft.messages import Configuration
 from kvnode.raft.output import Fact
-from kvnode.server import REMOVED_GRACE_S, Switchboard, make_roster, open_log_of, open_snapshots
+from kvnode.server import REMOVED_GRACE_S, Switchboard, make_roster
 from kvnode.sim.available_shelf import FileShelf
 from kvnode.sim.disk import FakeDisk, SimulatedCrash
 from kvnode.sim.loop import VirtualWorker
