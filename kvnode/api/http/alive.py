@@ -8,10 +8,8 @@ from kvnode.kv.available import AliveMember, AvailableNode
 from kvnode.kv.interface import MemberInfo
 
 
-def with_health(members: tuple[MemberInfo, ...], plane: AvailableNode | None) -> tuple[MemberInfo, ...]:
+def with_health(members: tuple[MemberInfo, ...], plane: AvailableNode) -> tuple[MemberInfo, ...]:
     """The members, each with its state as gossip on this node sees it; unknown where it has not been heard of."""
-    if plane is None:
-        return members
     heard = {one.id: one for one in plane.alive_members()}
     return tuple(_with_what_is_heard(member, heard.get(member.id)) for member in members)
 
@@ -32,6 +30,6 @@ def _with_what_is_heard(member: MemberInfo, heard: AliveMember | None) -> Member
     )
 
 
-def unheard(plane: AvailableNode | None) -> list[int]:
+def unheard(plane: AvailableNode) -> list[int]:
     """Ids of the members that gossip takes for dead, or for suspect."""
-    return [] if plane is None else [one.id for one in plane.alive_members() if one.status in {"suspect", "dead"}]
+    return [one.id for one in plane.alive_members() if one.status in {"suspect", "dead"}]
