@@ -19,34 +19,12 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 from kvnode.config import Config, load
-from kvnode.errors import ConnectionLost, NotFound, NotReady
+from kvnode.errors import ConnectionLost, NotReady
 from kvnode.ids import NOBODY, NodeId
-from kvnode.kv.available import (
-    NOTHING_SEEN,
-    PAGE_ITEMS,
-    AliveMember,
-    ApPage,
-    ApRead,
-    ApWritten,
-    Available,
-    AvailableNode,
-    EventPage,
-    Resolve,
-    Seen,
-    TimelineEvent,
-)
+from kvnode.kv.available import AliveMember
+from kvnode.kv.available_calls import AvailableCalls, AvailableRequest, perform
 from kvnode.kv.events import WatchPart
-from kvnode.kv.interface import (
-    DEFAULT_OPTIONS,
-    KV,
-    TIMEOUT_MS_DEFAULT,
-    Members,
-    MembersChanged,
-    Options,
-    Status,
-    WatchStream,
-    as_bytes,
-)
+from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Members, MembersChanged, Options, Status, WatchStream
 from kvnode.kv.members import MemberChange
 from kvnode.kv.requests import Request, Watch
 from kvnode.recipes import hold
@@ -58,7 +36,7 @@ Result = TypeVar("Result")
 READY_POLL_S = 0.01
 
 
-class EmbeddedNode(KV, Available):
+class EmbeddedNode(KV, AvailableCalls):
     """A node of this process. Obtained from `open_node`; usable from the loop that opened it."""
 
     def __init__(self, running: RunningNode, call: Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]) -> None:
@@ -133,105 +111,18 @@ class EmbeddedNode(KV, Available):
         changed: MembersChanged = await self._call(lambda: self._running.node.change_members(change, options))
         return changed
 
-    async def ap_get(
-        self,
-        key: str | bytes,
-        *,
-        resolve: Resolve | None = None,
-        seen: Seen = NOTHING_SEEN,
-        timeout_ms: int = TIMEOUT_MS_DEFAULT,
-    ) -> ApRead:
-        """One key of the keyspace that needs no quorum; see `Available.ap_get`."""
-        found: ApRead = await self._call(
-            lambda: self._plane.ap_get(as_bytes(key), resolve=resolve, seen=seen, timeout_ms=timeout_ms)
-        )
-        return found
-
-    async def ap_put(
-        self,
-        key: str | bytes,
-        value: str | bytes,
-        *,
-        context: str | None = None,
-        seen: Seen = NOTHING_SEEN,
-        timeout_ms: int = TIMEOUT_MS_DEFAULT,
-    ) -> ApWritten:
-        """Write there; replaces what `context` covers, or nothing."""
-        written: ApWritten = await self._call(
-            lambda: self._plane.ap_put(
-                as_bytes(key), as_bytes(value), context=context, seen=seen, timeout_ms=timeout_ms
-            )
-        )
-        return written
-
-    async def ap_delete(
-        self,
-        key: str | bytes,
-        *,
-        context: str | None = None,
-        seen: Seen = NOTHING_SEEN,
-        timeout_ms: int = TIMEOUT_MS_DEFAULT,
-    ) -> ApWritten:
-        """Delete what `context` covers, or all that this node has."""
-        written: ApWritten = await self._call(
-            lambda: self._plane.ap_delete(as_bytes(key), context=context, seen=seen, timeout_ms=timeout_ms)
-        )
-        return written
-
-    async def ap_list(
-        self,
-        prefix: str | bytes = b"",
-        *,
-        after: bytes | None = None,
-        limit: int = PAGE_ITEMS,
-        seen: Seen = NOTHING_SEEN,
-        timeout_ms: int = TIMEOUT_MS_DEFAULT,
-    ) -> ApPage:
-        """A page of its keys; see `Available.ap_list`."""
-        page: ApPage = await self._call(
-            lambda: self._plane.ap_list(as_bytes(prefix), after=after, limit=limit, seen=seen, timeout_ms=timeout_ms)
-        )
-        return page
-
-    async def post_event(
-        self, fields: bytes, *, seen: Seen = NOTHING_SEEN, timeout_ms: int = TIMEOUT_MS_DEFAULT
-    ) -> TimelineEvent:
-        """Put an event of your own into the cluster's timeline; `fields`: a JSON object."""
-        event: TimelineEvent = await self._call(
-            lambda: self._plane.post_event(fields, seen=seen, timeout_ms=timeout_ms)
-        )
-        return event
-
-    async def events(
-        self,
-        cursor: str = "",
-        *,
-        stable: bool = False,
-        allow_late: bool = False,
-        limit: int = PAGE_ITEMS,
-        wait_ms: int = 0,
-    ) -> EventPage:
-        """The timeline after `cursor`; see `Available.events`, and `kvnode.kv.available.follow_events`."""
-        page: EventPage = await self._call(
-            lambda: self._plane.events(cursor, stable=stable, allow_late=allow_late, limit=limit, wait_ms=wait_ms)
-        )
-        return page
+    async def ask_available(self, request: AvailableRequest, options: Options) -> Any:
+        """What `ap_get` and the others do."""
+        return await self._call(lambda: perform(self._running.available, request, options))
 
     async def alive_members(self) -> tuple[AliveMember, ...]:
         """The members as gossip on this node sees them; never waits."""
 
         async def ask() -> tuple[AliveMember, ...]:
-            return self._plane.alive_members()
+            return self._running.available.alive_members()
 
         found: tuple[AliveMember, ...] = await self._call(ask)
         return found
-
-    @property
-    def _plane(self) -> AvailableNode:
-        plane = self._running.available
-        if plane is None:
-            raise NotFound("this node serves nothing that needs no quorum: it was started without that plane")
-        return plane
 
     @property
     def failure(self) -> BaseException | None:

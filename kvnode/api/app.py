@@ -23,7 +23,7 @@ from kvnode.api.routes import Router
 from kvnode.clocks import hybrid
 from kvnode.clocks.system import SystemClock
 from kvnode.config import Config
-from kvnode.errors import BadRequest, KvnodeError, NotFound, Overloaded
+from kvnode.errors import BadRequest, KvnodeError, Overloaded
 from kvnode.kv.available import AvailableNode
 from kvnode.kv.interface import KV, Admin, Options
 from kvnode.observe.log import get_logger
@@ -35,18 +35,18 @@ __all__ = ["App", "ClientServer", "build_app"]
 log = get_logger("api")
 
 
-def build_app(kv: KV, admin: Admin, config: Config, available: AvailableNode | None = None) -> App:
-    """The front door of one node, ready for `ClientServer`. Without `available` its calls are 404."""
+def build_app(kv: KV, admin: Admin, config: Config, available: AvailableNode) -> App:
+    """The front door of one node, ready for `ClientServer`."""
     return App(kv, admin, config, available)
 
 
 class App:
     """What all requests of one node share. Lives on one event loop."""
 
-    def __init__(self, kv: KV, admin: Admin, config: Config, available: AvailableNode | None = None) -> None:
+    def __init__(self, kv: KV, admin: Admin, config: Config, available: AvailableNode) -> None:
         self.kv = kv
         self.admin = admin
-        self.plane = available  # None: this node has no plane that needs no quorum
+        self.available = available
         self.config = config
         self.node_line = f"Kv-Node: {admin.id}\r\n"
         self.clock = SystemClock()
@@ -109,13 +109,6 @@ class App:
         if text:
             call.parameters = query.parse(text, known)
         return await handler(call)
-
-    @property
-    def available(self) -> AvailableNode:
-        """What needs no quorum. Raises: NotFound if this node has none."""
-        if self.plane is None:
-            raise NotFound("this node serves nothing that needs no quorum: it was started without that plane")
-        return self.plane
 
     def token(self, revision: int) -> str:
         """`Kv-Token` of an answer given now; rendered anew only when something has changed."""

@@ -240,7 +240,7 @@ class Call:
         brought = _brought(given)
         if self.shown is None and brought.seen is NOTHING_SEEN:
             return app.token(revision)
-        seen = seen_also(brought.seen, 0 if app.plane is None else app.plane.lamport_time, self.shown or ())
+        seen = seen_also(brought.seen, app.available.lamport_time, self.shown or ())
         time = app.admin.applied_time
         if self.shown is not None:  # it says nothing of the store: what the caller knows of that stays as it is
             revision, time = max(revision, brought.revision), max(time, brought.time)

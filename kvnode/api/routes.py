@@ -76,7 +76,7 @@ _WRITE = (
     "connection_lost",
 )
 _CHANGE = ("conflict", "member_not_found", *(code for code in _WRITE if code != "no_space"))
-_AP_WRITE = ("not_found", "not_ready", "overloaded", "no_space", "timeout")
+_AP_WRITE = ("not_ready", "overloaded", "no_space", "timeout")
 _ONCE = ("conflict", "sequence_too_old", "session_expired")
 
 
@@ -106,7 +106,7 @@ def _get_ap(method: str, sentence: str) -> Route:
         ),
         headers=(SEEN,),
         reply=bytes,
-        errors=("bad_key", "key_not_found", "conflict", "too_large", "not_found", "not_ready"),
+        errors=("bad_key", "key_not_found", "conflict", "too_large", "not_ready"),
     )
 
 
@@ -285,7 +285,7 @@ TABLE: tuple[Route, ...] = (
             Parameter("cursor", "text", CURSOR.format(what="the prefix")),
             TIMEOUT,
         ),
-        (SEEN,), "", shapes.ApListing, ("too_large", "not_found", "not_ready"),
+        (SEEN,), "", shapes.ApListing, ("too_large", "not_ready"),
     ),
     Route(
         "GET", "/v1/events", events.show_events, "What happened in the cluster, causes before effects.",
@@ -303,7 +303,7 @@ TABLE: tuple[Route, ...] = (
             Parameter("Last-Event-ID", "text", "With follow: resume after this; sent by browsers that reconnect."),
             SEEN,
         ),
-        "", shapes.Events, ("not_found", "not_ready"),
+        "", shapes.Events, ("not_ready",),
     ),
     Route(
         "POST", "/v1/events", events.post_event, "Put an event of your own into the timeline: any JSON object.",

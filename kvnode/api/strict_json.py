@@ -43,7 +43,7 @@ def loads(body: bytes, *, depth_max: int, items_max: int, fractions: bool = Fals
             text,
             object_pairs_hook=_without_duplicates,
             parse_float=float if fractions else _refuse_number,
-            parse_constant=_refuse_number,
+            parse_constant=_refuse_constant,
         )
     except ValueError as error:
         raise BadRequest(f"the body is not JSON: {error}") from None
@@ -80,6 +80,10 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> JsonObject:
 
 def _refuse_number(text: str) -> NoReturn:
     raise BadRequest(f"{text[:32]}: numbers here are integers")
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise BadRequest(f"{text} is no number of JSON")
 
 
 def expect_object(value: Any, place: str, known: frozenset[str]) -> JsonObject:

@@ -20,12 +20,13 @@ SIMULATED_MEMBERS = 100
 SIMULATED_S = 180  # so many members exchange whole tables every minute and a half
 _ACQUAINTED_S = 5  # they run for so long before it counts
 PAUSE_S = 0.1  # between two writes whose arrival is measured: each is a change after a quiet time
+GOSSIP_BYTES = (b"kvnode_gossip_packets_sent_bytes_total", b"kvnode_gossip_exchange_sent_bytes_total")
 _TOKEN = re.compile(rb"\r\nKv-Token: ([^\r\n]+)\r\n")
 
 
 async def gossip_bytes(cluster: Cluster) -> dict[int, float]:
     """Bytes of gossip that each running node has sent since it started, headers not included. Raises: OSError."""
-    return {node: await cluster.metric(node, b"kvnode_gossip_sent_bytes_total") for node in cluster.running()}
+    return {node: sum([await cluster.metric(node, name) for name in GOSSIP_BYTES]) for node in cluster.running()}
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,3 @@ async def converge(writer: Address, reader: Address, content: bytes, rounds: int
         writing.close()
         reading.close()
     return found
-
-
-def quantile_ms(times_ns: list[int], share: float) -> float:
-    """What `share` of them did not exceed."""
-    ordered = sorted(times_ns)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] / 1e6

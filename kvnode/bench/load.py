@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter, perf_counter_ns, process_time
 from typing import Protocol
@@ -57,10 +57,15 @@ class Measured:
 
     def quantile_ms(self, share: float) -> float:
         """Latency that `share` of the successful requests did not exceed; 0 if there were none."""
-        if not self.latencies_ns:
-            return 0.0
-        ordered = sorted(self.latencies_ns)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] / 1e6
+        return quantile_ms(self.latencies_ns, share)
+
+
+def quantile_ms(times_ns: Sequence[int], share: float) -> float:
+    """What `share` of them did not exceed; 0 if there are none."""
+    if not times_ns:
+        return 0.0
+    ordered = sorted(times_ns)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] / 1e6
 
 
 class ClosedLoop:

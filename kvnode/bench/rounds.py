@@ -217,7 +217,7 @@ class _Round:
         clients, rounds = self.cluster.clients, int(3 * self.plan.measure_s / available.PAUSE_S)
         found = await available.converge(clients[leader], clients[other], value(self.rng), rounds)
         for row, times in zip(ARRIVALS, (found.arrived, found.read, found.put), strict=True):
-            p50, p99 = available.quantile_ms(times, 0.5), available.quantile_ms(times, 0.99)
+            p50, p99 = load.quantile_ms(times, 0.5), load.quantile_ms(times, 0.99)
             series = self._add(row, front.name, p50, f"p50 {p50:.2f} ms  p99 {p99:.2f} ms")
             series.p50_ms.append(p50)
             series.p99_ms.append(p99)

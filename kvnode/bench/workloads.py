@@ -83,9 +83,8 @@ _ARGUMENTS: dict[str, Callable[[Scene], tuple[object, ...]]] = {
     "get": lambda scene: (_some_key(scene),),
     "get_past": lambda scene: (_some_key(scene), scene.past),
     "range": lambda _: (_RANGE_PREFIX, RANGE_KEYS),
+    "ap_put": lambda scene: (b"bench/%08d" % next(scene.client_numbers), value(scene.rng)),
 }
-
-_ARGUMENTS["ap_put"] = lambda scene: (b"bench/%08d" % next(scene.client_numbers), value(scene.rng))
 _ENDLESS = frozenset({"ap_put"})  # each request is another one: keys that are written again without a context keep all
 
 PUT1 = Workload("put1", "put", 1, "put, 1 in flight")

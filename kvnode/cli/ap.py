@@ -30,11 +30,6 @@ from kvnode.errors import KvnodeError
 _PAGE_ITEMS = 1_000
 _MULTIPLE, _NOT_FOUND = 300, 404
 
-_context_option = click.option("--context", help="Of the answer whose values this replaces; else it replaces nothing.")
-_replace_option = click.option(
-    "--replace", is_flag=True, help="Replace what a node shows now: reads first, and takes the context of that."
-)
-
 
 @click.group()
 def ap() -> None:
@@ -96,8 +91,10 @@ def get(**given: Any) -> None:
 @ap.command()
 @click.argument("key")
 @click.argument("value")
-@_context_option
-@_replace_option
+@click.option("--context", help="Of the answer whose values this replaces; else it replaces nothing.")
+@click.option(
+    "--replace", is_flag=True, help="Replace what a node shows now: reads first, and takes the context of that."
+)
 @output_option("json", "plain", default="plain")
 @endpoint_option
 @timeout_option()
@@ -118,7 +115,7 @@ def put(**given: Any) -> None:
 
 @ap.command()
 @click.argument("key")
-@_context_option
+@click.option("--context", help="Of the answer whose values this deletes; else all that the node has.")
 @output_option("json", "plain", default="plain")
 @endpoint_option
 @timeout_option()

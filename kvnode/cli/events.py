@@ -6,7 +6,6 @@ node that answers and puts the parts together, which is what an incident report 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -26,7 +25,7 @@ from kvnode.errors import KvnodeError, TryAgain, Unknown
 Json = dict[str, Any]
 
 _PAGE_ITEMS = 1_000
-_WAIT_MS = 20_000
+_WAIT_MS = 5_000
 _PAUSE_S = 0.3
 _COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_red", "bright_cyan", "bright_yellow")
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@+-]+")
@@ -75,7 +74,7 @@ def events(**given: Any) -> None:
         else:
             cursor = _show_pages(given, show)
             if given["follow"]:
-                asyncio.run(_follow(given, show, cursor))
+                _follow(given, show, cursor)
     except KvnodeError as error:
         fail(error)
     except KeyboardInterrupt:
@@ -95,12 +94,16 @@ def _check_usage(given: Json) -> None:
 # ── reading ─────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _query(given: Json) -> dict[str, str]:
+    return {"limit": str(_PAGE_ITEMS), **{name: "1" for name in ("stable", "allow_late") if given[name]}}
+
+
 def _pages(endpoints: list[str], given: Json) -> Iterator[Json]:
     """All that is kept, page by page."""
-    query = {name: "1" for name in ("stable", "allow_late") if given[name]}
+    query = _query(given)
     http = caller(endpoints, given["timeout_ms"])
     while True:
-        page = http.call("GET", "/v1/events", {**query, "limit": str(_PAGE_ITEMS)}).json()
+        page = http.call("GET", "/v1/events", query).json()
         yield page
         if not page["more"]:
             return
@@ -121,34 +124,24 @@ def _show_pages(given: Json, show: _Plain | _Json) -> str:
     return cursor
 
 
-async def _follow(given: Json, show: _Plain | _Json, cursor: str) -> None:
+def _follow(given: Json, show: _Plain | _Json, cursor: str) -> None:
     """Goes on at another node when one goes away; gives up when none has answered for the timeout."""
-    from kvnode.client.available import EventsRead  # noqa: PLC0415  slow to import, needed for this only
-    from kvnode.client.client import Client  # noqa: PLC0415
-    from kvnode.kv.interface import Options  # noqa: PLC0415
-
-    options = Options(given["timeout_ms"])
-    async with Client(given["endpoints"]) as client:
-        answered = time.monotonic()
-        while True:
-            request = EventsRead(cursor, given["stable"], given["allow_late"], _PAGE_ITEMS, _WAIT_MS)
-            try:
-                page = await client.ask_available(request, options)
-            except (TryAgain, Unknown):
-                if time.monotonic() - answered > given["timeout_ms"] / 1e3:
-                    raise
-                await asyncio.sleep(_PAUSE_S)
-                continue
-            answered = time.monotonic()
-            cursor = page.cursor
-            show.events([_as_json(event) for event in page.events])
-
-
-def _as_json(event: Any) -> Json:
-    from kvnode.api import shapes  # noqa: PLC0415  slow to import, needed when following only
-
-    found: Json = json.loads(shapes.encode(shapes.event_line(event)))
-    return found
+    http, query = caller(given["endpoints"], given["timeout_ms"]), {**_query(given), "wait": f"{_WAIT_MS}ms"}
+    failing_since: float | None = None
+    while True:
+        try:
+            page = http.call("GET", "/v1/events", {**query, "cursor": cursor}, wait_ms=_WAIT_MS).json()
+        except (TryAgain, Unknown):
+            now = time.monotonic()
+            failing_since = failing_since or now  # not since the last answer: it waited for an event meanwhile
+            if now - failing_since > given["timeout_ms"] / 1e3:
+                raise
+            http.endpoints.append(http.endpoints.pop(0))  # whoever is silent is not asked first again
+            time.sleep(_PAUSE_S)
+            continue
+        failing_since = None
+        cursor = page["cursor"]
+        show.events(page["events"])
 
 
 class _Part(NamedTuple):

@@ -31,7 +31,6 @@ import aiohttp
 import msgspec
 
 from kvnode.client import available, bodies, leases, locks, members, named, reads
-from kvnode.client.available import AvailableCalls, AvailableRequest
 from kvnode.client.endpoints import Endpoints, RetryPolicy
 from kvnode.client.exchange import Exchange
 from kvnode.client.http import error_from, parse_endpoints, settles
@@ -51,6 +50,7 @@ from kvnode.errors import (
     Unknown,
 )
 from kvnode.ids import NOBODY, NodeId
+from kvnode.kv.available_calls import AvailableCalls, AvailableRequest
 from kvnode.kv.interface import DEFAULT_OPTIONS, KV, Members, MembersChanged, Options, as_bytes
 from kvnode.kv.members import MemberChange
 from kvnode.kv.requests import (

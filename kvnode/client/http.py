@@ -139,9 +139,13 @@ class Caller:
         *,
         idempotency_key: bytes = b"",
         headers: Mapping[str, bytes] = {},
+        wait_ms: int = 0,
         accept: Callable[[int], bool] = lambda status: 200 <= status < 300,
     ) -> Answer:
-        """One request; the first accepted answer. Raises: a `KvnodeError` that says whether a write took effect."""
+        """One request; the first accepted answer. `wait_ms`: it may take so much longer, as the query asks for.
+
+        Raises: a `KvnodeError` that says whether a write took effect.
+        """
         write = method not in {"GET", "HEAD"}
         may_repeat = not write or bool(idempotency_key)
         if idempotency_key:
@@ -154,9 +158,8 @@ class Caller:
             if left_ms <= 0:
                 break
             try:
-                answer = _exchange(
-                    endpoint, method, _target(path, query or {}, left_ms), body, left_ms, headers=headers
-                )
+                target = _target(path, query or {}, left_ms)
+                answer = _exchange(endpoint, method, target, body, left_ms, headers=headers, wait_ms=wait_ms)
                 if accept(answer.status):
                     return answer
                 failure = error_from(answer.status, answer.headers.get("Kv-Outcome", ""), answer.body, write=write)
@@ -179,7 +182,14 @@ def _target(path: str, query: Mapping[str, str | bytes], left_ms: int) -> str:
 
 
 def _exchange(
-    endpoint: str, method: str, path: str, body: bytes | None, left_ms: int, *, headers: Mapping[str, bytes] = {}
+    endpoint: str,
+    method: str,
+    path: str,
+    body: bytes | None,
+    left_ms: int,
+    *,
+    headers: Mapping[str, bytes] = {},
+    wait_ms: int = 0,
 ) -> Answer:
     host, _, port = endpoint.rpartition(":")
     connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=min(left_ms, _CONNECT_MS_MAX) / 1000)
@@ -189,13 +199,13 @@ def _exchange(
         except OSError as error:  # nothing was sent: certainly not applied
             raise NotReady(f"{endpoint}: cannot connect ({error})") from error
         assert isinstance(connection.sock, socket.socket)
-        connection.sock.settimeout((left_ms + _GRACE_MS) / 1000)
+        connection.sock.settimeout((left_ms + wait_ms + _GRACE_MS) / 1000)
         try:
             connection.request(method, path, body=body, headers=headers)
             response = connection.getresponse()
             data = response.read()
         except TimeoutError as error:
-            raise Timeout(f"{endpoint}: no answer within {left_ms} ms") from error
+            raise Timeout(f"{endpoint}: no answer within {left_ms + wait_ms} ms") from error
         except (OSError, http.client.HTTPException) as error:
             raise ConnectionLost(f"{endpoint}: connection lost before the answer ({error!r})") from error
         return Answer(endpoint, response.status, response.headers, data)

@@ -7,6 +7,8 @@ import base64
 import json
 from typing import Any
 
+import msgspec
+
 from kvnode.errors import BadContext, BadEncoding, Conflict, KvnodeError, NotReady
 from kvnode.ids import NodeId
 from kvnode.kv.available import (
@@ -154,23 +156,26 @@ class FakeAvailable(AvailableNode):
         page = tuple(found[:limit])
         return EventPage(page, f"c{at + len(page)}", self.watermark, len(found) > limit)
 
-    async def happen(self, kind: str, fields: bytes = b"{}", **more: object) -> TimelineEvent:
+    async def happen(self, kind: str, fields: bytes = b"{}", **more: Any) -> TimelineEvent:
         event = self.record(kind, fields, **more)
         await self.wake()
         return event
 
-    def record(self, kind: str, fields: bytes = b"{}", **more: object) -> TimelineEvent:
+    def record(self, kind: str, fields: bytes = b"{}", **more: Any) -> TimelineEvent:
         """Without a word to those who wait."""
         self.lamport += 1
-        told = {"member": NodeId(MEMBER), "node": "one", "seq": len(self.timeline) + 1, "lamport": self.lamport, **more}
         event = TimelineEvent(
+            member=NodeId(MEMBER),
+            node="one",
             incarnation=INCARNATION,
             boot=3,
+            seq=len(self.timeline) + 1,
+            lamport=self.lamport,
             wall_ms=START_MS + self.lamport,
             kind=kind,
             fields=fields,
-            **told,  # type: ignore[arg-type]
         )
+        event = msgspec.structs.replace(event, **more)
         self.timeline.append(event)
         return event
 

@@ -206,6 +206,11 @@ async def test_what_is_no_event(door: Door, plane: FakeAvailable, body: bytes, s
     assert plane.timeline == []
 
 
+async def test_what_is_wrong_with_a_number_is_said(door: Door) -> None:
+    refused = await door.ask("POST", "/v1/events", b'{"a": NaN}')
+    assert refused.json["error"]["message"] == "NaN is no number of JSON"
+
+
 async def test_the_largest_event(door: Door) -> None:
     largest = b'{"a":"' + b"x" * (EVENT_BYTES_MAX - 8) + b'"}'
     assert (await door.ask("POST", "/v1/events", largest)).status == 201

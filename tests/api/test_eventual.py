@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from kvnode.api.app import ClientServer, build_app
 from kvnode.api.http import eventual
-from kvnode.config import Config
 from kvnode.errors import KvnodeError, NoLeader, NoSpace, NotReady, Overloaded, Timeout
 from kvnode.kv.available import VALUE_BYTES_MAX
 from tests.api.fake import FakeAdmin, FakeKV
 from tests.api.fake_available import FakeAvailable
 from tests.api.raw import Door
-
-CALLS = [("GET", "/v1/ap/k"), ("PUT", "/v1/ap/k"), ("DELETE", "/v1/ap/k"), ("GET", "/v1/ap"), ("GET", "/v1/events")]
 
 
 async def test_one_value_comes_back_as_it_went(door: Door) -> None:
@@ -223,20 +217,3 @@ async def test_failures_tell_the_outcome(
         assert (refused.status, refused.code, refused.outcome) == (status, error.code, outcome)
     read = await door.ask("GET", "/v1/ap/k")
     assert (read.status, read.outcome) == (status, None)
-
-
-@pytest.mark.parametrize(("method", "path"), CALLS)
-async def test_a_node_without_that_plane_says_so(method: str, path: str, config: Config) -> None:
-    import aiohttp  # noqa: PLC0415  for this door alone
-
-    kv = FakeKV()
-    server = ClientServer(build_app(kv, FakeAdmin(kv), config), config)
-    await server.start()
-    try:
-        async with aiohttp.ClientSession() as session:
-            refused = await Door(session, server.address).ask(method, path, b"v" if method == "PUT" else None)
-            members: Any = (await Door(session, server.address).ask("GET", "/v1/members")).json["members"]
-    finally:
-        await server.close()
-    assert (refused.status, refused.code) == (404, "not_found")
-    assert {member["status"] for member in members} == {"unknown"}

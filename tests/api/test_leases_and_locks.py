@@ -18,6 +18,7 @@ from kvnode.kv.interface import DEFAULT_OPTIONS, Options
 from kvnode.kv.requests import Campaign, Command, LeaseKeepAlive, LeaseRevoke, LeaseUpkeep, QueueRead
 from kvnode.recipes import lock
 from tests.api.fake import FakeAdmin
+from tests.api.fake_available import FakeAvailable
 from tests.api.machine_kv import MachineKV
 from tests.api.raw import Door
 
@@ -29,7 +30,7 @@ def kv() -> MachineKV:
 
 @pytest.fixture
 async def door(kv: MachineKV, config: Config) -> AsyncIterator[Door]:
-    server = ClientServer(build_app(kv, FakeAdmin(kv), config), config)
+    server = ClientServer(build_app(kv, FakeAdmin(kv), config, FakeAvailable()), config)
     await server.start()
     async with aiohttp.ClientSession(auto_decompress=False, skip_auto_headers={"Content-Type"}) as session:
         yield Door(session, server.address)

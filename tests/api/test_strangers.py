@@ -13,6 +13,7 @@ from kvnode.api import answer as answers
 from kvnode.api.app import App, ClientServer, build_app
 from kvnode.config import ClientSection, Config
 from tests.api.fake import FakeAdmin, FakeKV
+from tests.api.fake_available import FakeAvailable
 from tests.api.raw import Door
 
 HOST = b"Host: localhost\r\n"
@@ -279,7 +280,7 @@ async def test_noise_gets_a_4xx_or_a_close_and_harms_nothing(door: Door, kv: Fak
 async def small_server(**settings: int) -> tuple[App, ClientServer, FakeKV]:
     kv = FakeKV()
     config = Config(client=ClientSection(listen="127.0.0.1:0", **settings))
-    app = build_app(kv, FakeAdmin(kv), config)
+    app = build_app(kv, FakeAdmin(kv), config, FakeAvailable())
     server = ClientServer(app, config)
     await server.start()
     return app, server, kv
@@ -344,7 +345,7 @@ async def test_an_idle_head_is_given_up(door: Door) -> None:
 async def test_a_bound_socket_can_be_handed_in_and_stops_listening_alone(door: Door) -> None:
     kv = FakeKV()
     config = Config()
-    server = ClientServer(build_app(kv, FakeAdmin(kv), config), config)
+    server = ClientServer(build_app(kv, FakeAdmin(kv), config, FakeAvailable()), config)
     await server.start(socket.create_server(("127.0.0.1", 0)))
     there = Door(door.session, server.address)
     assert (await there.ask("PUT", "/v1/kv/k", b"v")).status == 200

@@ -30,7 +30,7 @@ def node() -> LocalNode:
 @pytest.fixture
 async def door(node: LocalNode) -> AsyncIterator[Door]:
     config = Config(client=ClientSection(listen="127.0.0.1:0"), limits=LIMITS)
-    server = ClientServer(build_app(node, node, config), config)
+    server = ClientServer(build_app(node, node, config, node.plane), config)
     await server.start()
     async with aiohttp.ClientSession(auto_decompress=False) as session:
         yield Door(session, server.address)

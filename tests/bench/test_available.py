@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from kvnode.bench import available
+from kvnode.bench import available, load
 from kvnode.bench.http1 import Http1Connection
+from kvnode.observe.metrics import DECLARED
 
 
 def test_quantiles() -> None:
     times = [number * 1_000_000 for number in range(100, 0, -1)]
-    assert (available.quantile_ms(times, 0.5), available.quantile_ms(times, 0.99)) == (51.0, 100.0)
+    assert (load.quantile_ms(times, 0.5), load.quantile_ms(times, 0.99)) == (51.0, 100.0)
+    assert load.quantile_ms([], 0.5) == 0.0
+
+
+def test_what_counts_as_gossip_is_a_metric_of_the_node() -> None:
+    assert set(available.GOSSIP_BYTES) <= {metric.name.encode() for metric in DECLARED}, "one of no such name reads 0"
 
 
 @pytest.mark.parametrize("cut", [0, 10, 40])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -184,3 +185,33 @@ def test_following_as_a_process(alone: ServedNode, plane: FakeAvailable, run: Ru
     finally:
         process.kill()
         process.communicate()
+
+
+def test_following_goes_on_though_the_node_goes_away_long_after_its_last_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock_s = 0.0
+    told = {"events": [], "cursor": "C"}
+    asked: list[tuple[str, str]] = []
+
+    class Http:
+        def __init__(self) -> None:
+            self.endpoints = ["a", "b"]
+
+        def call(self, _: str, __: str, query: dict[str, str], *, wait_ms: int) -> SimpleNamespace:
+            nonlocal clock_s
+            clock_s += 4  # nothing happens, and it waits
+            asked.append((self.endpoints[0], query["cursor"]))
+            if len(asked) == 2:
+                raise errors.ConnectionLost("it went away")
+            if len(asked) > 3:
+                raise errors.NotReady("nobody is there")
+            return SimpleNamespace(json=lambda: told)
+
+    monkeypatch.setattr(events, "caller", lambda *_: Http())
+    monkeypatch.setattr(events, "time", SimpleNamespace(monotonic=lambda: clock_s, sleep=lambda _: None))
+    given = {"endpoints": [], "timeout_ms": 1_000, "stable": False, "allow_late": False}
+    with pytest.raises(errors.NotReady):
+        events._follow(given, events._Json(), "")
+    assert asked[:4] == [("a", ""), ("a", "C"), ("b", "C"), ("b", "C")]
+    assert len(asked) == 5, "it gives up when nobody has answered for longer than the timeout"

@@ -14,7 +14,7 @@ from kvnode.cli import member
 from kvnode.cli.main import cli
 from kvnode.ids import NodeId
 from kvnode.kv.available import AliveMember
-from kvnode.kv.interface import MemberInfo, Members
+from kvnode.kv.interface import AliveStatus, MemberInfo, Members
 from kvnode.kv.members import AddMember, PromoteMember, RemoveMember, UpdateMember
 from tests.cli.cluster import ServedNode, serving
 from tests.client.local_node import LocalNode
@@ -99,6 +99,14 @@ def test_rows_say_how_far_a_member_is(info: MemberInfo, row: list[str]) -> None:
     assert member._rows(members(info))[3][-2:] == row
 
 
+def heard(*statuses: AliveStatus) -> tuple[AliveMember, ...]:
+    """Members from 1 on, as gossip sees them."""
+    return tuple(
+        AliveMember(id=NodeId(id_), status=status, since_ms=5_000, rtt_ms=0.4)
+        for id_, status in enumerate(statuses, start=1)
+    )
+
+
 def test_the_list(run: Run, node: LocalNode) -> None:
     node.configuration = members(learner())
     table = run("member", "list").stdout.splitlines()
@@ -110,10 +118,7 @@ def test_the_list(run: Run, node: LocalNode) -> None:
 
 def test_the_list_tells_who_is_heard_of(run: Run, node: LocalNode) -> None:
     node.configuration = members(learner())
-    node.plane.members = tuple(
-        AliveMember(id=NodeId(id_), status=status, since_ms=5_000, rtt_ms=0.4)  # type: ignore[arg-type]
-        for id_, status in ((1, "alive"), (2, "suspect"), (3, "dead"), (4, "left"))
-    )
+    node.plane.members = heard("alive", "suspect", "dead", "left")
     rows = [line.split() for line in run("member", "list").stdout.splitlines()[1:]]
     assert [row[3] for row in rows] == ["alive", "suspect", "dead", "left"]
     assert " ".join(rows[2]).endswith("to replace it: kvnode serve --join … --replace 3")
@@ -271,9 +276,6 @@ def test_a_transfer_goes_to_the_leader(run: Run, node: LocalNode, monkeypatch: p
 
 def test_without_a_majority_nobody_is_told_to_replace_anybody(run: Run, node: LocalNode) -> None:
     node.configuration = members(learner())
-    node.plane.members = tuple(
-        AliveMember(id=NodeId(id_), status=status)  # type: ignore[arg-type]
-        for id_, status in ((1, "alive"), (2, "dead"), (3, "dead"))
-    )
+    node.plane.members = heard("alive", "dead", "dead")
     rows = run("member", "list").stdout.splitlines()[1:]
     assert [row.endswith("start it again") for row in rows] == [False, True, True, False]

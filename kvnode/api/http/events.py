@@ -16,6 +16,7 @@ from msgspec import UNSET
 from kvnode.api import query, shapes, strict_json
 from kvnode.api.answer import Answer
 from kvnode.api.call import Call
+from kvnode.api.http.page import encode_page
 from kvnode.api.http.watches import AT_ONCE, KIND_EVENTS, KIND_LINES
 from kvnode.api.streaming import Outlet, TooSlow
 from kvnode.errors import BadRequest, KvnodeError
@@ -41,7 +42,8 @@ async def show_events(call: Call) -> Answer:
     call.refuse_body()
     if not asked.follow:
         page = await _await_page(call, asked)
-        return call.answer(200, await _encode_page(page))
+        head = shapes.Events(watermark=page.watermark, more=page.more, cursor=page.cursor, events=[])
+        return call.answer(200, await encode_page(head, page.events, shapes.event_line))
     page = await _page(call, asked, asked.cursor, 0)  # what is refused is refused with a status
     as_events = "text/event-stream" in call.headers.get("Accept", "")
     kind = KIND_EVENTS if as_events else KIND_LINES
@@ -87,17 +89,6 @@ async def _await_page(call: Call, asked: _Asked) -> EventPage:
         if page.events or left_ms <= 0 or call.request.transport is None:
             return page
         cursor = page.cursor
-
-
-async def _encode_page(page: EventPage) -> bytes:
-    """In slices: a full page takes longer than the loop may be held up."""
-    head = shapes.Events(watermark=page.watermark, more=page.more, cursor=page.cursor, events=[])
-    slices = []
-    for first in range(0, len(page.events), AT_ONCE):
-        if first:
-            await asyncio.sleep(0)
-        slices.append(shapes.encode([shapes.event_line(one) for one in page.events[first : first + AT_ONCE]])[1:-1])
-    return shapes.encode(head).removesuffix(b"]}") + b",".join(slices) + b"]}\n"
 
 
 async def _tell(call: Call, asked: _Asked, page: EventPage, outlet: Outlet, *, as_events: bool) -> None:
@@ -162,4 +153,4 @@ def _checked(body: bytes, depth_max: int) -> bytes:
         msgspec.json.decode(body)  # what Python's own parser lets pass: lone surrogates, numbers beyond all range
         return msgspec.json.format(body, indent=-1)
     except msgspec.DecodeError as error:
-        raise BadRequest(f"the event cannot be told in JSON again: {error}") from None
+        raise BadRequest(f"the event holds half a surrogate pair, or a number beyond all range: {error}") from None

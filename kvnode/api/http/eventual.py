@@ -7,13 +7,13 @@ without it replaces nothing.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import cast
 
 from kvnode.api import query, shapes
 from kvnode.api.answer import KIND_NONE, KIND_RAW, Answer
 from kvnode.api.call import Call
+from kvnode.api.http.page import encode_page
 from kvnode.api.http.path import path_key
 from kvnode.errors import BadRequest, KeyNotFound, TooLarge
 from kvnode.kv.available import (
@@ -24,11 +24,11 @@ from kvnode.kv.available import (
     VALUE_BYTES_MAX,
     ApRead,
     ApWritten,
+    DotRow,
     Resolve,
 )
 from kvnode.wire.token import decode_ap_cursor, encode_ap_cursor
 
-_SLICE_ITEMS = 250
 _CONDITIONS = ("If-Match", "If-None-Match")
 
 
@@ -90,7 +90,8 @@ async def list_ap(call: Call) -> Answer:
     more = page.more or len(items) < len(page.items)
     cursor = encode_ap_cursor(prefix, items[-1].key) if more and items else None
     call.shown = _newest_of_each(items)
-    return call.answer(200, await _encode_page(shapes.ApListing(more=more, cursor=cursor, items=[]), items))
+    head = shapes.ApListing(more=more, cursor=cursor, items=[])
+    return call.answer(200, await encode_page(head, items, shapes.ap_item))
 
 
 def _fitting(items: Sequence[ApRead]) -> int:
@@ -103,17 +104,7 @@ def _fitting(items: Sequence[ApRead]) -> int:
     return len(items)
 
 
-async def _encode_page(head: shapes.ApListing, items: Sequence[ApRead]) -> bytes:
-    """A full page takes longer than the loop may be held up, so its items go in slices."""
-    slices = []
-    for at in range(0, len(items), _SLICE_ITEMS):
-        if at:
-            await asyncio.sleep(0)
-        slices.append(shapes.encode([shapes.ap_item(read) for read in items[at : at + _SLICE_ITEMS]])[1:-1])
-    return shapes.encode(head).removesuffix(b"]}") + b",".join(slices) + b"]}\n"
-
-
-def _newest_of_each(items: Sequence[ApRead]) -> tuple[tuple[int, int, int], ...]:
+def _newest_of_each(items: Sequence[ApRead]) -> tuple[DotRow, ...]:
     """The last dot of each origin among what is shown: dots of an origin arrive in order."""
     newest: dict[tuple[int, int], int] = {}
     for read in items:

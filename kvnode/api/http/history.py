@@ -9,7 +9,7 @@ from __future__ import annotations
 from kvnode.api import query, shapes
 from kvnode.api.answer import Answer
 from kvnode.api.call import Call
-from kvnode.api.http.listing import encode_page
+from kvnode.api.http.listing import encode_listing
 from kvnode.api.http.path import path_key
 from kvnode.errors import BadRequest, KeyNotFound
 from kvnode.kv.requests import History
@@ -32,7 +32,7 @@ async def list_versions(call: Call) -> Answer:
     if reply.more:
         oldest = reply.items[-1].mod_revision.to_bytes(_REVISION_BYTES, "big")
         cursor = encode_cursor(Cursor(reply.revision, oldest), _fingerprint(key))
-    body = await encode_page(reply, cursor)
+    body = await encode_listing(reply, cursor)
     return call.answer(200, body, revision=reply.revision, extra=extra)
 
 

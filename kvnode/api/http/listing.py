@@ -6,21 +6,19 @@ The first page pins its revision in the cursor, so all pages show one state howe
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 
 import msgspec
 
 from kvnode.api import query, shapes
 from kvnode.api.answer import Answer
 from kvnode.api.call import Call
+from kvnode.api.http.page import encode_page
 from kvnode.api.http.sessions import once
 from kvnode.errors import BadRequest, TooLarge
 from kvnode.kv import keys
 from kvnode.kv.requests import Delete, Range, RangeReply
 from kvnode.wire.token import Cursor, decode_cursor, encode_cursor
-
-_SLICE_ITEMS = 250
-"""Rendered in less than a millisecond. A write takes several turns of the loop, and waits for a slice in each."""
 
 
 def parse_range(prefix: bytes | None, start: bytes | None, end: bytes | None, size_max: int) -> tuple[bytes, bytes]:
@@ -51,21 +49,14 @@ async def list_keys(call: Call) -> Answer:
     if reply.more and reply.items:
         pinned = Cursor(reply.revision, reply.items[-1].key)
         cursor = encode_cursor(pinned, _fingerprint(start, end, request.descending))
-    body = await encode_page(reply, cursor, keys_only=request.keys_only)
+    body = await encode_listing(reply, cursor, keys_only=request.keys_only)
     extra = call.app.staleness_line(options)
     return call.answer(200, body, revision=reply.revision, extra=extra)
 
 
-async def encode_page(reply: RangeReply, cursor: str | None, *, keys_only: bool = False) -> bytes:
-    """A `Listing`. A full page takes longer than the loop may be held up, so its items go in slices."""
+async def encode_listing(reply: RangeReply, cursor: str | None, *, keys_only: bool = False) -> bytes:
     head = shapes.Listing(revision=reply.revision, count=reply.count, more=reply.more, cursor=cursor, items=[])
-    slices = []
-    for at in range(0, len(reply.items), _SLICE_ITEMS):
-        if at:
-            await asyncio.sleep(0)
-        items = [shapes.item_of(kv, keys_only=keys_only) for kv in reply.items[at : at + _SLICE_ITEMS]]
-        slices.append(shapes.encode(items)[1:-1])
-    return shapes.encode(head).removesuffix(b"]}") + b",".join(slices) + b"]}\n"
+    return await encode_page(head, reply.items, partial(shapes.item_of, keys_only=keys_only))
 
 
 def _parse_listing(call: Call) -> Range:

@@ -28,7 +28,7 @@ MEMBER_ID_MAX = 1_000_000
 async def list_members(call: Call) -> Answer:
     call.options()  # checked like everywhere; the answer waits for nothing
     found = call.app.admin.members()
-    found = msgspec.structs.replace(found, members=with_health(found.members, call.app.plane))
+    found = msgspec.structs.replace(found, members=with_health(found.members, call.app.available))
     if call.flag("settings"):
         found = msgspec.structs.replace(found, settings=call.app.config.cluster_scope())
     return call.json(200, found)
@@ -67,7 +67,7 @@ async def remove(call: Call) -> Answer:
 
 async def _carry_out(call: Call, change: MemberChange) -> Answer:
     found = await call.app.admin.change_members(change, call.options())
-    return call.json(200, msgspec.structs.replace(found, members=with_health(found.members, call.app.plane)))
+    return call.json(200, msgspec.structs.replace(found, members=with_health(found.members, call.app.available)))
 
 
 def _member(call: Call) -> NodeId:

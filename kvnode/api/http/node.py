@@ -45,7 +45,7 @@ class Compacted(msgspec.Struct):
 async def show_status(call: Call) -> Answer:
     call.options()  # checked like everywhere; the answer waits for nothing
     found = call.app.admin.status()
-    return call.json(200, msgspec.structs.replace(found, members=with_health(found.members, call.app.plane)))
+    return call.json(200, msgspec.structs.replace(found, members=with_health(found.members, call.app.available)))
 
 
 async def show_live(call: Call) -> Answer:
@@ -57,14 +57,12 @@ async def show_ready(call: Call) -> Answer:
     if not call.app.admin.is_ready():
         status = call.app.admin.status()
         why = "is in quarantine: see alarms" if status.quarantined else "has no leader or has not caught up with it yet"
-        raise NotReady(f"this node {why}", alarms=status.alarms, unheard=unheard(call.app.plane))
+        raise NotReady(f"this node {why}", alarms=status.alarms, unheard=unheard(call.app.available))
     return call.json(200, Ready(ready=True))
 
 
 async def show_metrics(call: Call) -> Answer:
-    values = call.app.admin.counters() | call.app.counters()
-    if call.app.plane is not None:
-        values |= call.app.plane.available_counters()
+    values = call.app.admin.counters() | call.app.counters() | call.app.available.available_counters()
     # Rendering takes milliseconds of pure Python: not on the loop.
     text = await asyncio.to_thread(metrics.render, values)
     return call.answer(200, text, kind=KIND_TEXT)
