@@ -52,7 +52,7 @@ CANARIES = (
     Canary(
         "token-waits-for-each",
         "each write that a token names may take the whole deadline",
-        "kvnode/node/available_calls.py",
+        "kvnode/node/available_answers.py",
         "            left_ms = max(0, deadline_ms - self._clock.monotonic_ms())\n",
         "            left_ms = timeout_ms\n",
         _PLANE,

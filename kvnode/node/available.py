@@ -22,7 +22,7 @@ from kvnode.ids import Index, NodeId
 from kvnode.kv.available import AliveMember
 from kvnode.kv.interface import AliveStatus
 from kvnode.node import available_counters
-from kvnode.node.available_calls import AvailableCalls
+from kvnode.node.available_answers import AvailableAnswers
 from kvnode.node.available_log import DurableRows
 from kvnode.node.eventual import Eventual
 from kvnode.node.gossip_driver import GossipDriver
@@ -56,7 +56,7 @@ _STATUS: dict[int, AliveStatus] = {
 log = get_logger("available")
 
 
-class AvailablePlane(AvailableCalls):
+class AvailablePlane(AvailableAnswers):
     """One node's part in it. Lives on the node's loop."""
 
     def __init__(

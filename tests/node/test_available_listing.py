@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from kvnode.node.available import AvailablePlane
-from kvnode.node.available_calls import SHOWN_AT_ONCE
+from kvnode.node.available_answers import SHOWN_AT_ONCE
 from kvnode.wire.frames import FEATURE_LEVEL
 from tests.node.test_eventual import ORIGIN, Bench, WallClock
 

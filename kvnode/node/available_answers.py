@@ -1,4 +1,4 @@
-"""AvailableCalls: what a node answers without a leader and without a quorum, from what it has (`kvnode.kv.available`).
+"""AvailableAnswers: what a node answers without a leader and without a quorum, from what it has (`kvnode.kv.available`).
 
 Turns what clients say (contexts, tokens, cursors, deadlines) into calls of keyspace and timeline, and back.
 """
@@ -41,7 +41,7 @@ SHOWN_AT_ONCE = 500
 """Keys of a listing that are made ready in one turn of the loop."""
 
 
-class AvailableCalls(AvailableNode):
+class AvailableAnswers(AvailableNode):
     """The calls of clients; who is alive, and the life of it all, are `AvailablePlane`'s."""
 
     def __init__(self, *, cluster_id: int, eventual: Eventual, story: Story, clock: Clock) -> None:
