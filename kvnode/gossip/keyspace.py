@@ -31,10 +31,18 @@ import msgspec
 from kvnode.clocks.version_vector import Dot, Origin, VectorRow, VersionVector
 from kvnode.errors import BadContext, BadKey, Conflict, IdentityRefused, NoSpace, TooLarge
 from kvnode.gossip.anti_entropy import MISSES_MAX, CatchUp, KeyspaceDelta, KeyspaceWant, make_page
-from kvnode.gossip.key_state import BLIND, ORIGINS_MAX, VALUE_BYTES_MAX, Context, KeyState, StateRow, checked_vector
+from kvnode.gossip.key_state import (
+    BLIND,
+    KEY_BYTES_MAX,
+    ORIGINS_MAX,
+    Context,
+    KeyState,
+    StateRow,
+    checked_vector,
+)
 from kvnode.gossip.key_table import KeyTable, cost
+from kvnode.kv.available import SIBLINGS_MAX, VALUE_BYTES_MAX
 
-KEY_BYTES_MAX = 4 << 10
 HARD_FACTOR = 4
 FORGET_KEYS_MAX = 1_000
 
@@ -73,7 +81,7 @@ class KeyspaceLimits(msgspec.Struct, frozen=True):
     keys_max: int = 100_000  # tombstones count
     bytes_max: int = 256 << 20  # of keys, values, contexts
     value_bytes_max: int = VALUE_BYTES_MAX
-    siblings_max: int = 32
+    siblings_max: int = SIBLINGS_MAX
     state_bytes_max: int = 256 << 10  # of the values of one key, before a write that only adds
 
 

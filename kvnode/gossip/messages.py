@@ -14,6 +14,7 @@ from enum import IntEnum
 
 import msgspec
 
+from kvnode.clocks.version_vector import VectorRow
 from kvnode.ids import NOBODY, NodeId
 
 PACKET_BYTES_MAX = 1_200
@@ -111,10 +112,6 @@ class Packet(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
 
     summary: Summary
     messages: tuple[SwimMessage, ...] = ()
-
-
-VectorRow = tuple[tuple[int, int, int], ...]
-"""A version vector as (member, incarnation, n), sorted."""
 
 
 class PullRequest(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):

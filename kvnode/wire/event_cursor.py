@@ -13,15 +13,12 @@ from __future__ import annotations
 import struct
 
 from kvnode.clocks.version_vector import VersionVector
-from kvnode.gossip.event import TimelineLimits
+from kvnode.gossip.event import VECTOR_ORIGINS_MAX
 from kvnode.wire.opaque_text import decode_checked, encode_checked, not_ours
-
-ORIGINS_MAX = TimelineLimits().origins + 1
-"""As many as a timeline keeps, and the node's own."""
 
 _VERSION = 1
 _ENTRY = struct.Struct(">QQQ")
-_BYTES_MAX = 1 + ORIGINS_MAX * _ENTRY.size
+_BYTES_MAX = 1 + VECTOR_ORIGINS_MAX * _ENTRY.size
 
 
 def encode_event_cursor(read: VersionVector) -> str:

@@ -11,7 +11,7 @@ import msgpack
 import msgspec
 import pytest
 
-from kvnode.gossip.event import TimelineLimits
+from kvnode.gossip.event import VECTOR_ORIGINS_MAX
 from kvnode.gossip.key_state import ORIGINS_MAX
 from kvnode.gossip.messages import (
     ADDRESS_CHARS_MAX,
@@ -32,7 +32,6 @@ from kvnode.gossip.messages import (
 from kvnode.ids import NodeId
 from kvnode.wire.gossip_seal import SealKind, body_bytes_max
 from kvnode.wire.gossip_tags import (
-    VECTOR_ORIGINS_MAX,
     decode_answer,
     decode_exchange,
     decode_packet,
@@ -180,8 +179,7 @@ def test_vectors_that_are_none(vector: tuple[tuple[int, int, int], ...]) -> None
 
 
 def test_what_a_timeline_at_its_bound_asks_for_fits_into_a_request() -> None:
-    origins = TimelineLimits().origins + 1  # those of others, and its own
-    vector = tuple((2**62, 2**63 + number, 2**40) for number in range(origins))
+    vector = tuple((2**62, 2**63 + number, 2**40) for number in range(VECTOR_ORIGINS_MAX))
     request = PullRequest(Summary(), vector[:ORIGINS_MAX], vector, want_keyspace=True, want_events=True)
     data = encode_exchange(request)
     assert len(data) <= body_bytes_max(SealKind.REQUEST)
