@@ -45,7 +45,6 @@ from kvnode.gossip.messages import (
 from kvnode.gossip.output import (
     Answered,
     DatagramsBlocked,
-    FallbackFailed,
     GossipFact,
     GossipInput,
     GossipOutput,
@@ -203,8 +202,6 @@ class Gossip:
                 self._on_packet(sender, packet, now_ms, is_fallback=False)
             case Answered(sender=sender, packet=packet):
                 self._on_packet(sender, packet, now_ms, is_fallback=True)
-            case FallbackFailed():
-                pass  # the end of the probe decides
             case _:
                 assert_never(cause)
         self._start_pulls(now_ms)
@@ -311,7 +308,6 @@ class Gossip:
         if entry is None:  # nobody names it, and it has not named itself
             return
         entry.last_heard_ms = now_ms
-        entry.summary = packet.summary
         is_behind = self._pulls.on_summary(sender, packet.summary, self._summary)
         answered = len(self._output.packets)
         for message in packet.messages:

@@ -51,7 +51,6 @@ class Summary(msgspec.Struct, frozen=True, array_like=True, gc=False):
     keyspace: int = 0  # 64-bit digest of the vector of the keyspace
     events: int = 0  # 64-bit digest of the vector of the timeline
     lamport: int = 0  # newest Lamport time issued or seen
-    events_seq: int = 0  # last own event; no later one has a time up to `lamport`
 
 
 NO_SUMMARY = Summary()

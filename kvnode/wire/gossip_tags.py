@@ -116,7 +116,7 @@ def _check_packet(packet: Packet, data: bytes | memoryview) -> None:
 
 
 def _check_summary(summary: Summary) -> None:
-    check_range(summary.lamport, summary.events_seq)
+    check_range(summary.lamport)
     _check_u64(summary.keyspace, summary.events)
 
 
