@@ -30,6 +30,7 @@ from kvnode.gossip.anti_entropy import MISSES_MAX, CatchUp, KeyspaceDelta, Keysp
 from kvnode.gossip.key_state import BLIND, KEY_BYTES_MAX, ORIGINS_MAX, Context, KeyState, checked_vector
 from kvnode.gossip.key_table import KeyTable, cost
 from kvnode.gossip.keyspace_rows import KEY, VECTORS, Changes, key_row, read_key, read_vectors, vectors_row
+from kvnode.gossip.staging import Staged, Staging
 from kvnode.kv.available import SIBLINGS_MAX, VALUE_BYTES_MAX
 
 HARD_FACTOR = 4
@@ -59,14 +60,6 @@ class Written(msgspec.Struct, frozen=True):
     context: Context  # for the writer's next write: it covers this one, and what this one replaced
 
 
-class _Stage(msgspec.Struct):
-    """Writes of this origin that are not durable yet, taken to the store together."""
-
-    states: dict[bytes, tuple[KeyState, KeyState | None]]  # with what was shown of the key as it was staged
-    n: int  # newest dot among them
-    mark: int = 0  # 0: not taken yet
-
-
 class Keyspace:
     """The keys of one member: `put`, `delete`, `read`, `list` here; `want`, `delta`, `merge` between members."""
 
@@ -77,7 +70,7 @@ class Keyspace:
         self.forgotten = VersionVector.EMPTY  # contexts of forgotten tombstones, joined; ≤ vector
         self._table = KeyTable()
         self._catch_up: CatchUp | None = None
-        self._stages: list[_Stage] = []  # oldest first; all but the last are on their way to the store
+        self._staging = Staging()
         self._dirty: dict[bytes, None] = {}  # keys whose row is not as the store has it, or will
         self._vectors_dirty = True
         self._mark = 0
@@ -224,8 +217,7 @@ class Keyspace:
         if not self._dirty and not self._vectors_dirty:
             return Changes((), (), self._mark)
         self._mark += 1
-        if self._stages and self._stages[-1].mark == 0:
-            self._stages[-1].mark = self._mark
+        self._staging.take(self._mark)
         rows: Rows = []
         removed: Keys = []
         for key in self._dirty:
@@ -244,10 +236,9 @@ class Keyspace:
     def made_durable(self, mark: int) -> tuple[bytes, ...]:
         """The batches up to `mark` are on the disk: their writes are shown. Returns the keys they wrote."""
         shown: dict[bytes, None] = {}
-        while self._stages and 0 < self._stages[0].mark <= mark:
-            stage = self._stages.pop(0)
-            states = [(key, self._shown(key, staged)) for key, staged in stage.states.items()]
-            self.vector = self.vector.with_dot(Dot(self.origin, stage.n))
+        for batch in self._staging.durable(mark):
+            states = [(key, self._shown(key, staged)) for key, staged in batch.states.items()]
+            self.vector = self.vector.with_dot(Dot(self.origin, batch.n))
             self._table.raise_to(self.vector)
             for key, state in states:
                 self._table.set(key, state)
@@ -272,7 +263,7 @@ class Keyspace:
     @property
     def _minted(self) -> int:
         """Newest dot of this origin that was given out, staged ones included."""
-        return self._stages[-1].n if self._stages else self.vector.get(self.origin)
+        return self._staging.newest or self.vector.get(self.origin)
 
     def _next_dot(self) -> Dot:
         """Raises: NoSpace, if nobody would take a vector with this origin in it."""
@@ -282,29 +273,21 @@ class Keyspace:
 
     def _stage(self, key: bytes, state: KeyState, replaces: Context) -> Written:
         dot = self._next_dot()
-        if not self._stages or self._stages[-1].mark:
-            self._stages.append(_Stage({}, 0))
-        stage = self._stages[-1]
-        stage.states[key] = (state, self._table.get(key))
-        stage.n = dot.n
+        self._staging.put(key, Staged(state, self._table.get(key)), dot.n)
         self._dirty[key] = None
         return Written(dot, state, state.context_of_write(dot, replaces))
 
     def _newest(self, key: bytes) -> KeyState:
         """The state of `key` as it will be when everything is durable; `KeyState.EMPTY` if there is none."""
-        for stage in reversed(self._stages):
-            staged = stage.states.get(key)
-            if staged is not None:  # it holds what earlier stages hold
-                return self._shown(key, staged)
-        return self._table.get(key) or KeyState.EMPTY
+        staged = self._staging.get(key)
+        return (self._table.get(key) or KeyState.EMPTY) if staged is None else self._shown(key, staged)
 
-    def _shown(self, key: bytes, staged_on: tuple[KeyState, KeyState | None]) -> KeyState:
+    def _shown(self, key: bytes, staged: Staged) -> KeyState:
         """Staged, and what has come in since."""
-        staged, before = staged_on
         here = self._table.get(key)
-        if here is before:
-            return staged
-        return (here or KeyState.EMPTY).merge(staged, known=self._known(key))
+        if here is staged.before:
+            return staged.state
+        return (here or KeyState.EMPTY).merge(staged.state, known=self._known(key))
 
     # -- merging ------------------------------------------------------------------------------------------------------
 
@@ -373,10 +356,9 @@ class Keyspace:
                 context=Context(before.context),
             )
         grown = cost(key, after) - cost(key, before if before is not KeyState.EMPTY else None)
-        staged = sum(len(stage.states) for stage in self._stages)
         if grown > 0 and self._table.bytes + grown > self.limits.bytes_max:
             raise NoSpace(f"the keyspace holds {self._table.bytes} bytes", limit=self.limits.bytes_max)
-        if before is KeyState.EMPTY and len(self._table) + staged >= self.limits.keys_max:
+        if before is KeyState.EMPTY and len(self._table) + self._staging.keys >= self.limits.keys_max:
             raise NoSpace(f"the keyspace holds {len(self._table)} keys", limit=self.limits.keys_max)
 
     def _checked_states(self, delta: KeyspaceDelta) -> KeyStates:
