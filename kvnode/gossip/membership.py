@@ -127,6 +127,10 @@ class MemberTable:
         """How many are not known to be gone, this node included."""
         return 1 + sum(entry.is_here for entry in self._entries.values())
 
+    def alive(self) -> list[NodeId]:
+        """Those believed alive."""
+        return [entry.rumor.member for entry in self if entry.status == Status.ALIVE]
+
     def set_members(
         self, members: Mapping[NodeId, str], now_ms: int
     ) -> tuple[list[NodeId], list[NodeId], list[NodeId]]:
