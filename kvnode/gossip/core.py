@@ -5,7 +5,7 @@
     output = gossip.take_output()                 # datagrams, exchanges, facts
 
 What it keeps: the table (`membership`) and what it makes of rumors (`hearsay`, with `suspicion` and `dissemination`),
-the probe under way (`failure_detector`), from whom to pull (`pulls`), what is to be sent (`outbox`). This file joins
+probes (`failure_detector`), from whom to pull (`pulls`), what is to be sent (`outbox`). This file joins
 them.
 
 - A node that stood still (was not run in time) has not observed anything meanwhile: its own time stands still, too,
@@ -25,7 +25,7 @@ from typing import assert_never
 
 import msgspec
 
-from kvnode.gossip.failure_detector import FailureDetector, Probe
+from kvnode.gossip.failure_detector import FailureDetector
 from kvnode.gossip.hearsay import Hearsay
 from kvnode.gossip.local_health import LocalHealth
 from kvnode.gossip.membership import MemberState, MemberTable
@@ -43,7 +43,6 @@ from kvnode.gossip.messages import (
 from kvnode.gossip.outbox import Outbox
 from kvnode.gossip.output import (
     Answered,
-    DatagramsBlocked,
     GossipFact,
     GossipInput,
     GossipOutput,
@@ -87,12 +86,20 @@ class Gossip:
         self._rng = rng
         self._table = MemberTable(node, learn=learn)
         self._health = LocalHealth(settings.health_max)
-        self._detector = FailureDetector(settings, self._table, self._health, rng, now_ms)
         self._pulls = Pulls(settings, rng)
         beat = number * BEATS_PER_NUMBER
         own = Rumor(node, number, Status.ALIVE, incarnation=incarnation, address=address, beat=beat)
         self._hearsay = Hearsay(own, settings, self._table, self._health)
         self._outbox = Outbox(settings, self._table, self._hearsay)
+        self._detector = FailureDetector(
+            settings=settings,
+            table=self._table,
+            health=self._health,
+            hearsay=self._hearsay,
+            outbox=self._outbox,
+            rng=rng,
+            now=now_ms,
+        )
         self._stood_ms = 0  # for how long, in all, this node was not run
         self._promised_ms = now_ms + settings.probe_interval_ms
         self._next_gossip_ms = now_ms + rng.randrange(settings.gossip_interval_ms)
@@ -102,7 +109,6 @@ class Gossip:
         self._rounds_to_tell = 0  # that our summary is new
         self._leave_by_ms: int | None = None
         self._leave_told: dict[NodeId, None] = {}
-        self.probes = self.probes_failed = 0  # for metrics
 
     # ── what this node is ───────────────────────────────────────────────────────────────────────────
 
@@ -115,6 +121,11 @@ class Gossip:
     def health_score(self) -> int:
         """0: well. Higher: this node hears badly, and accuses later for it."""
         return self._health.score
+
+    @property
+    def probes(self) -> tuple[int, int]:
+        """Begun, and failed of them."""
+        return self._detector.begun, self._detector.failed
 
     def describe(
         self,
@@ -242,9 +253,7 @@ class Gossip:
         first = len(self._outbox.output.facts)
         self._hearsay.end_suspicions(now, now_ms)
         self._heed(self._outbox.output.facts[first:])
-        self._tend_probe(now, now_ms)
-        for relay in self._detector.overdue(now):
-            self._outbox.send(relay.asker, Nack(relay.target, relay.asker_seq))
+        self._detector.on_tick(now, now_ms)
         if now >= self._next_contact_ms:
             self._contact_dead(now)
         if now >= self._next_push_pull_ms:
@@ -283,7 +292,7 @@ class Gossip:
             self._hearsay.tell(msgspec.structs.replace(self.own, status=Status.LEFT))
             self._leave_by_ms = now + self._settings.leave_ms_max
             self._next_gossip_ms = now
-            self._detector.probe = None
+            self._detector.stop()
             self._hearsay.suspicions.clear()
         self._promise(now_ms)
 
@@ -310,49 +319,22 @@ class Gossip:
                     if target == self._node:
                         self._outbox.send(sender, Ack(self._node, seq))
                 case PingReq(target=target, seq=seq):
-                    self._relay(sender, target, seq, now_ms)
-                case Ack(member=member, seq=seq):
-                    self._on_ack(sender, member, seq, now_ms, is_fallback=is_fallback)
-                case Nack(target=target, seq=seq):
-                    probe = self._detector.probe
-                    if probe is not None and (probe.seq, probe.target) == (seq, target) and sender in probe.helpers:
-                        probe.nacks[sender] = None
+                    if target == self._node:
+                        self._outbox.send(sender, Ack(self._node, seq))
+                    else:
+                        self._detector.on_request(sender, target, seq, self._lived(now_ms))
+                case Ack():
+                    is_own = self._detector.on_ack(sender, message, self._lived(now_ms), is_fallback=is_fallback)
+                    if is_own and self._leave_by_ms is not None:
+                        self._leave_told[sender] = None
+                case Nack():
+                    self._detector.on_nack(sender, message)
                 case Rumor():
                     pass
                 case _:
                     assert_never(message)
         if is_behind and len(self._outbox.output.packets) == answered:
             self._outbox.nudge(sender, self._lived(now_ms))
-
-    def _relay(self, asker: NodeId, target: NodeId, asker_seq: int, now_ms: int) -> None:
-        if target == self._node:
-            self._outbox.send(asker, Ack(self._node, asker_seq))
-        elif self._table.get(target) is not None:
-            seq = self._detector.relay(asker, asker_seq, target, self._lived(now_ms))
-            if seq is not None:
-                self._outbox.send(target, Ping(target, seq))
-
-    def _on_ack(self, sender: NodeId, member: NodeId, seq: int, now_ms: int, *, is_fallback: bool) -> None:
-        relay = self._detector.relayed(seq, member)
-        if relay is not None:
-            self._outbox.send(relay.asker, Ack(relay.target, relay.asker_seq))
-            return
-        if self._leave_by_ms is not None:
-            self._leave_told[sender] = None
-        probe = self._detector.probe
-        if probe is None or (probe.seq, probe.target) != (seq, member) or probe.has_answer:
-            return
-        probe.has_answer = True
-        self._health.change(-1)
-        entry = self._table.get(member)
-        if sender != member or entry is None:
-            return
-        if is_fallback and not entry.is_blocked:
-            entry.is_blocked = True
-            self._outbox.output.facts.append(DatagramsBlocked(member))
-        elif not is_fallback and not probe.is_indirect:
-            entry.is_blocked = False
-            entry.on_rtt(self._lived(now_ms) - probe.sent_ms)
 
     def _hear(self, rumors: Iterable[Rumor], now_ms: int) -> None:
         now, facts = self._lived(now_ms), self._outbox.output.facts
@@ -394,29 +376,6 @@ class Gossip:
     def _promise(self, now_ms: int) -> None:
         """Until when the shell may leave this node alone, by what it knows now."""
         self._promised_ms = max(self.next_deadline_ms(), now_ms)
-
-    def _tend_probe(self, now: int, now_ms: int) -> None:
-        probe = self._detector.probe
-        if probe is not None and now >= probe.ends_ms:
-            self._detector.probe = None
-            if not probe.has_answer:
-                self.probes_failed += 1
-                self._health.change(self._detector.missed(probe))
-                self._hearsay.accuse(probe.target, probe.number, now, now_ms)
-        elif probe is not None and not probe.has_answer and not probe.is_indirect and now >= probe.helpers_at_ms:
-            self._go_indirect(probe)
-        if self._detector.probe is None and now >= self._detector.next_probe_ms and self._leave_by_ms is None:
-            begun = self._detector.begin(now)
-            if begun is not None:
-                self.probes += 1
-                self._outbox.send(begun.target, Ping(begun.target, begun.seq))
-
-    def _go_indirect(self, probe: Probe) -> None:
-        probe.is_indirect = True
-        probe.helpers = self._detector.choose_helpers(probe, self._table.alive())
-        for helper in probe.helpers:
-            self._outbox.send(helper, PingReq(probe.target, probe.seq))
-        self._outbox.send(probe.target, Ping(probe.target, probe.seq), is_fallback=True)
 
     def _contact_dead(self, now: int) -> None:
         self._next_contact_ms = now + self._settings.dead_contact_ms
