@@ -86,9 +86,9 @@ CANARIES: tuple[Canary, ...] = (
     Canary(
         "ap-shown-before-durable",
         "writes are shown that are still on their way to the disk",
-        "kvnode/gossip/keyspace.py",
-        "        while self._stages and 0 < self._stages[0].mark <= mark:",
-        "        while self._stages and 0 < self._stages[0].mark:",
+        "kvnode/gossip/staging.py",
+        "        while self._batches and 0 < self._batches[0].mark <= mark:",
+        "        while self._batches and 0 < self._batches[0].mark:",
         _KEYSPACE,
     ),
     Canary(

@@ -88,7 +88,7 @@ CANARIES = (
     Canary(
         "later-life-accused",
         "a failed probe accuses the member as it is now, not as it was probed",
-        "kvnode/gossip/core.py",
+        "kvnode/gossip/failure_detector.py",
         "self._hearsay.accuse(probe.target, probe.number, now, now_ms)",
         "self._hearsay.accuse(probe.target, self._table.get(probe.target).rumor.number, now, now_ms)",
         ("tests/gossip/test_core.py",),

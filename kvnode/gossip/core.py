@@ -5,9 +5,9 @@
     output = gossip.take_output()                 # datagrams, exchanges, facts
 
 What it keeps: the table (`membership`) and what it makes of rumors (`hearsay`, with `suspicion` and `dissemination`),
-the probe under way (`failure_detector`), from whom to pull (`pulls`). This file joins them.
+probes (`failure_detector`), from whom to pull (`pulls`), what is to be sent (`outbox`). This file joins
+them.
 
-- Every packet to a suspect or dead member begins with what this node holds against it: the accused hears it first.
 - A node that stood still (was not run in time) has not observed anything meanwhile: its own time stands still, too,
   so no answer is overdue and no suspicion runs out because of it. `_lived` is that time.
 - The dead are told for a while and pinged now and then for ever: a partition ends, and then somebody has to begin.
@@ -25,12 +25,11 @@ from typing import assert_never
 
 import msgspec
 
-from kvnode.gossip.failure_detector import FailureDetector, Probe
-from kvnode.gossip.hearsay import ACCUSED, Hearsay
+from kvnode.gossip.failure_detector import FailureDetector
+from kvnode.gossip.hearsay import Hearsay
 from kvnode.gossip.local_health import LocalHealth
-from kvnode.gossip.membership import MemberState, MemberTable, accusation
+from kvnode.gossip.membership import MemberState, MemberTable
 from kvnode.gossip.messages import (
-    NO_SUMMARY,
     NUMBER_MAX,
     Ack,
     Nack,
@@ -40,12 +39,10 @@ from kvnode.gossip.messages import (
     Rumor,
     Status,
     Summary,
-    SwimMessage,
 )
+from kvnode.gossip.outbox import Outbox
 from kvnode.gossip.output import (
     Answered,
-    DatagramsBlocked,
-    FallbackFailed,
     GossipFact,
     GossipInput,
     GossipOutput,
@@ -56,7 +53,6 @@ from kvnode.gossip.output import (
     MemberRefused,
     Pull,
     Received,
-    Send,
     StoodStill,
 )
 from kvnode.gossip.pulls import Pulls
@@ -88,15 +84,22 @@ class Gossip:
         self._node = node
         self._settings = settings
         self._rng = rng
-        self._summary = NO_SUMMARY
         self._table = MemberTable(node, learn=learn)
         self._health = LocalHealth(settings.health_max)
-        self._detector = FailureDetector(settings, self._table, self._health, rng, now_ms)
         self._pulls = Pulls(settings, rng)
-        self._output = GossipOutput()
         beat = number * BEATS_PER_NUMBER
         own = Rumor(node, number, Status.ALIVE, incarnation=incarnation, address=address, beat=beat)
-        self._hearsay = Hearsay(own, settings, self._table, self._health, self._output.facts)
+        self._hearsay = Hearsay(own, settings, self._table, self._health)
+        self._outbox = Outbox(settings, self._table, self._hearsay)
+        self._detector = FailureDetector(
+            settings=settings,
+            table=self._table,
+            health=self._health,
+            hearsay=self._hearsay,
+            outbox=self._outbox,
+            rng=rng,
+            now=now_ms,
+        )
         self._stood_ms = 0  # for how long, in all, this node was not run
         self._promised_ms = now_ms + settings.probe_interval_ms
         self._next_gossip_ms = now_ms + rng.randrange(settings.gossip_interval_ms)
@@ -104,10 +107,8 @@ class Gossip:
         self._next_push_pull_ms = now_ms + rng.randrange(settings.probe_interval_ms)  # not all at once at a start
         self._next_contact_ms = now_ms + settings.dead_contact_ms
         self._rounds_to_tell = 0  # that our summary is new
-        self._nudged_ms: dict[NodeId, int] = {}
         self._leave_by_ms: int | None = None
         self._leave_told: dict[NodeId, None] = {}
-        self.probes = self.probes_failed = 0  # for metrics
 
     # ── what this node is ───────────────────────────────────────────────────────────────────────────
 
@@ -120,6 +121,11 @@ class Gossip:
     def health_score(self) -> int:
         """0: well. Higher: this node hears badly, and accuses later for it."""
         return self._health.score
+
+    @property
+    def probes(self) -> tuple[int, int]:
+        """Begun, and failed of them."""
+        return self._detector.begun, self._detector.failed
 
     def describe(
         self,
@@ -153,7 +159,7 @@ class Gossip:
 
     def set_summary(self, summary: Summary) -> None:
         """Goes into every packet from now on."""
-        self._summary = summary
+        self._outbox.summary = summary
 
     def changed(self, now_ms: int) -> None:
         """Something local is new: a few others hear our summary soon, so that they pull."""
@@ -170,7 +176,7 @@ class Gossip:
             self._forget(member)
         for member in added:
             self._detector.on_added(member)
-        self._output.facts += [MemberRefused(member) for member in refused]
+        self._outbox.output.facts += [MemberRefused(member) for member in refused]
 
     # ── what others hold ────────────────────────────────────────────────────────────────────────────
 
@@ -203,8 +209,6 @@ class Gossip:
                 self._on_packet(sender, packet, now_ms, is_fallback=False)
             case Answered(sender=sender, packet=packet):
                 self._on_packet(sender, packet, now_ms, is_fallback=True)
-            case FallbackFailed():
-                pass  # the end of the probe decides
             case _:
                 assert_never(cause)
         self._start_pulls(now_ms)
@@ -212,14 +216,14 @@ class Gossip:
 
     def answer(self, now_ms: int, sender: NodeId, packet: Packet) -> Packet:
         """A packet came by HTTP: what goes back the same way. An ack that it asked for leaves by no other."""
-        first = len(self._output.packets)
+        first = len(self._outbox.output.packets)
         self.step(now_ms, Received(sender, packet))
-        for place in range(first, len(self._output.packets)):
-            send = self._output.packets[place]
+        for place in range(first, len(self._outbox.output.packets)):
+            send = self._outbox.output.packets[place]
             if send.to == sender and any(isinstance(message, Ack) for message in send.packet.messages):
-                del self._output.packets[place]
+                del self._outbox.output.packets[place]
                 return send.packet
-        return Packet(self._summary)
+        return Packet(self._outbox.summary)
 
     def pulled(
         self, member: NodeId, ok: bool, now_ms: int, *, summary: Summary | None = None, more: bool = False
@@ -246,12 +250,10 @@ class Gossip:
     def on_tick(self, now_ms: int) -> None:
         """Time has passed."""
         now = self._lived(now_ms)
-        first = len(self._output.facts)
+        first = len(self._outbox.output.facts)
         self._hearsay.end_suspicions(now, now_ms)
-        self._heed(self._output.facts[first:])
-        self._tend_probe(now, now_ms)
-        for relay in self._detector.overdue(now):
-            self._send(relay.asker, Nack(relay.target, relay.asker_seq))
+        self._heed(self._outbox.output.facts[first:])
+        self._detector.on_tick(now, now_ms)
         if now >= self._next_contact_ms:
             self._contact_dead(now)
         if now >= self._next_push_pull_ms:
@@ -260,7 +262,7 @@ class Gossip:
             self._gossip(now)
         for member in self._table.forget_gone(now_ms, self._settings.forget_ms):
             self._forget(member)
-            self._output.facts.append(MemberForgotten(member))
+            self._outbox.output.facts.append(MemberForgotten(member))
         self._start_pulls(now_ms)
         self._promise(now_ms)
 
@@ -279,9 +281,7 @@ class Gossip:
 
     def take_output(self) -> GossipOutput:
         """Everything decided since it was last taken."""
-        output, self._output = self._output, GossipOutput()
-        self._hearsay.facts = self._output.facts
-        return output
+        return self._outbox.take()
 
     # ── leaving ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -292,7 +292,7 @@ class Gossip:
             self._hearsay.tell(msgspec.structs.replace(self.own, status=Status.LEFT))
             self._leave_by_ms = now + self._settings.leave_ms_max
             self._next_gossip_ms = now
-            self._detector.probe = None
+            self._detector.stop()
             self._hearsay.suspicions.clear()
         self._promise(now_ms)
 
@@ -300,7 +300,7 @@ class Gossip:
         """As many as are told in one round have acknowledged it, or the time for it is over."""
         if self._leave_by_ms is None:
             return False
-        wanted = min(self._settings.fanout, len(self._alive()))
+        wanted = min(self._settings.fanout, len(self._table.alive()))
         return len(self._leave_told) >= wanted or self._lived(now_ms) >= self._leave_by_ms
 
     # ── packets ─────────────────────────────────────────────────────────────────────────────────────
@@ -311,87 +311,33 @@ class Gossip:
         if entry is None:  # nobody names it, and it has not named itself
             return
         entry.last_heard_ms = now_ms
-        entry.summary = packet.summary
-        is_behind = self._pulls.on_summary(sender, packet.summary, self._summary)
-        answered = len(self._output.packets)
+        is_behind = self._pulls.on_summary(sender, packet.summary, self._outbox.summary)
+        answered = len(self._outbox.output.packets)
         for message in packet.messages:
             match message:
                 case Ping(target=target, seq=seq):
                     if target == self._node:
-                        self._send(sender, Ack(self._node, seq))
+                        self._outbox.send(sender, Ack(self._node, seq))
                 case PingReq(target=target, seq=seq):
-                    self._relay(sender, target, seq, now_ms)
-                case Ack(member=member, seq=seq):
-                    self._on_ack(sender, member, seq, now_ms, is_fallback=is_fallback)
-                case Nack(target=target, seq=seq):
-                    probe = self._detector.probe
-                    if probe is not None and (probe.seq, probe.target) == (seq, target) and sender in probe.helpers:
-                        probe.nacks[sender] = None
+                    if target == self._node:
+                        self._outbox.send(sender, Ack(self._node, seq))
+                    else:
+                        self._detector.on_request(sender, target, seq, self._lived(now_ms))
+                case Ack():
+                    is_own = self._detector.on_ack(sender, message, self._lived(now_ms), is_fallback=is_fallback)
+                    if is_own and self._leave_by_ms is not None:
+                        self._leave_told[sender] = None
+                case Nack():
+                    self._detector.on_nack(sender, message)
                 case Rumor():
                     pass
                 case _:
                     assert_never(message)
-        if is_behind and len(self._output.packets) == answered:
-            self._nudge(sender, now_ms)
-
-    def _relay(self, asker: NodeId, target: NodeId, asker_seq: int, now_ms: int) -> None:
-        if target == self._node:
-            self._send(asker, Ack(self._node, asker_seq))
-        elif self._table.get(target) is not None:
-            seq = self._detector.relay(asker, asker_seq, target, self._lived(now_ms))
-            if seq is not None:
-                self._send(target, Ping(target, seq))
-
-    def _on_ack(self, sender: NodeId, member: NodeId, seq: int, now_ms: int, *, is_fallback: bool) -> None:
-        relay = self._detector.relayed(seq, member)
-        if relay is not None:
-            self._send(relay.asker, Ack(relay.target, relay.asker_seq))
-            return
-        if self._leave_by_ms is not None:
-            self._leave_told[sender] = None
-        probe = self._detector.probe
-        if probe is None or (probe.seq, probe.target) != (seq, member) or probe.has_answer:
-            return
-        probe.has_answer = True
-        self._health.change(-1)
-        entry = self._table.get(member)
-        if sender != member or entry is None:
-            return
-        if is_fallback and not entry.is_blocked:
-            entry.is_blocked = True
-            self._output.facts.append(DatagramsBlocked(member))
-        elif not is_fallback and not probe.is_indirect:
-            entry.is_blocked = False
-            entry.on_rtt(self._lived(now_ms) - probe.sent_ms)
-
-    def _send(self, to: NodeId, *messages: SwimMessage, is_fallback: bool = False, even_empty: bool = True) -> None:
-        """One packet: what this node holds against its receiver, the messages, this node itself, then rumors."""
-        head: list[SwimMessage] = []
-        entry = self._table.get(to)
-        if entry is not None and entry.status in ACCUSED:
-            head.append(accusation(entry.rumor))
-        head += messages
-        if messages:
-            head.append(self.own)
-        filled = self._hearsay.queue.fill(
-            self._summary, head, len(self._table) + 1, self._settings.retransmit_factor, to=to
-        )
-        if not filled and not even_empty:
-            return
-        where = self._output.fallbacks if is_fallback else self._output.packets
-        where.append(Send(to, Packet(self._summary, filled)))
-
-    def _nudge(self, member: NodeId, now_ms: int) -> None:
-        """It lacks something and does not know: show it our summary, at most once in a gossip interval."""
-        now = self._lived(now_ms)
-        if now - self._nudged_ms.get(member, now - self._settings.gossip_interval_ms) >= (
-            self._settings.gossip_interval_ms
-        ):
-            self._nudged_ms[member] = now
-            self._send(member)
+        if is_behind and len(self._outbox.output.packets) == answered:
+            self._outbox.nudge(sender, self._lived(now_ms))
 
     def _hear(self, rumors: Iterable[Rumor], now_ms: int) -> None:
-        now, facts = self._lived(now_ms), self._output.facts
+        now, facts = self._lived(now_ms), self._outbox.output.facts
         first = len(facts)
         for rumor in rumors:
             self._hearsay.hear(rumor, now, now_ms)
@@ -412,7 +358,7 @@ class Gossip:
         self._detector.forget(member)
         self._hearsay.forget(member)
         self._pulls.forget(member)
-        self._nudged_ms.pop(member, None)
+        self._outbox.forget(member)
         self._leave_told.pop(member, None)
 
     # ── time ────────────────────────────────────────────────────────────────────────────────────────
@@ -424,56 +370,33 @@ class Gossip:
             self._stood_ms += late_ms
             self._promised_ms = now_ms
             self._health.change(1)
-            self._output.facts.append(StoodStill(late_ms))
+            self._outbox.output.facts.append(StoodStill(late_ms))
         return now_ms - self._stood_ms
 
     def _promise(self, now_ms: int) -> None:
         """Until when the shell may leave this node alone, by what it knows now."""
         self._promised_ms = max(self.next_deadline_ms(), now_ms)
 
-    def _tend_probe(self, now: int, now_ms: int) -> None:
-        probe = self._detector.probe
-        if probe is not None and now >= probe.ends_ms:
-            self._detector.probe = None
-            if not probe.has_answer:
-                self.probes_failed += 1
-                self._health.change(self._detector.missed(probe))
-                self._hearsay.accuse(probe.target, probe.number, now, now_ms)
-        elif probe is not None and not probe.has_answer and not probe.is_indirect and now >= probe.helpers_at_ms:
-            self._go_indirect(probe)
-        if self._detector.probe is None and now >= self._detector.next_probe_ms and self._leave_by_ms is None:
-            begun = self._detector.begin(now)
-            if begun is not None:
-                self.probes += 1
-                self._send(begun.target, Ping(begun.target, begun.seq))
-
-    def _go_indirect(self, probe: Probe) -> None:
-        probe.is_indirect = True
-        probe.helpers = self._detector.choose_helpers(probe, self._alive())
-        for helper in probe.helpers:
-            self._send(helper, PingReq(probe.target, probe.seq))
-        self._send(probe.target, Ping(probe.target, probe.seq), is_fallback=True)
-
     def _contact_dead(self, now: int) -> None:
         self._next_contact_ms = now + self._settings.dead_contact_ms
         dead = [entry.rumor.member for entry in self._table if entry.status == Status.DEAD]
         if dead and self._leave_by_ms is None:
             member = self._rng.choice(dead)
-            self._send(member, Ping(member, self._detector.next_seq()))
+            self._outbox.send(member, Ping(member, self._detector.next_seq()))
 
     def _push_pull(self, now: int) -> None:
         count = len(self._table) + 1
         times = ceil(log2(count / PUSH_PULL_MEMBERS)) + 1 if count > PUSH_PULL_MEMBERS else 1
         self._next_push_pull_ms = now + self._settings.push_pull_ms * times
-        chosen = self._alive() or [entry.rumor.member for entry in self._table if entry.is_here]
+        chosen = self._table.alive() or [entry.rumor.member for entry in self._table if entry.is_here]
         if chosen and self._leave_by_ms is None:
             self._pulls.want_table(self._rng.choice(chosen))
 
     def _start_pulls(self, now_ms: int) -> None:
         if self._leave_by_ms is None:
-            for member, keyspace, events, table in self._pulls.take_due(self._summary, now_ms - self._stood_ms):
+            for member, keyspace, events, table in self._pulls.take_due(self._outbox.summary, now_ms - self._stood_ms):
                 rumors = self.rumors() if table else ()
-                self._output.pulls.append(Pull(member, keyspace, events, rumors))
+                self._outbox.output.pulls.append(Pull(member, keyspace, events, rumors))
 
     def _gossip(self, now: int) -> None:
         """One round: a few others hear what is new."""
@@ -487,15 +410,12 @@ class Gossip:
         if not listeners:
             self._hearsay.queue.clear()  # whoever comes later exchanges tables
         if not len(self._hearsay.queue) and not is_leaving:
-            listeners = [member for member in listeners if not self._pulls.knows_all(member, self._summary)]
+            listeners = [member for member in listeners if not self._pulls.knows_all(member, self._outbox.summary)]
         self._rounds_to_tell = max(self._rounds_to_tell - 1, 0)
         if is_leaving:
-            listeners = [member for member in self._alive() if member not in self._leave_told]
+            listeners = [member for member in self._table.alive() if member not in self._leave_told]
         for member in self._rng.sample(listeners, min(self._settings.fanout, len(listeners))):
             if is_leaving:
-                self._send(member, Ping(member, self._detector.next_seq()))
+                self._outbox.send(member, Ping(member, self._detector.next_seq()))
             else:
-                self._send(member, even_empty=is_changed)
-
-    def _alive(self) -> list[NodeId]:
-        return [entry.rumor.member for entry in self._table if entry.status == Status.ALIVE]
+                self._outbox.send(member, even_empty=is_changed)

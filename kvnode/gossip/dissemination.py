@@ -62,11 +62,6 @@ class RumorQueue:
     def clear(self) -> None:
         self._queue.clear()
 
-    def sent(self, member: NodeId) -> int | None:
-        """How often the rumor of this member went out; None: it is not queued (any more)."""
-        queued = self._queue.get(member)
-        return None if queued is None else queued.sent
-
     def fill(
         self, summary: Summary, messages: list[SwimMessage], members: int, factor: int, *, to: NodeId
     ) -> tuple[SwimMessage, ...]:

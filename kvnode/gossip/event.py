@@ -15,6 +15,7 @@ import msgspec
 from kvnode.clocks.lamport import TIME_MAX
 from kvnode.clocks.version_vector import COUNTER_MAX, INCARNATION_MAX, Origin
 from kvnode.ids import NodeId
+from kvnode.kv.available import EVENT_BYTES_MAX
 
 KIND_CHARS_MAX = 64
 
@@ -24,8 +25,12 @@ class TimelineLimits(msgspec.Struct, frozen=True):
 
     events_per_origin: int = 10_000
     bytes_per_origin: int = 4 << 20
-    event_bytes: int = 4 << 10  # of the fields of one event
+    event_bytes: int = EVENT_BYTES_MAX  # of the fields of one event
     origins: int = 1_024  # members, and their former incarnations; events of further ones are refused
+
+
+VECTOR_ORIGINS_MAX = TimelineLimits().origins + 1
+"""In a vector of events: as many as a timeline keeps, and the node's own."""
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True):

@@ -45,14 +45,12 @@ def text_bytes(rumor: Rumor) -> int:
 class Hearsay:
     """Table, suspicions and rumors to tell. `now` is the node's lived time, `now_ms` the instant shown to others."""
 
-    def __init__(
-        self, own: Rumor, settings: GossipSettings, table: MemberTable, health: LocalHealth, facts: list[GossipFact]
-    ) -> None:
+    def __init__(self, own: Rumor, settings: GossipSettings, table: MemberTable, health: LocalHealth) -> None:
         self.own = own  # what this node tells of itself
         self.table = table
         self.queue = RumorQueue()
         self.suspicions: dict[NodeId, Suspicion] = {}
-        self.facts = facts  # where new ones go; replaced whenever the output is taken
+        self.facts: list[GossipFact] = []  # where new ones go; replaced whenever the output is taken
         self._settings = settings
         self._health = health
         self._died_ms: dict[NodeId, int] = {}  # when this node learnt that they are dead; lived time

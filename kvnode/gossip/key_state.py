@@ -26,8 +26,9 @@ import msgspec
 
 from kvnode.clocks.version_vector import Dot, Origin, VectorRow, VersionVector
 from kvnode.ids import NodeId
+from kvnode.kv.available import VALUE_BYTES_MAX
 
-VALUE_BYTES_MAX = 64 << 10
+KEY_BYTES_MAX = 4 << 10
 ORIGINS_MAX = 256
 """Of a vector or context that comes from outside."""
 

@@ -15,56 +15,31 @@ the context that the refusal carries always passes. Merging may go beyond: every
 
 At `keys_max` or `bytes_max` writes that would add are refused (NoSpace); deletions pass. Pages are refused at
 `HARD_FACTOR` times that, so that replicas that all took their fill while apart can still meet.
-
-Rows for the store: ``b"k" + key`` → `StateRow`, ``b"v"`` → `_VectorsRow`, as MessagePack; the rows and removals
-of one `take_changes` are one atomic batch, and batches are written in their order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import TypeVar
 
 import msgspec
 
-from kvnode.clocks.version_vector import Dot, Origin, VectorRow, VersionVector
+from kvnode.clocks.version_vector import Dot, Origin, VersionVector
 from kvnode.errors import BadContext, BadKey, Conflict, IdentityRefused, NoSpace, TooLarge
 from kvnode.gossip.anti_entropy import MISSES_MAX, CatchUp, KeyspaceDelta, KeyspaceWant, make_page
-from kvnode.gossip.key_state import BLIND, ORIGINS_MAX, VALUE_BYTES_MAX, Context, KeyState, StateRow, checked_vector
+from kvnode.gossip.key_state import BLIND, KEY_BYTES_MAX, ORIGINS_MAX, Context, KeyState, checked_vector
 from kvnode.gossip.key_table import KeyTable, cost
+from kvnode.gossip.keyspace_rows import KEY, VECTORS, Changes, key_row, read_key, read_vectors, vectors_row
+from kvnode.gossip.staging import Staged, Staging
+from kvnode.kv.available import SIBLINGS_MAX, VALUE_BYTES_MAX
 
-KEY_BYTES_MAX = 4 << 10
 HARD_FACTOR = 4
 FORGET_KEYS_MAX = 1_000
-
-_VECTOR_ROW = b"v"
-_KEY_ROW = b"k"
 
 Keys = list[bytes]
 Rows = list[tuple[bytes, bytes]]
 KeyStates = list[tuple[bytes, KeyState]]
 """In byte order of keys."""
-
-_T = TypeVar("_T")
-
-_encoder = msgspec.msgpack.Encoder()
-_state_decoder = msgspec.msgpack.Decoder(StateRow)
-
-
-class _VectorsRow(msgspec.Struct, frozen=True, array_like=True):
-    """What is stored once. The catch-up with it: what whole pages took away of keys it has passed is accounted for by
-    its target alone.
-    """
-
-    vector: VectorRow
-    forgotten: VectorRow
-    target: VectorRow = ()
-    target_forgotten: VectorRow = ()
-    position: bytes = b""  # empty: there is no catch-up
-
-
-_vectors_decoder = msgspec.msgpack.Decoder(_VectorsRow)
 
 
 class KeyspaceLimits(msgspec.Struct, frozen=True):
@@ -73,7 +48,7 @@ class KeyspaceLimits(msgspec.Struct, frozen=True):
     keys_max: int = 100_000  # tombstones count
     bytes_max: int = 256 << 20  # of keys, values, contexts
     value_bytes_max: int = VALUE_BYTES_MAX
-    siblings_max: int = 32
+    siblings_max: int = SIBLINGS_MAX
     state_bytes_max: int = 256 << 10  # of the values of one key, before a write that only adds
 
 
@@ -83,25 +58,6 @@ class Written(msgspec.Struct, frozen=True):
     dot: Dot | None  # None: a deletion that found nothing to delete, so it is no write
     state: KeyState  # the key's, once it is shown; its context covers siblings that the writer has not seen
     context: Context  # for the writer's next write: it covers this one, and what this one replaced
-
-
-class Changes(msgspec.Struct, frozen=True):
-    """One atomic batch for the store."""
-
-    rows: tuple[tuple[bytes, bytes], ...]
-    removed: tuple[bytes, ...]
-    mark: int  # for `made_durable`
-
-    def __bool__(self) -> bool:
-        return bool(self.rows or self.removed)
-
-
-class _Stage(msgspec.Struct):
-    """Writes of this origin that are not durable yet, taken to the store together."""
-
-    states: dict[bytes, tuple[KeyState, KeyState | None]]  # with what was shown of the key as it was staged
-    n: int  # newest dot among them
-    mark: int = 0  # 0: not taken yet
 
 
 class Keyspace:
@@ -114,7 +70,7 @@ class Keyspace:
         self.forgotten = VersionVector.EMPTY  # contexts of forgotten tombstones, joined; ≤ vector
         self._table = KeyTable()
         self._catch_up: CatchUp | None = None
-        self._stages: list[_Stage] = []  # oldest first; all but the last are on their way to the store
+        self._staging = Staging()
         self._dirty: dict[bytes, None] = {}  # keys whose row is not as the store has it, or will
         self._vectors_dirty = True
         self._mark = 0
@@ -125,26 +81,19 @@ class Keyspace:
     ) -> Keyspace:
         """From the rows that were written. Raises ValueError if they cannot be."""
         keyspace = cls(origin, limits)
-        keys: list[tuple[bytes, bytes]] = []
-        has_vectors = False
+        states: KeyStates = []
         for name, value in rows:
-            if name == _VECTOR_ROW:
-                vectors = _decoded(_vectors_decoder, name, value)
-                keyspace.vector, keyspace.forgotten = map(checked_vector, (vectors.vector, vectors.forgotten))
-                if vectors.position:
-                    target, hidden = map(checked_vector, (vectors.target, vectors.target_forgotten))
-                    keyspace._catch_up = CatchUp(target, hidden, vectors.position)
+            if name == VECTORS:
+                keyspace.vector, keyspace.forgotten, keyspace._catch_up = read_vectors(value)
                 keyspace._table.raise_to(keyspace.vector)  # before the keys: what it covers need not be hashed
                 keyspace._vectors_dirty = False
-                has_vectors = True
-            elif name.startswith(_KEY_ROW):
-                keys.append((name[1:], value))
+            elif name.startswith(KEY):
+                states.append(read_key(name, value))
             else:
                 raise ValueError(f"row {name!r} is neither a key nor the vector")
-        if keys and not has_vectors:
+        if states and keyspace._vectors_dirty:
             raise ValueError("keys without a vector")
-        for key, value in keys:
-            state = KeyState.from_row(_decoded(_state_decoder, key, value))
+        for key, state in states:
             keyspace._check_owners([(key, state)])
             keyspace._table.set(key, state)
         return keyspace
@@ -268,38 +217,28 @@ class Keyspace:
         if not self._dirty and not self._vectors_dirty:
             return Changes((), (), self._mark)
         self._mark += 1
-        if self._stages and self._stages[-1].mark == 0:
-            self._stages[-1].mark = self._mark
+        self._staging.take(self._mark)
         rows: Rows = []
         removed: Keys = []
         for key in self._dirty:
             state = self._newest(key)
             if state is KeyState.EMPTY:
-                removed.append(_KEY_ROW + key)
+                removed.append(KEY + key)
             else:
-                rows.append((_KEY_ROW + key, _encoder.encode(state.to_row())))
+                rows.append(key_row(key, state))
         minted = self._minted
         vector = self.vector.with_dot(Dot(self.origin, minted)) if minted else self.vector
-        rows.append((_VECTOR_ROW, _encoder.encode(self._vectors_row(vector))))
+        rows.append(vectors_row(vector, self.forgotten, self._catch_up))
         self._dirty.clear()
         self._vectors_dirty = False
         return Changes(tuple(rows), tuple(removed), self._mark)
 
-    def _vectors_row(self, vector: VersionVector) -> _VectorsRow:
-        at = self._catch_up
-        if at is None:
-            return _VectorsRow(vector.to_row(), self.forgotten.to_row())
-        return _VectorsRow(
-            vector.to_row(), self.forgotten.to_row(), at.target.to_row(), at.forgotten.to_row(), at.position
-        )
-
     def made_durable(self, mark: int) -> tuple[bytes, ...]:
         """The batches up to `mark` are on the disk: their writes are shown. Returns the keys they wrote."""
         shown: dict[bytes, None] = {}
-        while self._stages and 0 < self._stages[0].mark <= mark:
-            stage = self._stages.pop(0)
-            states = [(key, self._shown(key, staged)) for key, staged in stage.states.items()]
-            self.vector = self.vector.with_dot(Dot(self.origin, stage.n))
+        for batch in self._staging.durable(mark):
+            states = [(key, self._shown(key, staged)) for key, staged in batch.states.items()]
+            self.vector = self.vector.with_dot(Dot(self.origin, batch.n))
             self._table.raise_to(self.vector)
             for key, state in states:
                 self._table.set(key, state)
@@ -324,7 +263,7 @@ class Keyspace:
     @property
     def _minted(self) -> int:
         """Newest dot of this origin that was given out, staged ones included."""
-        return self._stages[-1].n if self._stages else self.vector.get(self.origin)
+        return self._staging.newest or self.vector.get(self.origin)
 
     def _next_dot(self) -> Dot:
         """Raises: NoSpace, if nobody would take a vector with this origin in it."""
@@ -334,29 +273,21 @@ class Keyspace:
 
     def _stage(self, key: bytes, state: KeyState, replaces: Context) -> Written:
         dot = self._next_dot()
-        if not self._stages or self._stages[-1].mark:
-            self._stages.append(_Stage({}, 0))
-        stage = self._stages[-1]
-        stage.states[key] = (state, self._table.get(key))
-        stage.n = dot.n
+        self._staging.put(key, Staged(state, self._table.get(key)), dot.n)
         self._dirty[key] = None
         return Written(dot, state, state.context_of_write(dot, replaces))
 
     def _newest(self, key: bytes) -> KeyState:
         """The state of `key` as it will be when everything is durable; `KeyState.EMPTY` if there is none."""
-        for stage in reversed(self._stages):
-            staged = stage.states.get(key)
-            if staged is not None:  # it holds what earlier stages hold
-                return self._shown(key, staged)
-        return self._table.get(key) or KeyState.EMPTY
+        staged = self._staging.get(key)
+        return (self._table.get(key) or KeyState.EMPTY) if staged is None else self._shown(key, staged)
 
-    def _shown(self, key: bytes, staged_on: tuple[KeyState, KeyState | None]) -> KeyState:
+    def _shown(self, key: bytes, staged: Staged) -> KeyState:
         """Staged, and what has come in since."""
-        staged, before = staged_on
         here = self._table.get(key)
-        if here is before:
-            return staged
-        return (here or KeyState.EMPTY).merge(staged, known=self._known(key))
+        if here is staged.before:
+            return staged.state
+        return (here or KeyState.EMPTY).merge(staged.state, known=self._known(key))
 
     # -- merging ------------------------------------------------------------------------------------------------------
 
@@ -425,10 +356,9 @@ class Keyspace:
                 context=Context(before.context),
             )
         grown = cost(key, after) - cost(key, before if before is not KeyState.EMPTY else None)
-        staged = sum(len(stage.states) for stage in self._stages)
         if grown > 0 and self._table.bytes + grown > self.limits.bytes_max:
             raise NoSpace(f"the keyspace holds {self._table.bytes} bytes", limit=self.limits.bytes_max)
-        if before is KeyState.EMPTY and len(self._table) + staged >= self.limits.keys_max:
+        if before is KeyState.EMPTY and len(self._table) + self._staging.keys >= self.limits.keys_max:
             raise NoSpace(f"the keyspace holds {len(self._table)} keys", limit=self.limits.keys_max)
 
     def _checked_states(self, delta: KeyspaceDelta) -> KeyStates:
@@ -463,10 +393,3 @@ class Keyspace:
         is_own_to_come = self._minted > 0 and not self.vector.get(self.origin)
         if len(self.vector.merge(vector)) + is_own_to_come > ORIGINS_MAX:
             raise NoSpace(f"more than {ORIGINS_MAX} origins", limit=ORIGINS_MAX)
-
-
-def _decoded(decoder: msgspec.msgpack.Decoder[_T], name: bytes, value: bytes) -> _T:
-    try:
-        return decoder.decode(value)
-    except msgspec.MsgspecError as error:
-        raise ValueError(f"row {name!r}: {error}") from error

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from kvnode.gossip.messages import MEMBERS_MAX, NO_SUMMARY, Rumor, Status, Summary
+from kvnode.gossip.messages import MEMBERS_MAX, Rumor, Status
 from kvnode.ids import NodeId
 
 RTT_WEIGHT = 0.25
@@ -64,12 +64,9 @@ class MemberState(msgspec.Struct, frozen=True, gc=False):
 
     rumor: Rumor
     address: str
-    is_configured: bool
     since_ms: int  # of this status
     last_heard_ms: int  # last packet of its own
     rtt_ms: float | None
-    summary: Summary  # of its last packet
-    is_blocked: bool  # it answers exchanges, but datagrams between it and this node do not get through
 
     @property
     def member(self) -> NodeId:
@@ -90,8 +87,7 @@ class Entry:
     since_ms: int
     last_heard_ms: int = -1
     rtt_ms: float | None = None
-    summary: Summary = NO_SUMMARY
-    is_blocked: bool = False
+    is_blocked: bool = False  # it answers exchanges, but datagrams between it and this node do not get through
 
     @property
     def status(self) -> int:
@@ -106,16 +102,7 @@ class Entry:
         self.rtt_ms = ms if self.rtt_ms is None else self.rtt_ms + RTT_WEIGHT * (ms - self.rtt_ms)
 
     def state(self) -> MemberState:
-        return MemberState(
-            self.rumor,
-            self.address,
-            self.is_configured,
-            self.since_ms,
-            self.last_heard_ms,
-            self.rtt_ms,
-            self.summary,
-            self.is_blocked,
-        )
+        return MemberState(self.rumor, self.address, self.since_ms, self.last_heard_ms, self.rtt_ms)
 
 
 class MemberTable:
@@ -139,6 +126,10 @@ class MemberTable:
     def here(self) -> int:
         """How many are not known to be gone, this node included."""
         return 1 + sum(entry.is_here for entry in self._entries.values())
+
+    def alive(self) -> list[NodeId]:
+        """Those believed alive."""
+        return [entry.rumor.member for entry in self if entry.status == Status.ALIVE]
 
     def set_members(
         self, members: Mapping[NodeId, str], now_ms: int

@@ -14,6 +14,7 @@ from enum import IntEnum
 
 import msgspec
 
+from kvnode.clocks.version_vector import VectorRow
 from kvnode.ids import NOBODY, NodeId
 
 PACKET_BYTES_MAX = 1_200
@@ -50,7 +51,6 @@ class Summary(msgspec.Struct, frozen=True, array_like=True, gc=False):
     keyspace: int = 0  # 64-bit digest of the vector of the keyspace
     events: int = 0  # 64-bit digest of the vector of the timeline
     lamport: int = 0  # newest Lamport time issued or seen
-    events_seq: int = 0  # last own event; no later one has a time up to `lamport`
 
 
 NO_SUMMARY = Summary()
@@ -111,10 +111,6 @@ class Packet(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
 
     summary: Summary
     messages: tuple[SwimMessage, ...] = ()
-
-
-VectorRow = tuple[tuple[int, int, int], ...]
-"""A version vector as (member, incarnation, n), sorted."""
 
 
 class PullRequest(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):

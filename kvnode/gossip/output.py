@@ -26,13 +26,8 @@ class Answered(msgspec.Struct, frozen=True, gc=False):
     packet: Packet
 
 
-class FallbackFailed(msgspec.Struct, frozen=True, gc=False):
-    """A fallback had no answer. It only ends the wait that the probe's own deadline ends anyway."""
-
-    member: NodeId
-
-
-GossipInput = Received | Answered | FallbackFailed
+GossipInput = Received | Answered
+"""A fallback without an answer is none: the probe's own deadline ends the wait."""
 
 
 class Send(msgspec.Struct, frozen=True, gc=False):

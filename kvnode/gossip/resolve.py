@@ -10,14 +10,13 @@ objects sorted. Numbers keep their kind (1 and 1.0 are two elements).
 
 from __future__ import annotations
 
-from typing import Any, Literal, assert_never
+from typing import Any, assert_never
 
 import msgspec
 
 from kvnode.errors import BadRequest
 from kvnode.gossip.key_state import KeyState
-
-Resolve = Literal["lww", "max", "union"]
+from kvnode.kv.available import Resolve
 
 _array_decoder = msgspec.json.Decoder(list[Any])
 _encoder = msgspec.json.Encoder(order="sorted")

@@ -35,7 +35,7 @@ def collect(
     keys, facts = eventual.keyspace.counts(), driver.facts
     events, event_bytes = story.timeline.counts
     by_status = Counter(member.status for member in members)
-    failed_probes = driver.gossip.probes_failed
+    probes, failed_probes = driver.gossip.probes
     return {
         "kvnode_gossip_packets_sent_total": traffic.get("datagrams_sent", 0),
         "kvnode_gossip_packets_received_total": traffic.get("datagrams_received", 0),
@@ -46,7 +46,7 @@ def collect(
         "kvnode_gossip_exchanges_failed_total": traffic.get("exchanges_failed", 0),
         "kvnode_gossip_exchange_sent_bytes_total": traffic.get("exchange_bytes_sent", 0),
         "kvnode_gossip_exchange_received_bytes_total": traffic.get("exchange_bytes_received", 0),
-        "kvnode_gossip_probes_total": driver.gossip.probes,
+        "kvnode_gossip_probes_total": probes,
         "kvnode_gossip_probes_failed_total": failed_probes,
         "kvnode_gossip_probes_by_http_total": driver.probes_by_http,
         "kvnode_gossip_pulls_total": driver.pulls,

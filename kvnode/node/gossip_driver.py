@@ -29,7 +29,7 @@ from kvnode.gossip.messages import (
     Rumor,
     Summary,
 )
-from kvnode.gossip.output import Answered, FallbackFailed, GossipFact, Pull, Received, Send
+from kvnode.gossip.output import Answered, GossipFact, Pull, Received, Send
 from kvnode.gossip.timeline_rows import encode_delta
 from kvnode.ids import NodeId
 from kvnode.node.eventual import Eventual
@@ -263,8 +263,7 @@ class GossipDriver:
             if not isinstance(answer, Packet):
                 raise CodecError("a ping was answered by a page")
         except (OSError, CodecError):
-            self._step(lambda now_ms: self.gossip.step(now_ms, FallbackFailed(send.to)))
-            return
+            return  # the end of the probe decides
         self._note(send.to, answer.summary)
         self._step(lambda now_ms: self.gossip.step(now_ms, Answered(send.to, answer)))
 
@@ -316,11 +315,8 @@ class GossipDriver:
         try:
             async with line:
                 answer = decode_answer(await self._transport.exchange(to, encode_exchange(asked)))
-        except (OSError, CodecError):
-            if self._pinged.pop(to, None) is not None:
-                self._step(lambda now_ms: self.gossip.step(now_ms, FallbackFailed(to)))
-            raise
-        ping = self._pinged.pop(to, None)
+        finally:
+            ping = self._pinged.pop(to, None)
         if ping is not None:
             acks = tuple(Ack(to, found.seq) for found in ping.packet.messages if isinstance(found, Ping))
             self._step(lambda now_ms: self.gossip.step(now_ms, Answered(to, Packet(answer.summary, acks))))

@@ -1,6 +1,6 @@
 """Context of the always-writable keyspace: what a client has read of one key, for the write that is to replace it.
 
-Opaque to clients, hostile input to us. Unpadded base64url over (big-endian):
+Opaque text (`opaque_text.py`) over (big-endian):
 
     version u8 = 1, fingerprint of the cluster u32, of the key u32,
     the single dot: member u64, incarnation u64, n u64, all 0 if there is none,
@@ -13,44 +13,35 @@ what a write with the same right could have replaced.
 
 from __future__ import annotations
 
-import binascii
 import hashlib
-import re
 import struct
-import zlib
 
 from kvnode.clocks.version_vector import Dot, VersionVector
-from kvnode.errors import BadContext
-from kvnode.gossip.key_state import Context
-
-ORIGINS_MAX = 256
+from kvnode.errors import BadContext, BadEncoding
+from kvnode.gossip.key_state import ORIGINS_MAX, Context
+from kvnode.wire.opaque_text import decode_checked, encode_checked
 
 _VERSION = 1
 _HEAD = struct.Struct(">BIIQQQ")
 _ENTRY = struct.Struct(">QQQ")
-_CRC = struct.Struct(">I")
-_TEXT_MAX = (_HEAD.size + ORIGINS_MAX * _ENTRY.size + _CRC.size) * 4 // 3 + 4
-_BASE64URL = re.compile(r"[A-Za-z0-9_-]+")
-_TO_URL = bytes.maketrans(b"+/", b"-_")
-_FROM_URL = bytes.maketrans(b"-_", b"+/")
+_BYTES_MAX = _HEAD.size + ORIGINS_MAX * _ENTRY.size
 
 
 def encode_context(context: Context, cluster_id: int, key: bytes) -> str:
     """The `Kv-Context` of an answer about `key`."""
     raw = _HEAD.pack(_VERSION, _cluster_fingerprint(cluster_id), _fingerprint(b"key", key), *_numbers(context.dot))
-    raw += b"".join(_ENTRY.pack(*entry) for entry in context.vector.to_row())
-    return _encode(raw + _CRC.pack(zlib.crc32(raw)))
+    return encode_checked(raw + b"".join(_ENTRY.pack(*entry) for entry in context.vector.to_row()))
 
 
 def decode_context(text: str, cluster_id: int, key: bytes) -> Context:
     """Inverse of `encode_context`. Raises BadContext: damaged, of another cluster, or of another key."""
-    raw = _decode(text)
-    if (len(raw) - _HEAD.size - _CRC.size) % _ENTRY.size or len(raw) < _HEAD.size + _CRC.size:
+    try:
+        body = decode_checked(text, "context", bytes_max=_BYTES_MAX)
+    except BadEncoding as error:
+        raise BadContext(str(error)) from error
+    if len(body) < _HEAD.size or (len(body) - _HEAD.size) % _ENTRY.size or body[0] != _VERSION:
         raise BadContext("the context is not one of ours")
-    body, (crc,) = raw[: -_CRC.size], _CRC.unpack(raw[-_CRC.size :])
-    version, cluster, of_key, *dot = _HEAD.unpack_from(body)
-    if crc != zlib.crc32(body) or version != _VERSION:
-        raise BadContext("the context is not one of ours")
+    _, cluster, of_key, *dot = _HEAD.unpack_from(body)
     if cluster != _cluster_fingerprint(cluster_id):
         raise BadContext("the context is of another cluster")
     if of_key != _fingerprint(b"key", key):
@@ -73,16 +64,3 @@ def _cluster_fingerprint(cluster_id: int) -> int:
 
 def _fingerprint(kind: bytes, data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=4, person=kind).digest(), "big")
-
-
-def _encode(raw: bytes) -> str:
-    return binascii.b2a_base64(raw, newline=False).rstrip(b"=").translate(_TO_URL).decode()
-
-
-def _decode(text: str) -> bytes:
-    if len(text) > _TEXT_MAX or not _BASE64URL.fullmatch(text) or len(text) % 4 == 1:
-        raise BadContext("the context is not base64url text of its size")
-    raw = binascii.a2b_base64(text.encode().translate(_FROM_URL) + b"=" * (-len(text) % 4))
-    if _encode(raw) != text:
-        raise BadContext("the context is not canonical base64url")
-    return raw

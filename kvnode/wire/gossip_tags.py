@@ -16,7 +16,9 @@ from typing import TypeVar
 
 import msgspec
 
-from kvnode.gossip.event import TimelineLimits
+from kvnode.clocks.version_vector import VectorRow, VersionVector
+from kvnode.gossip.event import VECTOR_ORIGINS_MAX
+from kvnode.gossip.key_state import KEY_BYTES_MAX
 from kvnode.gossip.messages import (
     ADDRESS_CHARS_MAX,
     MEMBERS_MAX,
@@ -32,16 +34,9 @@ from kvnode.gossip.messages import (
     Status,
     Summary,
     SwimMessage,
-    VectorRow,
 )
 from kvnode.wire.gossip_seal import SealKind, body_bytes_max
 from kvnode.wire.limits import INTEGER_MAX, CodecError, check_range, check_size
-
-VECTOR_ORIGINS_MAX = TimelineLimits().origins + 1
-"""Most origins in a vector of a request: as many as a timeline keeps, and the asker's own."""
-
-KEY_BYTES_MAX = 4 << 10
-"""Longest key of the keyspace."""
 
 _U64_MAX = (1 << 64) - 1
 _T = TypeVar("_T")
@@ -121,7 +116,7 @@ def _check_packet(packet: Packet, data: bytes | memoryview) -> None:
 
 
 def _check_summary(summary: Summary) -> None:
-    check_range(summary.lamport, summary.events_seq)
+    check_range(summary.lamport)
     _check_u64(summary.keyspace, summary.events)
 
 
@@ -153,16 +148,12 @@ def _check_members(members: tuple[Rumor, ...]) -> None:
 
 
 def _check_vector(vector: VectorRow) -> None:
-    """Sorted, no origin twice, every count from 1."""
     if len(vector) > VECTOR_ORIGINS_MAX:
         raise CodecError(f"a vector of {len(vector)} origins, at most {VECTOR_ORIGINS_MAX} are allowed")
-    last = (0, -1)
-    for member, incarnation, n in vector:
-        _check_id(member)
-        _check_u64(incarnation)
-        if (member, incarnation) <= last or not 1 <= n <= INTEGER_MAX:
-            raise CodecError(f"a vector with {n} of member {member}, incarnation {incarnation:016x}, after {last}")
-        last = (member, incarnation)
+    try:
+        VersionVector.from_row(vector)
+    except ValueError as error:
+        raise CodecError(f"gossip: {error}") from error
 
 
 def _check_id(member: int) -> None:

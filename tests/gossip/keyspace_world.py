@@ -16,7 +16,8 @@ from kvnode.clocks.version_vector import Dot, Origin, VersionVector
 from kvnode.errors import BadContext, Conflict
 from kvnode.gossip.anti_entropy import KeyspaceDelta
 from kvnode.gossip.key_state import BLIND, Context, KeyState
-from kvnode.gossip.keyspace import Changes, Keyspace
+from kvnode.gossip.keyspace import Keyspace
+from kvnode.gossip.keyspace_rows import Changes
 from kvnode.ids import NodeId
 
 KEYS = [b"a", b"b", b"c", b"d", b"e"]

@@ -22,7 +22,6 @@ from kvnode.gossip.messages import (
 from kvnode.gossip.output import (
     Answered,
     DatagramsBlocked,
-    FallbackFailed,
     GossipOutput,
     MemberAlive,
     MemberDead,
@@ -155,7 +154,6 @@ def test_an_answer_by_any_way_ends_the_probe(how: str):
         case "helper":
             bench.hear(5 - target, ack)
         case _:
-            bench.gossip.step(bench.now, FallbackFailed(NodeId(target)))
             bench.gossip.step(bench.now, Answered(NodeId(target), Packet(NO_SUMMARY, (ack,))))
             out = bench.gossip.take_output()
     bench.tick_until(Ping)

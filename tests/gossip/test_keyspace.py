@@ -7,7 +7,8 @@ import pytest
 from kvnode.clocks.version_vector import Dot, Origin, VersionVector
 from kvnode.errors import BadContext, BadKey, Conflict, IdentityRefused, NoSpace, TooLarge
 from kvnode.gossip.key_state import BLIND, ORIGINS_MAX, Context, KeyState
-from kvnode.gossip.keyspace import Changes, Keyspace, KeyspaceLimits
+from kvnode.gossip.keyspace import Keyspace, KeyspaceLimits
+from kvnode.gossip.keyspace_rows import Changes
 from kvnode.ids import NodeId
 
 EMPTY = VersionVector.EMPTY

@@ -19,7 +19,7 @@ import msgspec
 from kvnode.gossip.core import Gossip
 from kvnode.gossip.membership import MemberState, precedence
 from kvnode.gossip.messages import PACKET_BYTES_MAX, Packet, Status, Summary
-from kvnode.gossip.output import Answered, FallbackFailed, GossipFact, Pull, Received, Send
+from kvnode.gossip.output import Answered, GossipFact, Pull, Received, Send
 from kvnode.gossip.settings import GossipSettings
 from kvnode.ids import NOBODY, NodeId
 from kvnode.sim.core.heap import EventHeap
@@ -108,7 +108,7 @@ class GossipWorld(EventHeap):
             node.gossip.describe(
                 client_url=f"http://10.0.0.{node.id}:7401", role="voter", version="1.0.0", applied_index=1_000
             )
-            node.gossip.set_summary(Summary(node.digest, 0, 0, 0))
+            node.gossip.set_summary(Summary(node.digest))
             node.gossip.set_members(self.members if members is None else members, self.now_ms + node.offset_ms)
             self._after(node)
 
@@ -309,7 +309,7 @@ class GossipWorld(EventHeap):
             return lambda asker, then_ms: asker.step(then_ms, Answered(send.to, packet))
 
         to = send.to if self.has_fallback else NOBODY
-        self._exchange(node, to, serve, lambda core, now_ms: core.step(now_ms, FallbackFailed(send.to)))
+        self._exchange(node, to, serve, lambda core, now_ms: None)  # the end of the probe decides
 
     def _pull(self, node: Node, pull: Pull) -> None:
         self.counts["pulls"] += 1
@@ -322,7 +322,7 @@ class GossipWorld(EventHeap):
             rumors = core.rumors() if pull.members else ()
             core.merge_table(pull.members, now_ms)
             items = target.items - had if pull.want_keyspace else set()
-            summary = Summary(target.digest, 0, 0, 0)
+            summary = Summary(target.digest)
             target.exchange_bytes += len(_encoder.encode(rumors)) + 64
 
             def arrive(asker: Gossip, then_ms: int) -> None:
@@ -341,7 +341,7 @@ class GossipWorld(EventHeap):
             node.digest ^= digest(new)
             node.learnt_ms.update(dict.fromkeys(sorted(new), self.now_ms))
             core = self.core(node.id)
-            core.set_summary(Summary(node.digest, 0, 0, 0))
+            core.set_summary(Summary(node.digest))
             core.changed(self.now_ms + node.offset_ms)
             self._after(node)
 
