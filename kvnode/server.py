@@ -2,8 +2,8 @@
 
 With `open_storage` and `plane` the only production file that knows all of row 3. Start order: data directory (lock,
 identity, boot counter) → joining, if it is new and was told where → peer transport → bootstrap, at the very first
-start → what needs no quorum → log and store → core → requests. Clients are let in last. Stop order is the reverse, after leadership has been handed over and requests in
-flight have been answered.
+start → what needs no quorum → log and store → core → requests. Clients are let in last. Stop order is the reverse,
+after leadership has been handed over and requests in flight have been answered.
 """
 
 from __future__ import annotations

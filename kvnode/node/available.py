@@ -281,7 +281,7 @@ def _as_heard_of(state: MemberState, now_ms: int) -> AliveMember:
         since_ms=now_ms - state.since_ms,
         last_heard_ms=None if state.last_heard_ms < 0 else now_ms - state.last_heard_ms,
         role=rumor.role,
-        peer_address=rumor.address,
+        peer_address=state.address,
         client_url=rumor.client_url,
         version=rumor.version,
         applied_index=rumor.applied_index or None,

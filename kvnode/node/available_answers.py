@@ -1,4 +1,4 @@
-"""AvailableAnswers: what a node answers without a leader and without a quorum, from what it has (`kvnode.kv.available`).
+"""AvailableAnswers: what a node answers without a leader and without a quorum, from what it has: `kv.available`.
 
 Turns what clients say (contexts, tokens, cursors, deadlines) into calls of keyspace and timeline, and back.
 """

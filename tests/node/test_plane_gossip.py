@@ -357,6 +357,8 @@ def test_who_was_never_met_is_found_dead() -> None:
         world.levels = {A: 3, B: 3, C: 0}
         await world.start(1, 2)
         await world.until(lambda: statuses(world.planes[A])[3] == "dead", 60)
+        addresses = {one.id: one.peer_address for one in world.planes[A].alive_members()}
+        assert addresses == {member: f"127.0.0.1:{7500 + member}" for member in (A, B, C)}
         counters = world.planes[A].available_counters()
         assert counters["kvnode_gossip_probes_failed_total"] > 0
         assert counters["kvnode_gossip_suspicions_total"] > 0
