@@ -219,4 +219,12 @@ CANARIES = (
         "    return None\n",
         (_LIFE,),
     ),
+    Canary(
+        "pin-ends-with-the-stream",
+        "the log is kept for a snapshot's taker only until it has arrived: it needs the next one at once",
+        "kvnode/node/snapshot_sender.py",
+        "            if found is None or index < trimmed or found.match_index >= self._raft.commit_index:",
+        "            if True:",
+        ("tests/node/test_installs.py",),
+    ),
 )

@@ -4,8 +4,9 @@ Two marks are easily mixed up. This one is each node's own affair and nobody see
 flush has covered them. History that readers can see is given up by a replicated command (`machine.compaction`).
 
 A tail stays for followers that are a little behind, `storage.tail_bytes`; who is further behind gets a snapshot. While
-one is being sent the log is kept from there on, so that the follower does not need the next at once (scenario S62), but
-never more than `PINNED_TAILS` tails of it: a follower that does not come along cannot fill the disk.
+one is being sent, and until the follower is level, the log is kept from there on, so that it does not need the next at
+once (scenario S62), but never more than `PINNED_TAILS` tails of it, or segments, if those are larger: a follower that
+does not come along cannot fill the disk.
 
 Source: "Low-Water Mark", Patterns of Distributed Systems.
 """
@@ -32,10 +33,10 @@ class LowWaterMark:
         *,
         tail_bytes: int,
         segment_bytes: int,
-        pinned_index: Callable[[], Index | None],
+        pinned_index: Callable[[Index], Index | None],
         on_trimmed: Callable[[LogPosition], None],
     ) -> None:
-        """`pinned_index`: the oldest snapshot under way contains everything up to there; None: there is none."""
+        """`pinned_index`: given the last entry trimmed, the one from which the log is to be kept; None: from none."""
         self._log = log
         self._writer = writer
         self._tail_bytes = tail_bytes
@@ -50,8 +51,8 @@ class LowWaterMark:
         used = self._log.bytes_used
         if self._is_trimming or used <= self._tail_bytes + self._segment_bytes:
             return
-        pinned = self._pinned_index()
-        if pinned is not None and used <= PINNED_TAILS * self._tail_bytes:
+        pinned = self._pinned_index(self._trimmed_index)
+        if pinned is not None and used <= PINNED_TAILS * max(self._tail_bytes, self._segment_bytes):
             applied_index = min(applied_index, pinned)
         if applied_index <= self._trimmed_index:
             return

@@ -188,7 +188,7 @@ class Node(KV, Admin):
             self._writer,
             tail_bytes=config.storage.tail_bytes,
             segment_bytes=config.storage.segment_bytes,
-            pinned_index=lambda: self._snapshots.sender.pinned_index,
+            pinned_index=self._snapshots.sender.pinned_index,
             on_trimmed=lambda position: self._driver.queue.put_control(LogTrimmed(position)),
         )
         lease_calls = LeaseCalls(

@@ -121,15 +121,26 @@ class SnapshotSender:
         self._on_failed = on_failed
         self._streams = asyncio.Semaphore(STREAMS_MAX)
         self._tasks: dict[NodeId, asyncio.Task[None]] = {}
-        self._pinned: dict[NodeId, Index] = {}
+        self._pinned: dict[NodeId, Index] = {}  # see `pinned_index`
         self._failures: dict[NodeId, int] = {}  # one after another
         self._returned: dict[NodeId, asyncio.Event] = {}  # of those for whom the pause goes on
         self._stopped = False
         self.sent = self.failed = 0
 
-    @property
-    def pinned_index(self) -> Index | None:
-        """The oldest snapshot on its way contains everything up to there; None: there is none."""
+    def pinned_index(self, trimmed: Index) -> Index | None:
+        """What the log must be kept from: for a snapshot on its way, and for who took one over and is not level yet.
+
+        None: nothing. A follower whose next entry was trimmed (`trimmed`: the last that was) gets another snapshot.
+        """
+        progress = self._raft.progress if self._leads() else {}
+        for peer, index in list(self._pinned.items()):
+            if peer in self._tasks:
+                continue
+            found = progress.get(peer)
+            if found is None or index < trimmed or found.match_index >= self._raft.commit_index:
+                del self._pinned[peer]
+            else:
+                self._pinned[peer] = max(index, found.match_index)
         return min(self._pinned.values(), default=None)
 
     def send(self, wanted: SendSnapshot) -> None:
@@ -196,10 +207,10 @@ class SnapshotSender:
             await self._transport.send_snapshot(peer, source)
         except (OSError, SnapshotRefused) as error:
             self.failed += 1
+            self._pinned.pop(peer, None)
             log.warning("snapshot.not_sent", node=node, peer=peer, reason=str(error) or type(error).__name__)
             return NOTHING
         finally:
-            self._pinned.pop(peer, None)
             if source is not None:
                 source.close()
         self.sent += 1

@@ -97,6 +97,37 @@ def test_nothing_is_applied_while_a_snapshot_takes_the_place_of_the_state() -> N
     simulate(scenario, storage__recent_bytes_max=1 << 20, storage__stall_ms=600_000, **SMALL)
 
 
+def test_one_snapshot_is_enough_for_who_follows_a_busy_leader() -> None:
+    """S62: the log is kept from the snapshot on until the follower is level, even without a tail."""
+
+    async def scenario(cluster: Cluster) -> None:
+        leader = await cluster.elect()
+        lost = next(id_ for id_ in cluster.nodes() if id_ != leader.id)
+        cluster.network.isolate(lost)
+        await fall_behind(cluster, leader, lost)
+        done = False
+
+        async def write() -> None:
+            while not done:
+                await leader.put(b"busy", VALUE)
+                await asyncio.sleep(0.02)
+
+        writing = asyncio.create_task(write())
+        cluster.network.heal()
+        sender = leader._snapshots.sender
+        await cluster.until(lambda: sender.sent, 60.0)
+        await cluster.until(lambda: sender.pinned_index(leader._raft.base.index) is None, 20.0)
+        await asyncio.sleep(2.0)
+        assert sender.sent == 1
+        done = True
+        await writing
+        await cluster.settle()
+
+    no_tail = {"storage__tail_bytes": 0, "storage__segment_bytes": 64 << 10, "storage__flush_ms": 20}
+    slow = {"raft__window_messages_max": 1, "raft__append_bytes_max": 4 << 10, "peer__snapshot_bytes_per_s": 1 << 22}
+    simulate(scenario, **no_tail, **slow)
+
+
 def test_a_snapshot_begun_in_an_earlier_term_of_the_same_leader_is_good() -> None:
     """A large one takes minutes: elections that its sender wins must not make it come anew each time."""
 
