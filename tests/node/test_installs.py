@@ -114,11 +114,11 @@ def test_one_snapshot_is_enough_for_who_follows_a_busy_leader() -> None:
 
         writing = asyncio.create_task(write())
         cluster.network.heal()
-        sender = leader._snapshots.sender
-        await cluster.until(lambda: sender.sent, 60.0)
+        sender, receiver = leader._snapshots.sender, cluster.nodes()[lost]._snapshots.receiver
+        await cluster.until(lambda: receiver.received, 60.0)
         await cluster.until(lambda: sender.pinned_index(leader._raft.base.index) is None, 20.0)
         await asyncio.sleep(2.0)
-        assert sender.sent == 1
+        assert receiver.received == 1
         done = True
         await writing
         await cluster.settle()
