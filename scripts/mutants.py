@@ -54,6 +54,7 @@ LIMIT_S = 300
 TESTS_FAILED = 1  # pytest's exit code; any other but 0 means that the tests did not run
 HEALTHY_SEEDS = 5
 WORKERS = 2
+FLAGS = ("--no-sim", "--sim-only")
 CANARIES: tuple[Canary, ...] = (
     *canaries_raft.CANARIES,
     *canaries_changes.CANARIES,
@@ -117,11 +118,12 @@ class Run:
 
 
 def main(arguments: list[str]) -> int:
+    unknown = [word for word in arguments if word.startswith("--") and word not in FLAGS]
+    if unknown:
+        print(__doc__)
+        return 2
     words = [word for word in arguments if not word.startswith("--")]
     chosen = [canary for canary in CANARIES if not words or any(word in canary.name for word in words)]
-    if unknown := [one for one in arguments if one.startswith("-") and one not in {"--sim-only", "--no-sim"}]:
-        print(__doc__)
-        return int(unknown != ["--help"])
     with_tests, with_sim = "--sim-only" not in arguments, "--no-sim" not in arguments
     if not with_tests:
         chosen = [canary for canary in chosen if canary.sim]

@@ -1,4 +1,4 @@
-"""One served node a module, and the command line pointed at it."""
+"""One served node a module, or one a test, and the command line pointed at it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kvnode.cli.main import cli
+from tests.api.fake_available import FakeAvailable
 from tests.cli.cluster import ServedNode, serving
 
 Run = Callable[..., Result]
@@ -22,8 +23,26 @@ def shared() -> Iterator[ServedNode]:
 @pytest.fixture
 def run(shared: ServedNode, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("KVNODE_ENDPOINTS", shared.endpoint)
+    return _invoke
 
-    def invoke(*arguments: str, stdin: bytes = b"") -> Result:
-        return CliRunner().invoke(cli, arguments, input=stdin)
 
-    return invoke
+@pytest.fixture
+def alone() -> Iterator[ServedNode]:
+    """Of one test: nothing is on it yet."""
+    with serving() as served:
+        yield served
+
+
+@pytest.fixture
+def plane(alone: ServedNode) -> FakeAvailable:
+    return alone.node.plane
+
+
+@pytest.fixture
+def run_alone(alone: ServedNode, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("KVNODE_ENDPOINTS", alone.endpoint)
+    return _invoke
+
+
+def _invoke(*arguments: str, stdin: bytes = b"") -> Result:
+    return CliRunner().invoke(cli, arguments, input=stdin)

@@ -3,39 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from kvnode import errors
-from kvnode.cli.main import cli
 from tests.api.fake_available import FakeAvailable
-from tests.cli.cluster import ServedNode, serving
 
 Run = Callable[..., Result]
 
 
 @pytest.fixture
-def alone() -> Iterator[ServedNode]:
-    with serving() as served:
-        yield served
-
-
-@pytest.fixture
-def plane(alone: ServedNode) -> FakeAvailable:
-    return alone.node.plane
-
-
-@pytest.fixture
-def run(alone: ServedNode, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setenv("KVNODE_ENDPOINTS", alone.endpoint)
-
-    def invoke(*arguments: str, stdin: bytes = b"") -> Result:
-        return CliRunner().invoke(cli, ["ap", *arguments], input=stdin)
-
-    return invoke
+def run(run_alone: Run) -> Run:
+    return partial(run_alone, "ap")
 
 
 def test_put_get_delete(run: Run, tmp_path: Path) -> None:

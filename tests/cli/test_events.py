@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,24 +28,8 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def alone() -> Iterator[ServedNode]:
-    with serving() as served:
-        yield served
-
-
-@pytest.fixture
-def plane(alone: ServedNode) -> FakeAvailable:
-    return alone.node.plane
-
-
-@pytest.fixture
-def run(alone: ServedNode, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setenv("KVNODE_ENDPOINTS", alone.endpoint)
-
-    def invoke(*arguments: str, stdin: bytes = b"") -> Result:
-        return CliRunner().invoke(cli, ["events", *arguments], input=stdin)
-
-    return invoke
+def run(run_alone: Run) -> Run:
+    return partial(run_alone, "events")
 
 
 def test_columns(run: Run, plane: FakeAvailable) -> None:

@@ -13,11 +13,20 @@ from kvnode.kv.requests import Range
 from kvnode.machine.machine import StateMachine
 from kvnode.machine.pace import Pace, in_one_go
 from kvnode.machine.snapshot import SnapshotVerifier
-from kvnode.node.backups import IDLE_MS
+from kvnode.node import backups
 from kvnode.sim.runtime.cluster import Cluster
 from kvnode.storage.memory_backend import MemoryBackend
 from tests.backend_suite import commit
 from tests.node.scenario import simulate
+
+IDLE_MS = 6_000
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All a tenth: a cluster's virtual minutes cost real seconds."""
+    monkeypatch.setattr(backups, "IDLE_MS", IDLE_MS)
+    monkeypatch.setattr(backups, "GRACE_MS", backups.GRACE_MS // 10)
 
 
 async def opened_again(backup: Backup) -> StateMachine:
@@ -62,6 +71,7 @@ def test_it_has_all_that_was_committed_and_nothing_of_what_came_later() -> None:
     simulate(scenario)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_two_at_a_time_and_whoever_does_not_read_loses_it() -> None:
     async def scenario(cluster: Cluster) -> None:
         leader = await cluster.elect()
@@ -86,6 +96,7 @@ def test_two_at_a_time_and_whoever_does_not_read_loses_it() -> None:
     simulate(scenario)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_reader_that_only_trickles_loses_it_in_the_end() -> None:
     async def scenario(cluster: Cluster) -> None:
         leader = await cluster.elect()

@@ -107,7 +107,7 @@ def test_a_thousand_concurrent_increments_by_compare_and_set_count_to_a_thousand
 
 
 @pytest.mark.parametrize("end", ["crash", "kill"])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_nothing_acknowledged_is_lost_when_leaders_die_under_load(seed: int, end: str) -> None:
     """I12: writers on all nodes, five leaders in a row die; every acknowledged write is there afterwards."""
 

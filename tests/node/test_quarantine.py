@@ -109,7 +109,7 @@ def test_the_scrubber_finds_what_nobody_reads_and_the_node_starts_again_in_quara
         assert (await cluster.start(victim)).node.status().quarantined
         await restored(cluster, victim)
 
-    simulate(scenario, storage__segment_bytes=16 << 10, storage__scrub_every_s=60, storage__scrub_bytes_per_s=64 << 10)
+    simulate(scenario, storage__segment_bytes=16 << 10, storage__scrub_every_s=20, storage__scrub_bytes_per_s=64 << 10)
 
 
 def test_a_sector_that_cannot_be_read_is_damage_like_any_other() -> None:
@@ -134,7 +134,7 @@ def test_a_sector_that_cannot_be_read_is_damage_like_any_other() -> None:
         await cluster.until(lambda: node.counters()["kvnode_wal_scrubs_total"] > scrubs, within_s=200)
         assert not node.status().alarms
 
-    simulate(scenario, storage__segment_bytes=16 << 10, storage__scrub_every_s=60, storage__scrub_bytes_per_s=64 << 10)
+    simulate(scenario, storage__segment_bytes=16 << 10, storage__scrub_every_s=20, storage__scrub_bytes_per_s=64 << 10)
 
 
 def test_damage_that_cannot_be_noted_ends_the_process() -> None:
@@ -153,7 +153,7 @@ def test_damage_that_cannot_be_noted_ends_the_process() -> None:
         assert isinstance(found, StorageFailed)
         assert "noting the damage" in found.message
 
-    simulate(scenario, storage__segment_bytes=16 << 10, storage__scrub_every_s=60, storage__scrub_bytes_per_s=64 << 10)
+    simulate(scenario, storage__segment_bytes=16 << 10, storage__scrub_every_s=20, storage__scrub_bytes_per_s=64 << 10)
 
 
 def test_what_is_fetched_again_behind_the_store_does_not_pile_up_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_what_is_fetched_again_behind_the_store_does_not_pile_up_in_memory(monke
         raft__log_cache_bytes=64 << 10,
         raft__append_bytes_max=8 << 10,
         raft__window_bytes_max=16 << 10,
-        storage__scrub_every_s=60,
+        storage__scrub_every_s=20,
     )
 
 
@@ -199,7 +199,7 @@ def test_alone_the_scrubber_only_says_so() -> None:
         assert any("no peer to restore it" in alarm for alarm in node.status().alarms)
         await cluster.kv(1).put("still", "serving")
 
-    simulate(scenario, size=1, storage__segment_bytes=16 << 10, storage__scrub_every_s=60)
+    simulate(scenario, size=1, storage__segment_bytes=16 << 10, storage__scrub_every_s=20)
 
 
 def test_scrubbing_a_whole_log_ends_and_begins_anew() -> None:
@@ -208,4 +208,4 @@ def test_scrubbing_a_whole_log_ends_and_begins_anew() -> None:
         node = cluster.members[NodeId(1)].node
         await cluster.until(lambda: node.counters()["kvnode_wal_scrubs_total"] >= 2, within_s=400)
 
-    simulate(scenario, storage__segment_bytes=16 << 10, storage__scrub_every_s=60)
+    simulate(scenario, storage__segment_bytes=16 << 10, storage__scrub_every_s=20)

@@ -19,12 +19,15 @@ from tests.node.test_log_writer import ManualWorker
 FAR = 3 * JUMP_MAX
 
 
+def _raise(error: BaseException) -> None:
+    raise error
+
+
 def make_story() -> Story:
-    failed: list[BaseException] = []
     return Story(
         Timeline(ORIGIN, 1, TimelineLimits(), is_founder=True),
         LamportClock(),
-        DurableRows(ManualWorker(), RecordingStore(), failed.append),
+        DurableRows(ManualWorker(), RecordingStore(), _raise),
         limits=TimelineLimits(),
         clock=WallClock(),
         loop=asyncio.get_running_loop(),

@@ -18,7 +18,7 @@ from kvnode.raft.messages import Entry, TransferLeadership
 from kvnode.raft.output import Output, Persist
 from tests.raft.cluster import Cluster, Member
 
-SEEDS = 150
+SEEDS = 80
 STEPS = 160
 
 

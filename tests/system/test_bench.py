@@ -9,6 +9,7 @@ import pytest
 from kvnode.bench import report
 from kvnode.bench.cluster import KvnodeCluster
 from kvnode.bench.kvnode_front import KVNODE_HTTP
+from kvnode.bench.large import growth
 from kvnode.bench.large import report as large_report
 from kvnode.bench.large import run as large
 from kvnode.bench.rounds import Plan, System, run
@@ -42,12 +43,13 @@ async def test_a_tiny_run(tmp_path: Path) -> None:
     assert list((tmp_path / "data").iterdir()) == []
 
 
-async def test_a_large_store_that_is_tiny(tmp_path: Path) -> None:
+async def test_a_large_store_that_is_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "_PREPARED", 1_000)
     plan = large.Plan(
         keys=500,
         few_keys=20,
         many_keys=300,
-        seconds=0.3,
+        seconds=0.2,
         growth_rounds=1,
         restarts=1,
         settle_s=0.1,

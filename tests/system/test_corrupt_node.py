@@ -20,8 +20,7 @@ KEYS = 40
 WATCHED_S = 1.5
 
 
-@pytest.mark.parametrize("place", [0.2, 0.9])
-async def test_a_damaged_node_never_leads_with_a_shortened_log(make_cluster: MakeCluster, place: float) -> None:
+async def test_a_damaged_node_never_leads_with_a_shortened_log(make_cluster: MakeCluster) -> None:
     cluster = make_cluster()
     await cluster.started()
     keys = [f"key/{number:03d}" for number in range(KEYS)]
@@ -31,7 +30,7 @@ async def test_a_damaged_node_never_leads_with_a_shortened_log(make_cluster: Mak
     last = statuses[3]["last_index"]
     for node in (3, 1):
         cluster.processes[node].kill()
-    flip_a_byte(cluster, 3, keys[int(KEYS * place)])
+    flip_a_byte(cluster, 3, keys[KEYS // 5])
 
     damaged = cluster.start(3)
     await no_shorter_log(cluster, 3, last)

@@ -18,7 +18,6 @@ import kvnode
 from kvnode.errors import LockHeld
 from kvnode.recipes.kept_lease import Standing
 from tests.system.cluster import RealCluster
-from tests.system.conftest import MakeCluster
 
 pytestmark = pytest.mark.system
 
@@ -31,6 +30,14 @@ while :; do sleep 0.05; done
 """
 
 Begin = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealCluster]:
+    """One for both commands; each starts what the one before has ended."""
+    cluster = RealCluster(tmp_path_factory.mktemp("lock"), 3)
+    yield cluster
+    cluster.stop()
 
 
 @pytest.fixture
@@ -77,15 +84,14 @@ async def ended(process: subprocess.Popen[bytes]) -> int:
 
 
 async def test_a_holder_that_was_stopped_past_its_ttl_learns_that_it_lost(
-    make_cluster: MakeCluster, begin: Begin, tmp_path: Path
+    cluster: RealCluster, begin: Begin, tmp_path: Path
 ) -> None:
     """GC-T3: `kvnode lock` sleeps, its command goes on meanwhile, and another gets the lock under a greater token."""
-    cluster = make_cluster()
     await cluster.started()
     first = begin(cluster, "first", "deploy", "--ttl", "2s", "--owner", "first", "--", "sh", "-c", COMMAND)
     first_token = await token_in(tmp_path / "first")
     second = begin(cluster, "second", "deploy", "--ttl", "2s", "--owner", "second", "--", "sh", "-c", COMMAND)
-    await asyncio.sleep(2 * TTL_S)
+    await asyncio.sleep(1.5 * TTL_S)
     assert not (tmp_path / "second").read_text(), "the first one is renewed"
 
     first.send_signal(signal.SIGSTOP)
@@ -112,14 +118,13 @@ async def test_a_holder_that_was_stopped_past_its_ttl_learns_that_it_lost(
 
 
 async def test_a_lock_is_held_through_the_death_of_the_leader(
-    make_cluster: MakeCluster, begin: Begin, tmp_path: Path
+    cluster: RealCluster, begin: Begin, tmp_path: Path
 ) -> None:
-    cluster = make_cluster()
     leader = await cluster.started()
     holder = begin(cluster, "holder", "deploy", "--ttl", "3s", "--", "sh", "-c", COMMAND)
     token = await token_in(tmp_path / "holder")
     cluster.processes[leader].kill()
-    await asyncio.sleep(4)
+    await asyncio.sleep(3.5)
     other = next(node for node in cluster.ids if node != leader)
     queue = json.loads((await cluster.call(other, "GET", "/v1/locks/deploy")).body)
     assert queue["holder"]["token"] == token
