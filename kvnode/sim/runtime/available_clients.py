@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -183,7 +183,15 @@ class AvailableClients:
 class Writer:
     """One client: what it has read, and what it has seen."""
 
-    def __init__(self, clients: AvailableClients, rng: random.Random, *, has_token: bool) -> None:
+    def __init__(
+        self,
+        clients: AvailableClients,
+        rng: random.Random,
+        *,
+        has_token: bool,
+        timeouts_ms: Sequence[int] = TIMEOUTS_MS,
+    ) -> None:
+        self._timeouts_ms = timeouts_ms
         self._clients = clients
         self._rng = rng
         self._has_token = has_token
@@ -193,7 +201,7 @@ class Writer:
     async def request(self, member: NodeId, kind: str, key: bytes) -> bool:
         """Whether it was answered."""
         clients, rng = self._clients, self._rng
-        timeout_ms = rng.choice(TIMEOUTS_MS)
+        timeout_ms = rng.choice(self._timeouts_ms)
         seen = self._seen
         context = self._contexts.get(key) if kind in ("put", "delete") else None
         value = clients.value()

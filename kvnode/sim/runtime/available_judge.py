@@ -25,6 +25,7 @@ BOUND_S = 60.0
 
 ALONE = ("put", "get", "blind", "blind_delete", "list", "post")
 ALONE_S = 2.0
+"""A bound for each: the slowest disks of peace take 20 ms for a write, and an answer may wait for a few of them."""
 
 Restart = Callable[[], None]
 _Id = tuple[int, int, int, int]
@@ -41,15 +42,14 @@ async def answer_alone(
     found = cluster.members[member]
     cluster.network.isolate(member)
     await asyncio.sleep(0.2)
-    writer = Writer(clients, rng, has_token=False)
+    writer = Writer(clients, rng, has_token=False, timeouts_ms=(int(ALONE_S * 1e3),))
     for kind in ALONE:
         begun_s = cluster.loop.time()
         is_answered = await writer.request(member, kind, b"alone")
         if cluster.members.get(member) is not found or member in cluster.failures:
             break  # old damage ended it only now
         took_s = cluster.loop.time() - begun_s
-        assert is_answered, ("V5: no answer without a quorum", member, kind, clients.counts)
-        assert took_s < ALONE_S, ("V5: late without a quorum", member, kind, took_s)
+        assert is_answered, ("V5: no answer without a quorum", member, kind, took_s, clients.counts)
     else:
         clients.count("alone")
     nemesis.heal(core)
