@@ -119,7 +119,7 @@ class Chaos(World):
         if output.facts and not self.is_peace:
             for fact in output.facts:
                 if isinstance(fact, BecameLeader):
-                    self.assert_no_lease_beside(process.node)
+                    self.assert_no_lease_beside(process)
                 if isinstance(fact, BecameLeader | BecameCandidate):
                     self._on_election(process, is_leader=isinstance(fact, BecameLeader))
 

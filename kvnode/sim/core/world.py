@@ -120,12 +120,15 @@ class World(EventHeap):
             self.counts["lease reads"] += 1
             self.ghost.on_lease_read(process.raft)
 
-    def assert_no_lease_beside(self, leader: NodeId) -> None:
-        """I14: when somebody is elected nobody else may rely on a lease, paused or not."""
+    def assert_no_lease_beside(self, leader: Process) -> None:
+        """I14: when somebody is elected nobody of an earlier term may rely on a lease, paused or not.
+
+        Of a later term somebody may: who counts votes of long ago, after a pause, is elected in a term that is over.
+        """
         for other in self.processes():
-            if other.node != leader:
+            if other.raft.term < leader.raft.term:
                 holds = other.raft.has_lease(other.machine.local_ms(self.now_ms))
-                assert not holds, ("I14: elected beside a lease", leader, other.node)
+                assert not holds, ("I14: elected beside a lease", leader.node, other.node)
 
     # ── the life of a node ──────────────────────────────────────────────────────────────────────────
 
