@@ -36,9 +36,9 @@ class NodeClock:
         if self.on_changed is not None:
             self.on_changed()
 
-    def suspended(self, true_seconds: float) -> None:
-        """The machine slept for so long: the loop's clock did not see it pass."""
-        self._suspended_s += true_seconds * self._rate
+    def suspended(self, seconds: float) -> None:
+        """The machine slept for so long, by this clock: the loop's clock did not see it pass."""
+        self._suspended_s += seconds
 
     def time_s(self) -> float:
         return self._from_s + (self._true_s() - self._from_true_s) * self._rate

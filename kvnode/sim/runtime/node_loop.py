@@ -66,14 +66,14 @@ class NodeLoop(asyncio.AbstractEventLoop):
     def pause(self) -> None:
         """SIGSTOP: nothing runs; what comes in waits."""
         if self._paused_since_s is None:
-            self._paused_since_s = self._carrier.time()
+            self._paused_since_s = self.clock.time_s()
 
     def resume(self, *, was_suspended: bool = False) -> None:
         """SIGCONT. `was_suspended`: the whole machine slept, and its loop clock with it."""
-        if self._paused_since_s is None:
+        if self._paused_since_s is None or self._is_dead:  # the next process runs on the same clock
             return
         if was_suspended:
-            self.clock.suspended(self._carrier.time() - self._paused_since_s)
+            self.clock.suspended(self.clock.time_s() - self._paused_since_s)
         self._paused_since_s = None
         self._wake()
 
