@@ -35,9 +35,10 @@ fmt: $(READY) ## format, and fix what can be fixed
 golden: $(READY) ## rewrite expected traces and generated pages; read the diff as code
 	KVNODE_GOLDEN_REWRITE=1 KVNODE_DOCS_REWRITE=1 $(BIN)/python -m pytest -q -k "golden or current"
 
-sim: $(READY) ## simulate clusters: SEEDS=1000 or SECONDS=170 of them, SEED=7 replays one; TIER=core|runtime, FRESH=1
+sim: $(READY) ## simulate clusters: SEEDS=1000 or SECONDS=170 of them, SEED=7 replays one; TIER=core|runtime, FRESH=1, BY_SOURCE=1
 	@$(BIN)/kvnode sim $(if $(TIER),--tier $(TIER)) $(if $(SEED),--seed $(SEED),$(if $(SECONDS),--seconds $(SECONDS)) \
-		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(START),--start $(START)) $(if $(FRESH),--fresh)) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
+		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(START),--start $(START)) $(if $(FRESH),--fresh) \
+		$(if $(BY_SOURCE),--by-source)) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
 
 chaos: $(BYTECODE) ## real processes under every fault this machine allows: MINUTES=10 NODES=5 SEED=7
 	@exec $(BIN)/python scripts/chaos.py --minutes $(MINUTES) --nodes $(NODES) $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -10,6 +10,7 @@ from typing import Literal
 
 import click
 
+from kvnode.checkout import source_digest
 from kvnode.cli.main import FATAL, USAGE
 
 SEEDS_DEFAULT = 200
@@ -28,6 +29,7 @@ FRESH_BELOW = 1 << 40
 @click.option("--seed", type=click.IntRange(min=0), help="Replay this one and tell everything about it.")
 @click.option("--start", type=click.IntRange(min=0), default=0, show_default=True, help="The first seed.")
 @click.option("--fresh", is_flag=True, help="Begin at a seed never used before; it is printed.")
+@click.option("--by-source", is_flag=True, help="Begin at a seed that kvnode's source decides; it is printed.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Worker processes. [default: the number of cores]")
 @click.option("--twice", type=click.IntRange(min=1), help="Run so many seeds twice and compare every event.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Start no more seeds after this time.")
@@ -41,6 +43,7 @@ def sim(
     seed: int | None,
     start: int,
     fresh: bool,
+    by_source: bool,
     jobs: int | None,
     twice: int | None,
     seconds: float | None,
@@ -58,6 +61,7 @@ def sim(
       kvnode sim --seeds 1000                  a thousand of each tier
       kvnode sim --seed 7 --tier core          replay one
       kvnode sim --fresh --seconds 170         new seeds for about three minutes
+      kvnode sim --by-source --seeds 200       for a gate: other code, other seeds; the same code, the same verdict
       kvnode sim --seed 7 --shrink             what of it does its failure need?
       kvnode sim --twice 20                    is a run decided by its seed alone?
     """
@@ -71,9 +75,14 @@ def sim(
         except worker.TierMissing as missing:
             click.echo(f"kvnode: {missing}", err=True)
             tiers = tuple(other for other in tiers if other != one)
+    if fresh and by_source:
+        raise click.UsageError("--fresh and --by-source name two beginnings")
     if fresh:
         start = secrets.randbelow(FRESH_BELOW)
         click.echo(f"fresh seeds from {start}")
+    if by_source:
+        start = int.from_bytes(source_digest()) % FRESH_BELOW
+        click.echo(f"seeds of this source from {start}")
     if seeds is None and seconds is None:
         seeds = SEEDS_DEFAULT
     plan = runner.Plan(
