@@ -1,0 +1,249 @@
+"""tooz, OpenStack's coordination library, with its etcd3gw driver: locks, groups, liveness, who leads, watches."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.clients.servers import Servers, eventually
+
+pytest.importorskip("etcd3gw", reason="etcd3gw is not installed (extra `clients`)")
+pytest.importorskip("tooz", reason="tooz is not installed (extra `clients`)")
+
+import tooz
+from tooz import coordination
+
+if TYPE_CHECKING:
+    from tooz.drivers.etcd3gw import Etcd3Driver
+
+pytestmark = pytest.mark.system
+
+MakeMember = Callable[..., "Etcd3Driver"]
+
+
+@pytest.fixture
+def member(servers: Servers) -> Iterator[MakeMember]:
+    """Makes members of the coordination, each at the node that it is told; they leave with the test."""
+    made: list[Any] = []
+
+    def make(name: str, node: int, *, heart: bool = False, **options: Any) -> Any:
+        text = "&".join(f"{key}={value}" for key, value in {"timeout": 20, **options}.items())
+        made.append(coordination.get_coordinator(servers.url(node, "etcd3+http", f"?{text}"), name.encode()))
+        made[-1].start(start_heart=heart)
+        return made[-1]
+
+    yield make
+    with ThreadPoolExecutor() as pool:  # each takes a second to end its threads
+        list(pool.map(lambda one: one.stop(), [one for one in made if one.is_started]))
+
+
+@pytest.fixture
+def group(name: str) -> bytes:
+    return name.strip("/").encode()
+
+
+def test_what_it_promises(member: MakeMember) -> None:
+    driver = member("m", 1)
+    assert coordination.Characteristics.LINEARIZABLE in driver.CHARACTERISTICS
+    assert driver.requires_beating
+
+
+# Locks
+
+
+def test_a_lock_has_one_holder_at_all_nodes(member: MakeMember, name: str) -> None:
+    members = [member(f"m{node}", node) for node in (1, 2, 3)]
+    locks = [one.get_lock(name.encode()) for one in members]
+    for at, lock in enumerate(locks):
+        assert lock.acquire(blocking=False) is True
+        assert lock.acquired
+        others = [other for other in locks if other is not lock]
+        assert [other.acquire(blocking=False) for other in others] == [False, False], at
+        assert lock.heartbeat() is True
+        assert [other.heartbeat() for other in others] == [False, False]
+        assert [other.release() for other in others] == [False, False]
+        assert lock.release() is True
+        assert not lock.acquired
+    with locks[0], pytest.raises(coordination.LockAcquireFailed), locks[1](blocking=False):
+        pass
+    with pytest.raises(tooz.NotImplemented):
+        locks[0].acquire(shared=True)
+
+
+def test_who_waits_for_a_lock_gets_it(member: MakeMember, name: str) -> None:
+    first, second = (member(f"m{node}", node).get_lock(name.encode()) for node in (1, 2))
+    assert first.acquire()
+    got = threading.Event()
+    waiter = threading.Thread(target=lambda: second.acquire(blocking=20.0) and got.set())
+    waiter.start()
+    assert not got.wait(0.1)
+    assert first.release()
+    waiter.join()
+    assert got.is_set()
+    assert second.release()
+
+
+def test_a_lock_that_is_broken(member: MakeMember, name: str) -> None:
+    first, second = (member(f"m{node}", node).get_lock(name.encode()) for node in (1, 2))
+    assert second.break_() is False
+    assert first.acquire()
+    assert second.break_() is True
+    assert second.acquire(blocking=False) is True
+    assert first.release() is False, "it is another's now"
+    assert second.release() is True
+
+
+# Groups
+
+
+def test_groups(member: MakeMember, group: bytes) -> None:
+    one, two = member("one", 1), member("two", 2)
+    with pytest.raises(coordination.GroupNotCreated):
+        one.get_members(group).get()
+    with pytest.raises(coordination.GroupNotCreated):
+        one.join_group(group).get()
+    with pytest.raises(coordination.GroupNotCreated):
+        one.delete_group(group).get()
+    one.create_group(group).get()
+    with pytest.raises(coordination.GroupAlreadyExist):
+        two.create_group(group).get()
+    assert group in two.get_groups().get()
+    assert two.get_members(group).get() == set()
+    one.delete_group(group).get()
+    assert group not in two.get_groups().get()
+
+
+def test_members_and_what_they_can(member: MakeMember, group: bytes) -> None:
+    one, two, three = (member(name, node) for node, name in enumerate(("one", "two", "three"), 1))
+    one.create_group(group).get()
+    one.join_group(group, capabilities={"weight": 3}).get()
+    two.join_group(group, {"tags": ["a", "ä"]}).get()
+    with pytest.raises(coordination.MemberAlreadyExist):
+        two.join_group(group).get()
+    assert three.get_members(group).get() == {b"one", b"two"}
+    assert three.get_member_capabilities(group, b"one").get() == {"weight": 3}
+    assert three.get_members_with_capabilities(group).get() == {b"one": {"weight": 3}, b"two": {"tags": ["a", "ä"]}}
+    one.update_capabilities(group, {"weight": 4}).get()
+    assert three.get_member_capabilities(group, b"one").get() == {"weight": 4}
+    with pytest.raises(coordination.MemberNotJoined):
+        three.update_capabilities(group, {}).get()
+    with pytest.raises(coordination.GroupNotEmpty):
+        three.delete_group(group).get()
+    one.leave_group(group).get()
+    with pytest.raises(coordination.MemberNotJoined):
+        one.leave_group(group).get()
+    assert three.get_members(group).get() == {b"two"}
+    two.stop()
+    assert three.get_members(group).get() == set(), "who stops leaves"
+    three.delete_group(group).get()
+
+
+def test_only_while_the_heart_beats_a_member_is_one_and_has_its_locks(
+    member: MakeMember, name: str, group: bytes
+) -> None:
+    short = {"lock_timeout": 2, "membership_timeout": 2}
+    beating, silent = member("beating", 1, heart=True, **short), member("silent", 2, **short)
+    kept, lost = beating.get_lock(b"kept" + name.encode()), silent.get_lock(b"lost" + name.encode())
+    beating.create_group(group).get()
+    for one, lock in ((beating, kept), (silent, lost)):
+        one.join_group(group).get()
+        assert lock.acquire()
+    began = monotonic()
+    other = member("other", 3)
+    left: list[Any] = []
+    other.watch_leave_group(group, left.append)
+    assert other.get_members(group).get() == {b"beating", b"silent"}
+
+    assert other.get_lock(b"lost" + name.encode()).acquire(blocking=20.0)
+    assert monotonic() - began > 1.0, "nobody gets it before its time is over"
+    assert other.get_lock(b"kept" + name.encode()).acquire(blocking=False) is False
+    eventually(lambda: other.run_watchers() or left)
+    other.run_watchers()
+    assert [(event.group_id, event.member_id) for event in left] == [(group, b"silent")]
+    assert other.get_members(group).get() == {b"beating"}
+    assert beating.heart.beats >= 2
+    assert lost.release() is False
+    assert kept.release() is True
+
+    silent.heartbeat()
+    assert other.get_members(group).get() == {b"beating"}, "a new lease is no membership"
+    silent.join_group(group).get()
+    assert other.get_members(group).get() == {b"beating", b"silent"}
+
+
+def test_each_coming_and_going_is_told_once(member: MakeMember, group: bytes) -> None:
+    watcher, one, two = (member(name, node) for node, name in enumerate(("watcher", "one", "two"), 1))
+    watcher.create_group(group).get()
+    seen: list[tuple[str, bytes]] = []
+
+    def joined(event: Any) -> None:
+        seen.append(("joined", event.member_id))
+
+    def left(event: Any) -> None:
+        seen.append(("left", event.member_id))
+
+    watcher.watch_join_group(group, joined)
+    watcher.watch_leave_group(group, left)
+    one.join_group(group).get()
+    watcher.run_watchers()
+    two.join_group(group).get()
+    one.leave_group(group).get()
+    watcher.run_watchers()
+    watcher.run_watchers()
+    assert seen[0] == ("joined", b"one")
+    assert sorted(seen[1:]) == [("joined", b"two"), ("left", b"one")]
+    watcher.unwatch_join_group(group, joined)
+    one.join_group(group).get()
+    watcher.unwatch_leave_group(group, left)
+    two.leave_group(group).get()
+    watcher.run_watchers()
+    assert len(seen) == 3
+    with pytest.raises(coordination.WatchCallbackNotFound):
+        watcher.unwatch_join_group(group, joined)
+
+
+def test_work_is_divided_among_members(member: MakeMember, group: bytes) -> None:
+    one, two = member("one", 1), member("two", 2)
+    first = one.join_partitioned_group(group)
+    second = two.join_partitioned_group(group)
+    one.run_watchers()
+    jobs = [f"job{number}" for number in range(100)]
+    owners = [first.members_for_object(job) for job in jobs]
+    assert owners == [second.members_for_object(job) for job in jobs]
+    assert set().union(*owners) == {b"one", b"two"}
+    two.leave_partitioned_group(second)
+    one.run_watchers()
+    assert all(first.belongs_to_self(job) for job in jobs)
+
+
+def test_who_leads(member: MakeMember, name: str) -> None:
+    """The driver has no election of its own, as of tooz 9: a lock that is held for long makes the leader."""
+    one, two = member("one", 1, lock_timeout=2), member("two", 2, lock_timeout=2)
+    with pytest.raises(tooz.NotImplemented):
+        one.watch_elected_as_leader(b"group", print)
+    with pytest.raises(tooz.NotImplemented):
+        one.run_elect_coordinator()
+    led: list[str] = []
+
+    def campaign(driver: Any, told: str, elected: threading.Event) -> None:
+        driver.get_lock(name.encode()).acquire(blocking=20.0)
+        led.append(told)
+        elected.set()
+
+    elections = [threading.Event(), threading.Event()]
+    campaign(one, "one", elections[0])
+    successor = threading.Thread(target=campaign, args=(two, "two", elections[1]))
+    successor.start()
+    for _ in range(3):
+        one.heartbeat()
+        sleep(0.1)
+        assert led == ["one"]
+    successor.join()  # the first one's heart beats no more
+    assert elections[1].is_set()
+    assert led == ["one", "two"]
+    assert one.get_lock(name.encode()).acquire(blocking=False) is False
