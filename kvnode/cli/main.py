@@ -45,6 +45,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "history": ("kvnode.cli.kv", "Show the versions of a key that are kept, newest first."),
     "export": ("kvnode.cli.export", "Write the keys of a prefix, as they were at one revision, to a file."),
     "import": ("kvnode.cli.import_", "Bring the keys of an export into a cluster."),
+    "import-etcd": ("kvnode.cli.etcd", "Bring the keys of an etcd cluster into this one."),
+    "export-etcd": ("kvnode.cli.etcd", "Bring the keys of this cluster into an etcd cluster."),
     "snapshot": ("kvnode.cli.snapshot", "Back the whole cluster up, check a backup, begin anew from one."),
     "compact": ("kvnode.cli.compaction", "Give up the history below a revision, on all nodes."),
     "watch": ("kvnode.cli.watch", "Print changes as they happen, each once, until interrupted."),
@@ -90,7 +92,7 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(COMMANDS[cmd_name][0])
-        command: click.Command = getattr(module, _FUNCTIONS.get(cmd_name, cmd_name))
+        command: click.Command = getattr(module, _FUNCTIONS.get(cmd_name, cmd_name.replace("-", "_")))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
