@@ -1,15 +1,19 @@
-"""One cluster of three for all clients, of kvnode and, where it is on the PATH, of etcd: what holds for both is true."""
+"""One cluster of three for all clients: of kvnode, and of etcd where it is on the PATH. The same holds for both."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
+from typing import Any
 
 import pytest
 
 from kvnode.bench.cluster import Cluster, EtcdCluster
 from tests.clients.servers import Servers
 from tests.system.cluster import RealCluster
+
+MakeMember = Callable[..., Any]
 
 _names = count(1)
 
@@ -46,3 +50,20 @@ def door(request: pytest.FixtureRequest, servers: Servers) -> int:
 def name() -> str:
     """Of keys that no other test has."""
     return f"/test{next(_names)}/"
+
+
+@pytest.fixture
+def member(servers: Servers) -> Iterator[MakeMember]:
+    """Makes members of the coordination, each at the node that it is told; they leave with the test."""
+    coordination = pytest.importorskip("tooz.coordination", reason="tooz is not installed (extra `clients`)")
+    made: list[Any] = []
+
+    def make(name: str, node: int, *, heart: bool = False, **options: Any) -> Any:
+        text = "&".join(f"{key}={value}" for key, value in {"timeout": 20, **options}.items())
+        made.append(coordination.get_coordinator(servers.url(node, "etcd3+http", f"?{text}"), name.encode()))
+        made[-1].start(start_heart=heart)
+        return made[-1]
+
+    yield make
+    with ThreadPoolExecutor() as pool:  # each takes a second to end its threads
+        list(pool.map(lambda one: one.stop(), [one for one in made if one.is_started]))

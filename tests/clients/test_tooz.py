@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from tests.clients.servers import Servers, eventually
+from tests.clients.conftest import MakeMember
+from tests.clients.servers import eventually
 
 pytest.importorskip("etcd3gw", reason="etcd3gw is not installed (extra `clients`)")
 pytest.importorskip("tooz", reason="tooz is not installed (extra `clients`)")
@@ -18,28 +17,7 @@ pytest.importorskip("tooz", reason="tooz is not installed (extra `clients`)")
 import tooz
 from tooz import coordination
 
-if TYPE_CHECKING:
-    from tooz.drivers.etcd3gw import Etcd3Driver
-
 pytestmark = pytest.mark.system
-
-MakeMember = Callable[..., "Etcd3Driver"]
-
-
-@pytest.fixture
-def member(servers: Servers) -> Iterator[MakeMember]:
-    """Makes members of the coordination, each at the node that it is told; they leave with the test."""
-    made: list[Any] = []
-
-    def make(name: str, node: int, *, heart: bool = False, **options: Any) -> Any:
-        text = "&".join(f"{key}={value}" for key, value in {"timeout": 20, **options}.items())
-        made.append(coordination.get_coordinator(servers.url(node, "etcd3+http", f"?{text}"), name.encode()))
-        made[-1].start(start_heart=heart)
-        return made[-1]
-
-    yield make
-    with ThreadPoolExecutor() as pool:  # each takes a second to end its threads
-        list(pool.map(lambda one: one.stop(), [one for one in made if one.is_started]))
 
 
 @pytest.fixture
