@@ -13,6 +13,9 @@ from kvnode.bench.cluster import Cluster, EtcdCluster
 from tests.clients.servers import Servers
 from tests.system.cluster import RealCluster
 
+TIMEOUT_S = 30
+"""Of a member's calls, its membership and its locks, unless it says something else: more than any pause of a test."""
+
 MakeMember = Callable[..., Any]
 
 _names = count(1)
@@ -59,7 +62,7 @@ def member(servers: Servers) -> Iterator[MakeMember]:
     made: list[Any] = []
 
     def make(name: str, node: int, *, heart: bool = False, **options: Any) -> Any:
-        text = "&".join(f"{key}={value}" for key, value in {"timeout": 20, **options}.items())
+        text = "&".join(f"{key}={value}" for key, value in {"timeout": TIMEOUT_S, **options}.items())
         made.append(coordination.get_coordinator(servers.url(node, "etcd3+http", f"?{text}"), name.encode()))
         made[-1].start(start_heart=heart)
         return made[-1]

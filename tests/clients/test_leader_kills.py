@@ -9,12 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.clients.conftest import MakeMember
+from tests.clients.conftest import TIMEOUT_S, MakeMember
 from tests.clients.servers import Servers, eventually, insist
 
 pytest.importorskip("etcd3gw", reason="etcd3gw is not installed (extra `clients`)")
@@ -30,75 +31,78 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
-LIMIT_S = 20.0
 REFUSALS = (Etcd3Exception, ToozError)
 
 
+Repeat = Callable[[Callable[[], None]], Callable[[], None]]
+
+
 @pytest.fixture
-def in_background() -> Iterator[Callable[[Callable[[], None]], None]]:
-    """Calls something again and again until the test ends; what it raised fails the test."""
-    over, running = threading.Event(), []
-
+def repeat() -> Iterator[Repeat]:
+    """Calls something again and again in a thread of its own, until told to stop; what it raised is raised then."""
     with ThreadPoolExecutor() as pool:
+        stops = []
 
-        def start(call: Callable[[], None]) -> None:
-            def repeat() -> None:
+        def start(call: Callable[[], None]) -> Callable[[], None]:
+            over = threading.Event()
+
+            def run() -> None:
                 while not over.wait(0.01):
                     call()
 
-            running.append(pool.submit(repeat))
+            running = pool.submit(run)
+
+            def stop() -> None:
+                over.set()
+                running.result()
+
+            stops.append(stop)
+            return stop
 
         yield start
-        over.set()
-    for one in running:
-        one.result()
+        for stop in stops:
+            stop()
 
 
 def client_at(servers: Servers, node: int) -> Etcd3Client:
-    return etcd3gw.client(host="127.0.0.1", port=servers.port(node), timeout=LIMIT_S)
+    return etcd3gw.client(host="127.0.0.1", port=servers.port(node), timeout=TIMEOUT_S)
 
 
 def test_a_lock_stays_with_its_holder(
     servers: Servers,
     member: MakeMember,
     name: str,
-    in_background: Callable[[Callable[[], None]], None],
+    repeat: Repeat,
 ) -> None:
     leader, (near, far) = servers.leader(), servers.followers()
     holder, rival = member("holder", near), member("rival", far)
     lock, rivals_lock = holder.get_lock(name.encode()), rival.get_lock(name.encode())
     assert lock.acquire()
     [(value, metadata)] = holder.client.get(lock._key, metadata=True)
-    lost, tries, stopped = [], count(), threading.Event()
+    tries: list[bool] = []
 
     def contend() -> None:
-        if stopped.is_set():
-            return
-        try:
-            if rivals_lock.acquire(blocking=False):
-                lost.append("the lock")
-        except ToozError:
-            return
-        next(tries)
+        with suppress(ToozError):
+            tries.append(rivals_lock.acquire(blocking=False))
 
-    in_background(contend)
-    eventually(lambda: next(tries) > 3)
+    stop = repeat(contend)
+    eventually(lambda: len(tries) > 3)
     servers.kill(leader)
     insist(holder.heartbeat, *REFUSALS)
     assert insist(lock.heartbeat, *REFUSALS) is True
-    assert insist(Lease(lock._lease.id, rival.client).refresh, *REFUSALS) == 20, "renewed at another node"
-    before = next(tries)
-    eventually(lambda: next(tries) > before + 5)
+    assert insist(Lease(lock._lease.id, rival.client).refresh, *REFUSALS) == TIMEOUT_S, "renewed at another node"
+    tried = len(tries)
+    eventually(lambda: len(tries) > tried + 5)
 
     servers.restart(leader)
     returned = client_at(servers, leader)
-    assert insist(Lease(lock._lease.id, returned).refresh, *REFUSALS) == 20, "renewed at the node that came back"
+    assert insist(Lease(lock._lease.id, returned).refresh, *REFUSALS) == TIMEOUT_S, "renewed at the node that came back"
     for node in (leader, near, far):
         assert insist(lambda node=node: client_at(servers, node).get(lock._key, metadata=True), *REFUSALS) == [
             (value, metadata)
         ]
-    stopped.set()
-    assert lost == []
+    stop()
+    assert not any(tries)
     assert lock.acquired
     assert lock.release() is True
     assert insist(lambda: member("next", leader).get_lock(name.encode()).acquire(blocking=10.0), *REFUSALS)
@@ -111,11 +115,12 @@ def test_a_member_stays_while_its_heart_beats_and_no_longer(
 ) -> None:
     leader, (near, far) = servers.leader(), servers.followers()
     group = name.strip("/").encode()
-    at = {node: member(f"at{node}", node, heart=True, membership_timeout=10) for node in (leader, near, far)}
-    silent = member("silent", near, membership_timeout=2)
+    at = {node: member(f"at{node}", node, heart=True) for node in (leader, near, far)}
     at[near].create_group(group).get()
-    for one in (*at.values(), silent):
+    for one in at.values():
         one.join_group(group).get()
+    silent = member("silent", near, membership_timeout=3)
+    silent.join_group(group).get()
     everyone = {b"at1", b"at2", b"at3"}
     assert at[far].get_members(group).get() == {*everyone, b"silent"}
     seen: list[Any] = []
@@ -166,16 +171,12 @@ def test_a_client_of_the_node_that_dies_goes_on_when_it_is_back(
     assert rivals_lock.acquire(blocking=False) is True
 
 
-def test_a_watch_tells_every_change_once(
-    servers: Servers, name: str, in_background: Callable[[Callable[[], None]], None]
-) -> None:
+def test_a_watch_tells_every_change_once(servers: Servers, name: str, repeat: Repeat) -> None:
     leader, (near, far) = servers.leader(), servers.followers()
     watches = {node: client_at(servers, node).watch_prefix(name) for node in (leader, near)}
-    writer, numbers, acknowledged, stopped = client_at(servers, far), count(), [], threading.Event()
+    writer, numbers, acknowledged = client_at(servers, far), count(), []
 
     def write() -> None:
-        if stopped.is_set():
-            return
         value = str(next(numbers))
         try:
             writer.put(name + value, value)
@@ -183,7 +184,7 @@ def test_a_watch_tells_every_change_once(
             return  # it may have been done all the same, now or a little later
         acknowledged.append(value.encode())
 
-    in_background(write)
+    stop = repeat(write)
     seen = {node: [next(events) for _ in range(5)] for node, (events, _) in watches.items()}
     assert seen[leader] == seen[near]
     servers.kill(leader)
@@ -192,7 +193,7 @@ def test_a_watch_tells_every_change_once(
     servers.restart(leader)
     told = len(acknowledged)
     eventually(lambda: len(acknowledged) > told + 5)
-    stopped.set()
+    stop()
     insist(lambda: writer.put(name + "last", "last"), Etcd3Exception)
 
     def rest(events: Iterator[Any]) -> list[Any]:
