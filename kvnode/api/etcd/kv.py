@@ -113,7 +113,7 @@ async def delete_range(context: Context, request: DeleteRangeRequest) -> DeleteR
 
 async def compact(context: Context, request: CompactionRequest) -> CompactionResponse:
     """Compacting again, or below what is compacted, is refused, as far as this node knows it."""
-    if request.revision < 0 or 0 < request.revision <= context.admin.status().compact_revision:
+    if request.revision <= context.admin.status().compact_revision:
         raise EtcdError(Code.OUT_OF_RANGE, COMPACTED)
     options = context.options()
     reply = await context.kv.execute(Compact(request.revision), options)
