@@ -16,6 +16,7 @@ from aiohttp import web
 from kvnode.api import openapi, query
 from kvnode.api.answer import Answer, DateHeader
 from kvnode.api.call import Call, staleness_line
+from kvnode.api.etcd.door import EtcdDoor
 from kvnode.api.guard import Guard
 from kvnode.api.http.sessions import is_named, refuse_names
 from kvnode.api.listener import ClientServer
@@ -52,6 +53,7 @@ class App:
         self.clock = SystemClock()
         self.date = DateHeader(self.clock)
         self.router = Router()
+        self.etcd = EtcdDoor(self)
         self.openapi = openapi.build()
         self.guard = Guard(config, os.urandom(4).hex())
         self._in_flight_max = config.client.in_flight_max
@@ -97,8 +99,10 @@ class App:
         if not target.startswith("/") or "#" in target:
             call.closes = True
             raise BadRequest("the request target is a path, as in GET /v1/kv/key")
-        self.guard.check(request, changes_state=call.may_write)
         path, _, text = target.partition("?")
+        if self.etcd.takes(path):
+            return await self.etcd.handle(call, path)
+        self.guard.check(request, changes_state=call.may_write)
         handler, known, call.rest = self.router.find(request.method, path)
         if self.in_flight > self._in_flight_max and path.startswith("/v1/"):  # a busy node is still alive
             raise Overloaded("this node serves as many requests as it may", retry_after_ms=1_000)

@@ -1,0 +1,130 @@
+"""The door of the etcd API: finds the method that a path names, reads its request, writes its answer or its stream.
+
+Paths are `/v3/` and what `METHODS` lists; `/v3beta/` and `/v3alpha/` are the same. Requests are read by their bodies
+alone: the content type does not matter. Each message of a stream is one HTTP chunk, `{"result":…}` and a line feed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from kvnode.api.answer import KIND_JSON, Answer
+from kvnode.api.call import Call
+from kvnode.api.etcd import kv, txn
+from kvnode.api.etcd.context import Context, Gateway
+from kvnode.api.etcd.errors import Code, EtcdError, invalid, stream_body, translated, unary_body
+from kvnode.api.etcd.method import Method, Stream, Unary
+from kvnode.api.etcd.proto_json import decode, decode_all
+from kvnode.api.streaming import Outlet, TooSlow
+from kvnode.errors import KvnodeError, Overloaded, TooLarge
+from kvnode.observe.log import get_logger
+
+if TYPE_CHECKING:
+    from kvnode.api.app import App
+
+log = get_logger("etcd")
+
+PREFIXES = ("/v3/", "/v3beta/", "/v3alpha/")
+"""Clients choose one by the version that `/version` tells; all are served alike."""
+
+METHODS: Mapping[str, Method] = {**kv.METHODS, **txn.METHODS}
+"""By path, without its prefix."""
+
+BODY_FACTOR = 2
+"""A body may be so many times `limits.request_bytes_max`: base64 takes a third more, and names their part."""
+
+
+class EtcdDoor:
+    """The etcd API of one node. Lives on one event loop."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._gateway = Gateway(app)
+
+    def takes(self, path: str) -> bool:
+        return path.startswith("/v3") and path.startswith(PREFIXES)
+
+    async def handle(self, call: Call, path: str) -> Answer:
+        """Answer one request; every refusal is told in etcd's form. Raises nothing but cancellation."""
+        method: Method | None = None
+        try:
+            self._app.guard.check(call.request, changes_state=call.may_write)
+            method = self._find(call, path)
+            if self._app.in_flight > self._app.config.client.in_flight_max:
+                raise Overloaded("this node serves as many requests as it may")
+            context = Context(self._gateway, call)
+            body = await self._body(call)
+            context.check_leader()
+            if isinstance(method, Unary):
+                response = await method.handler(context, decode(method.request, body))
+                return call.answer(200, msgspec.json.encode(response))
+            return await self._stream(context, method, body)
+        except Exception as error:  # noqa: BLE001 - told by kind
+            refused = _told(error, call)
+            words = stream_body(refused) + b"\n" if isinstance(method, Stream) else unary_body(refused)
+            extra = "Allow: POST\r\n" if refused.status == 405 else ""
+            return call.answer(refused.status.value, words, extra=extra)
+
+    def _find(self, call: Call, path: str) -> Method:
+        prefix = next(prefix for prefix in PREFIXES if path.startswith(prefix))
+        method = METHODS.get(path[len(prefix) :])
+        if method is None:
+            raise EtcdError(Code.NOT_FOUND, "Not Found")
+        if call.request.method != "POST":
+            raise EtcdError(Code.UNIMPLEMENTED, "Method Not Allowed", status=HTTPStatus.METHOD_NOT_ALLOWED)
+        return method
+
+    async def _body(self, call: Call) -> bytes:
+        try:
+            return await call.body(BODY_FACTOR * self._app.config.limits.request_bytes_max)
+        except TooLarge as error:
+            raise invalid("request is too large") from error
+
+    async def _stream(self, context: Context, method: Stream, body: bytes) -> Answer:
+        requests = list(decode_all(method.request, body))
+        messages = method.handler(context, requests)
+        try:
+            first = await anext(messages, None)  # what is refused before anything was said is refused with a status
+        except BaseException:
+            await messages.aclose()
+            raise
+
+        async def produce(outlet: Outlet) -> None:
+            async with aclosing(messages):
+                await _tell(context.call, outlet, first, messages)
+
+        return context.call.stream(produce, kind=KIND_JSON, revision=0)
+
+
+async def _tell(call: Call, outlet: Outlet, first: Any, messages: AsyncIterator[Any]) -> None:
+    try:
+        if first is not None:
+            await outlet.write(outlet.frame(message_line(first)))
+        async for message in messages:
+            await outlet.write(outlet.frame(message_line(message)))
+    except TooSlow:
+        outlet.cut()
+    except (EtcdError, KvnodeError) as error:
+        outlet.end(outlet.frame(stream_body(_told(error, call)) + b"\n"))
+    else:
+        outlet.end()
+
+
+def _told(error: Exception, call: Call) -> EtcdError:
+    """An error in etcd's words; one that nobody foresaw is logged."""
+    if isinstance(error, EtcdError):
+        return error
+    if isinstance(error, KvnodeError):
+        return translated(error)
+    log.error("request.failed", request_id=call.request_id, exc_info=error)
+    return EtcdError(Code.INTERNAL, "an unexpected error, logged under this answer's X-Request-Id")
+
+
+def message_line(message: msgspec.Struct) -> bytes:
+    """A message of a stream, as it is written."""
+    return b'{"result":%b}\n' % msgspec.json.encode(message)

@@ -1,0 +1,129 @@
+"""The KV service: range, put, deleterange, compaction. Transactions: `txn`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from kvnode.api.etcd import ranges
+from kvnode.api.etcd.context import Context
+from kvnode.api.etcd.errors import Code, EtcdError, invalid
+from kvnode.api.etcd.kv_messages import (
+    DeleteRangeRequest,
+    DeleteRangeResponse,
+    KeyValue,
+    PutRequest,
+    PutResponse,
+    RangeRequest,
+    RangeResponse,
+    interval,
+    key_value,
+)
+from kvnode.api.etcd.method import Method, Unary
+from kvnode.api.etcd.proto_json import Request, Response, decimal
+from kvnode.kv import requests
+from kvnode.kv.requests import Compact, Delete, Put
+
+AT_ONCE = 1_000
+"""Items made ready for the answer without letting others have their turn."""
+
+SWEPT_LOOK_S = 0.02
+
+COMPACTED = "etcdserver: mvcc: required revision has been compacted"
+
+
+class CompactionRequest(Request):
+    revision: int = 0
+    physical: bool = False
+
+
+class CompactionResponse(Response):
+    header: msgspec.Raw
+
+
+async def range_(context: Context, request: RangeRequest) -> RangeResponse:
+    ranges.check_order(request)
+    bounds = interval(request.key, request.range_end)
+    options = context.options(serializable=request.serializable)
+    page_items = context.config.limits.page_items_max
+    if bounds is None:  # nothing lies there; whether it may be asked for at that revision is judged all the same
+        bounds, request = (request.key, b""), msgspec.structs.replace(request, count_only=True, range_end=b"")
+        found = await ranges.read(context.kv, request, bounds, options, page_items)
+        return RangeResponse(header=context.header(found.revision))
+    found = await ranges.read(context.kv, request, bounds, options, page_items)
+    kvs = await shown(found.items, keys_only=request.keys_only)
+    return RangeResponse(header=context.header(found.revision), kvs=kvs, more=found.more, count=decimal(found.total))
+
+
+async def shown(items: list[requests.KeyValue], *, keys_only: bool = False) -> Sequence[KeyValue]:
+    kvs: list[KeyValue] = []
+    for first in range(0, len(items), AT_ONCE):
+        if first:
+            await asyncio.sleep(0)
+        kvs += [key_value(kv, keys_only=keys_only) for kv in items[first : first + AT_ONCE]]
+    return kvs or ()
+
+
+def put_of(request: PutRequest) -> Put:
+    """Raises: EtcdError."""
+    if not request.key:
+        raise invalid("key is not provided")
+    if request.ignore_value and request.value:
+        raise invalid("value is provided")
+    if request.ignore_lease and request.lease:
+        raise invalid("lease is provided")
+    return Put(
+        request.key,
+        request.value,
+        request.lease,
+        return_previous=request.prev_kv,
+        keep_value=request.ignore_value,
+        keep_lease=request.ignore_lease,
+    )
+
+
+def put_response(header: msgspec.Raw, reply: requests.PutReply) -> PutResponse:
+    return PutResponse(header=header, prev_kv=None if reply.previous is None else key_value(reply.previous))
+
+
+async def put(context: Context, request: PutRequest) -> PutResponse:
+    reply = await context.kv.execute(put_of(request), context.options())
+    return put_response(context.header_at(reply.revision), reply)
+
+
+def delete_response(header: msgspec.Raw, deleted: int, previous: Iterable[requests.KeyValue]) -> DeleteRangeResponse:
+    return DeleteRangeResponse(header=header, deleted=decimal(deleted), prev_kvs=tuple(map(key_value, previous)))
+
+
+async def delete_range(context: Context, request: DeleteRangeRequest) -> DeleteRangeResponse:
+    bounds = interval(request.key, request.range_end)
+    if bounds is None:
+        return delete_response(context.header(), 0, ())
+    reply = await context.kv.execute(Delete(*bounds, return_previous=request.prev_kv), context.options())
+    return delete_response(context.header_at(reply.revision), reply.deleted, reply.previous)
+
+
+async def compact(context: Context, request: CompactionRequest) -> CompactionResponse:
+    """Compacting again, or below what is compacted, is refused, as far as this node knows it."""
+    if request.revision < 0 or 0 < request.revision <= context.admin.status().compact_revision:
+        raise EtcdError(Code.OUT_OF_RANGE, COMPACTED)
+    options = context.options()
+    reply = await context.kv.execute(Compact(request.revision), options)
+    if request.physical:
+        try:
+            async with asyncio.timeout(options.timeout_ms / 1_000):
+                while context.admin.status().swept_revision < request.revision:  # noqa: ASYNC110 - nobody tells
+                    await asyncio.sleep(SWEPT_LOOK_S)
+        except TimeoutError:
+            raise EtcdError(Code.UNAVAILABLE, "etcdserver: request timed out") from None
+    return CompactionResponse(header=context.header(reply.revision))
+
+
+METHODS: dict[str, Method] = {
+    "kv/range": Unary(RangeRequest, range_),
+    "kv/put": Unary(PutRequest, put),
+    "kv/deleterange": Unary(DeleteRangeRequest, delete_range),
+    "kv/compaction": Unary(CompactionRequest, compact),
+}
