@@ -114,6 +114,14 @@ ETCD_JSON = Front(
     ),
 )
 
+KVNODE_AS_ETCD = Front(
+    "json",
+    multiplexed=False,
+    calls={kind: ETCD_JSON.calls[kind] for kind in ("put", "get", "range")},
+    now=_etcd_now,
+)
+"""kvnode, asked in the words of etcd's JSON gateway."""
+
 
 def _grpc(*methods: str) -> Connect:
     return functools.partial(h2.connect, tuple(f"/etcdserverpb.{method}" for method in methods))

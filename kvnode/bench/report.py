@@ -104,9 +104,23 @@ def _row(row: str, title: str, found: list[Series]) -> list[str]:
         lines.append(line)
     if row in _ONLY_KVNODE:
         return [*lines, "  etcd has nothing like it"]
-    ours = next((series for series in found if series.system == "kvnode"), None)
-    if ours is not None:
-        lines += _verdicts(row, ours, [series for series in found if series is not ours and series.system != "kvnode"])
+    ours = [series for series in found if series.system == "kvnode"]
+    others = [series for series in found if series.system != "kvnode"]
+    if ours:
+        lines += _verdicts(row, ours[0], others)
+    for series in ours[1:]:
+        lines += _like_with_like(series, others)
+    return lines
+
+
+def _like_with_like(ours: Series, others: list[Series]) -> list[str]:
+    """kvnode behind another's front, beside that system behind the same."""
+    lines = []
+    for other in others:
+        if other.front == ours.front and median(other.values):
+            ratio = median(ours.values) / median(other.values)
+            met = "met" if ratio > 1 else "NOT MET"
+            lines.append(f"  kvnode {ours.front} is {ratio:.2f} × {other.system} {other.front}; aim > 1.00: {met}")
     return lines
 
 

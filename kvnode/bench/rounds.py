@@ -18,7 +18,7 @@ from typing import Any
 
 from kvnode.bench import available, load
 from kvnode.bench.cluster import Cluster, EtcdCluster, KvnodeCluster
-from kvnode.bench.etcd_fronts import ETCD_GRPC, ETCD_JSON
+from kvnode.bench.etcd_fronts import ETCD_GRPC, ETCD_JSON, KVNODE_AS_ETCD
 from kvnode.bench.failover import measure_gap
 from kvnode.bench.fanout import FanOut
 from kvnode.bench.fronts import Front, Watching
@@ -110,7 +110,7 @@ class Results:
 
 def systems(kvnode_version: str) -> list[System]:
     """kvnode, and etcd if it is on the PATH."""
-    found = [System("kvnode", kvnode_version, KvnodeCluster, (KVNODE_HTTP,))]
+    found = [System("kvnode", kvnode_version, KvnodeCluster, (KVNODE_HTTP, KVNODE_AS_ETCD))]
     etcd = EtcdCluster.version()
     if etcd:
         found.append(System("etcd", etcd, EtcdCluster, (ETCD_GRPC, ETCD_JSON)))

@@ -47,6 +47,15 @@ def test_the_cost_of_compaction_is_shown_beside_the_same_puts_without_it() -> No
     assert "kvnode http: p99 2.50 × that of put64, throughput 0.50 ×" in text
 
 
+def test_behind_the_same_front_like_is_compared_with_like() -> None:
+    results = _results()
+    for system, number in (("kvnode", 300.0), ("etcd", 200.0)):
+        results.add("put64", system, "json", number, "")
+    text = report.text(results, Plan(ROWS), _systems())
+    assert "kvnode json is 1.50 × etcd json; aim > 1.00: met" in text
+    assert "kvnode is 4.00 × etcd json; aim ≥ 1.20: met" in text
+
+
 def test_the_json_holds_every_measurement() -> None:
     found = report.as_json(_results(), Plan(ROWS), _systems())
     series = {(one["row"], one["system"]): one for one in found["series"]}
