@@ -91,8 +91,7 @@ class Connection:
             content = self._take(begin + length + 2)
             assert content.endswith(b"\r\n"), content[-20:]
             return content[begin:-2]
-        self._find(b"\r\n\r\n", deadline)  # etcd's gateway has trailers after its refusals
-        self._until(b"\r\n\r\n", deadline)
+        self._until(b"\r\n\r\n", deadline)  # etcd's gateway has trailers after its refusals
         return None
 
     def exactly(self, length: int, limit_s: float = LIMIT_S) -> bytes:

@@ -178,7 +178,7 @@ SORTED = {"KEY": b"abcde", "CREATE": b"caebd", "MOD": b"ebdac", "VALUE": b"deacb
 @pytest.mark.parametrize("sort_target", list(SORTED))
 @pytest.mark.parametrize("order", ["NONE", "ASCEND", "DESCEND"])
 def test_sorting(target: Target, letters: Letters, sort_target: str, order: str) -> None:
-    """Without an order, etcd 3.4 and 3.5 sort what the limit has left, and one key more: either is right then."""
+    """Without an order, etcd sorts what the limit leaves and one key more, and cuts again: either is right then."""
     expected = SORTED[sort_target]
     if order == "DESCEND":
         expected = expected[::-1]
