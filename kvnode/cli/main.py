@@ -45,6 +45,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "history": ("kvnode.cli.kv", "Show the versions of a key that are kept, newest first."),
     "export": ("kvnode.cli.export", "Write the keys of a prefix, as they were at one revision, to a file."),
     "import": ("kvnode.cli.import_", "Bring the keys of an export into a cluster."),
+    "import-etcd": ("kvnode.cli.etcd", "Bring the keys of an etcd cluster into this one."),
+    "export-etcd": ("kvnode.cli.etcd", "Bring the keys of this cluster into an etcd cluster."),
     "snapshot": ("kvnode.cli.snapshot", "Back the whole cluster up, check a backup, begin anew from one."),
     "compact": ("kvnode.cli.compaction", "Give up the history below a revision, on all nodes."),
     "watch": ("kvnode.cli.watch", "Print changes as they happen, each once, until interrupted."),

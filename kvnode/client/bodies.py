@@ -50,6 +50,8 @@ def operation_body(operation: Operation, *, condition: bool) -> Json:
     """``{"put": {…}}`` and so on. `condition`: ``if_rev`` may stand in it (a batch), else refused (a transaction)."""
     match operation:
         case Put():
+            if operation.keep_value or operation.keep_lease:
+                raise _not_over_http("a put that keeps the value or the lease")
             fields = {**_key(operation.key), **_text("value", "encoding", operation.value)}
             if operation.lease:
                 fields["lease"] = operation.lease
@@ -57,6 +59,8 @@ def operation_body(operation: Operation, *, condition: bool) -> Json:
         case Delete():
             return {"delete": _span(operation.start, operation.end) | _condition(operation, allowed=condition)}
         case Range():
+            if operation.counted:
+                raise _not_over_http("a page with the count of the whole range")
             fields = _span(operation.start, operation.end)
             flags = {"keys_only": operation.keys_only, "count_only": operation.count_only}
             fields |= {name: True for name, given in flags.items() if given}
@@ -67,8 +71,14 @@ def operation_body(operation: Operation, *, condition: bool) -> Json:
             if operation.descending:
                 fields["order"] = "desc"
             return {"get": fields}
+        case Txn():
+            raise _not_over_http("a transaction inside another")
         case _:
             assert_never(operation)
+
+
+def _not_over_http(what: str) -> BadRequest:
+    return BadRequest(f"the HTTP API does not offer {what}")
 
 
 def txn_body(txn: Txn) -> Json:
@@ -105,6 +115,8 @@ def operation_reply(operation: Operation, answer: Json) -> OperationReply:
             return DeleteReply(answer["revision"], answer["deleted"], tuple(map(key_value, items)))
         case Range():
             return range_reply(answer)
+        case Txn():
+            return txn_reply(operation, answer)
         case _:
             assert_never(operation)
 
@@ -116,6 +128,8 @@ def range_reply(answer: Json) -> RangeReply:
 
 def range_query(request: Range) -> dict[str, bytes]:
     """The parameters of ``GET /v1/kv`` for a range; a single key is the range that holds just it."""
+    if request.counted:
+        raise _not_over_http("a page with the count of the whole range")
     end = request.start + b"\x00" if request.end == ONE_KEY else request.end
     query = {"start": request.start}
     if end != TO_THE_END:
@@ -169,6 +183,8 @@ def _condition(operation: Put | Delete, *, allowed: bool) -> Json:
 
 
 def _compare(compare: Compare) -> Json:
+    if compare.end != ONE_KEY:
+        raise _not_over_http("a compare of a range")
     fields = {**_key(compare.key), "target": compare.target, "op": compare.op}
     if compare.target == "value":
         if not isinstance(compare.value, bytes):

@@ -253,10 +253,8 @@ class Importer:
         """As one batch; halved until it is plain which operation a batch is refused for. Raises: Fatal."""
         if self._stopped.is_set():
             raise _Stopped
-        body = bodies.encode([bodies.operation_body(operation, condition=True) for operation in operations])
         try:
-            answer = self._caller.once("POST", "/v1/batch", None, body)
-            results = bodies.json_of(answer.status, answer.body)["results"]
+            return self._ask(operations)
         except (TooLarge, BadRequest) as error:
             if len(operations) == 1:
                 return [error]
@@ -264,6 +262,12 @@ class Importer:
             return self._send(operations[:middle]) + self._send(operations[middle:])
         except (TryAgain, Unknown) as error:
             return [error] * len(operations)
+
+    def _ask(self, operations: Sequence[Operation]) -> list[OperationReply | KvnodeError]:
+        """In one request, or in several; an error that is raised is that of all. Raises: a `KvnodeError`."""
+        body = bodies.encode([bodies.operation_body(operation, condition=True) for operation in operations])
+        answer = self._caller.once("POST", "/v1/batch", None, body)
+        results = bodies.json_of(answer.status, answer.body)["results"]
         return [_reply(operation, result) for operation, result in zip(operations, results, strict=True)]
 
     def _sleep(self, seconds: float) -> None:

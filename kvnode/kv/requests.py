@@ -38,13 +38,18 @@ class KeyValue(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Put(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
-    """Set `key` to `value`. A put of the same value counts as a change."""
+    """Set `key` to `value`. A put of the same value counts as a change.
+
+    What it keeps of the key's current version needs a key that exists: in a transaction, before all of it.
+    """
 
     key: bytes
     value: bytes
     lease: int = 0
     if_revision: int = ANY_REVISION  # 0 = must not exist; N = mod revision must be N; or the constants above
     return_previous: bool = False
+    keep_value: bool = False  # keep the current value; then `value` is empty. Needs feature level 4
+    keep_lease: bool = False  # keep the current lease; then `lease` is 0. Needs feature level 4
 
 
 class Delete(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
@@ -66,6 +71,7 @@ class Range(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
     descending: bool = False
     keys_only: bool = False
     count_only: bool = False
+    counted: bool = False  # count the whole range whatever `limit` is. Inside a transaction: needs feature level 4
 
 
 class History(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
@@ -117,16 +123,23 @@ CompareOp = Literal["=", "!=", "<", ">"]
 
 
 class Compare(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One condition of a transaction. An absent key has version, revisions and lease 0, and no value."""
+    """One condition of a transaction. An absent key has version, revisions and lease 0, and no value.
+
+    Of a range it holds if it does for each key; a range without any counts as an absent key.
+    """
 
     key: bytes
     target: CompareTarget
     op: CompareOp
     value: int | bytes  # bytes for target "value", 0/1 for "exists", else an integer
+    end: bytes = ONE_KEY  # a range needs feature level 4
 
 
 class Txn(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
-    """If every compare holds apply `success`, else `failure`: one revision, all or nothing."""
+    """If every compare holds apply `success`, else `failure`: one revision, all or nothing.
+
+    Inside another one it shares that one's revision, and its compares see the state before all of it.
+    """
 
     compare: tuple[Compare, ...]
     success: tuple[Operation, ...]
@@ -150,8 +163,12 @@ class StateCheck(msgspec.Struct, frozen=True, array_like=True, tag=18, gc=False)
     """Changes nothing: each node tells the others its rolling digest before this entry. Needs feature level 2."""
 
 
-Operation = Put | Delete | Range
-"""What may stand inside a transaction. Nested transactions are not offered."""
+Operation = Put | Delete | Range | Txn
+"""What may stand inside a transaction. A transaction inside another needs feature level 4."""
+
+TXN_DEPTH_MAX = 32
+"""Transactions inside one another, the outermost among them."""
+
 
 TTL_MS_MIN = 1_000
 TTL_MS_MAX = 366 * 86_400_000
@@ -291,7 +308,7 @@ class DeleteReply(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False)
 class RangeReply(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
     revision: int  # the revision the answer was read at
     items: tuple[KeyValue, ...]
-    count: int  # keys in the whole range at that revision if `count_only` or counted; else len(items)
+    count: int  # keys in the whole range at that revision if `count_only` or `counted`; else len(items)
     more: bool = False  # keys beyond `items` exist
 
 
@@ -402,7 +419,7 @@ class HashReply(msgspec.Struct, frozen=True, gc=False):
     hash: str  # 32 hex digits
 
 
-OperationReply = PutReply | DeleteReply | RangeReply
+OperationReply = PutReply | DeleteReply | RangeReply | TxnReply
 WriteReply = (
     PutReply
     | DeleteReply

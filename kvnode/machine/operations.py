@@ -56,6 +56,8 @@ class Operations:
         key = request.key
         if not 0 < len(key) <= KEY_BYTES_MAX:
             return Refusal("bad_key", f"a key has 1 to {KEY_BYTES_MAX} bytes, not {len(key)}", revision)
+        if request.keep_value or request.keep_lease:
+            return Refusal("bad_request", "not offered yet", revision)
         if request.lease:
             refusal = self._check_lease(request.lease, key, revision)
             if refusal is not None:

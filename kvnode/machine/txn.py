@@ -27,6 +27,7 @@ from kvnode.kv.requests import (
     OperationReply,
     Put,
     PutReply,
+    Range,
     RangeReply,
     Refusal,
     Txn,
@@ -75,6 +76,10 @@ class Transactions:
         most = self._limits.txn_operations_max
         if max(len(request.compare), len(request.success), len(request.failure)) > most:
             return Refusal("too_large", f"a transaction has at most {most} compares and operations", revision)
+        compares = request.compare
+        operations = (*request.success, *request.failure)
+        if any(compare.end != keys.ONE_KEY for compare in compares) or any(map(_is_new, operations)):
+            return Refusal("bad_request", "not offered yet", revision)
         return None
 
     def _run(
@@ -103,6 +108,7 @@ class Transactions:
                 if isinstance(reply, DeleteReply):
                     deleted += reply.deleted
             else:
+                assert isinstance(operation, Range), "nested ones are refused before"
                 at = operation.revision or revision + bool(events)
                 reply = check_readable(operation.revision, revision, compact_revision) or (
                     yield from self._operations.range(operation, at, pace)
@@ -114,6 +120,10 @@ class Transactions:
                 return Refusal("too_large", f"the answer exceeds {self._limits.page_bytes_max} bytes", revision)
             results.append(reply)
         return results
+
+
+def _is_new(operation: Operation) -> bool:
+    return isinstance(operation, Txn) or (isinstance(operation, Range) and operation.counted)
 
 
 def check_readable(wanted: int, revision: Revision, compact_revision: int) -> Refusal | None:
@@ -190,6 +200,8 @@ def _puts_twice(operations: tuple[Operation, ...]) -> bool:
 
 def _reply_bytes(reply: OperationReply) -> int:
     shown: tuple[KeyValue, ...]
+    if isinstance(reply, TxnReply):
+        return sum(map(_reply_bytes, reply.results))
     match reply:
         case PutReply(previous=previous):
             shown = () if previous is None else (previous,)

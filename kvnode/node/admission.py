@@ -326,6 +326,9 @@ def _check_operation(operation: Operation, limits: LimitsSection) -> int:
     if isinstance(operation, Put):
         _check_put(operation, limits)
         return len(operation.key) + len(operation.value)
+    if isinstance(operation, Txn):
+        _check_txn(operation, limits)
+        return 0
     if isinstance(operation, Delete):
         _check_delete(operation, limits)
     else:

@@ -12,6 +12,7 @@ from typing import assert_never
 from kvnode.kv.requests import (
     ANY_REVISION,
     MUST_EXIST,
+    TXN_DEPTH_MAX,
     Campaign,
     Command,
     Compact,
@@ -59,11 +60,7 @@ def check_request(request: WriteRequest) -> None:
         case Put() | Delete():
             _check_operation(request)
         case Txn():
-            for compare in request.compare:
-                if isinstance(compare.value, int):
-                    check_range(compare.value)
-            for operation in (*request.success, *request.failure):
-                _check_operation(operation)
+            _check_txn(request, 1)
         case Compact():
             check_range(request.revision)
         case Sweep():
@@ -92,6 +89,19 @@ def check_request(request: WriteRequest) -> None:
             check_request(request.request)
         case _:
             assert_never(request)
+
+
+def _check_txn(txn: Txn, depth: int) -> None:
+    if depth > TXN_DEPTH_MAX:
+        raise CodecError(f"transactions are nested more than {TXN_DEPTH_MAX} deep")
+    for compare in txn.compare:
+        if isinstance(compare.value, int):
+            check_range(compare.value)
+    for operation in (*txn.success, *txn.failure):
+        if isinstance(operation, Txn):
+            _check_txn(operation, depth + 1)
+        else:
+            _check_operation(operation)
 
 
 def _check_operation(operation: Put | Delete | Range) -> None:

@@ -34,6 +34,7 @@ from kvnode.kv.requests import (
     PutReply,
     Range,
     RangeReply,
+    Txn,
 )
 
 _RANGE = {"key", "prefix", "start", "end", "key_encoding"}
@@ -157,6 +158,8 @@ def result_of(operation: Operation, reply: OperationReply, *, status: int | Unse
             assert isinstance(reply, DeleteReply), reply
             one_key = operation.end == ONE_KEY
             return shapes.delete_result(reply, prev=operation.return_previous, one_key=one_key, status=status)
+        case Txn():
+            raise AssertionError("this API has no transaction inside another")
         case _:
             assert_never(operation)
 
