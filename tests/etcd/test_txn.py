@@ -154,7 +154,7 @@ def test_ranges_inside_have_every_option(target: Target, own: bytes) -> None:
 
     def inside(**options: Any) -> dict[str, Any]:
         [response] = target.txn(success=[get_all(every, **options)])["responses"]
-        found = response["response_range"]
+        found: dict[str, Any] = response["response_range"]
         assert found.pop("header") == {"revision": str(last)}
         return found
 
