@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -118,16 +119,16 @@ def test_64_bit_integers_are_written_as_strings(target: Target, own: bytes) -> N
     assert target.delete(key=b64(own))["deleted"] == "1"
 
 
-@pytest.mark.parametrize(
-    "limit",
-    [
-        *("1.5", '"1.5"', '"x"', '""', '"+1"', "true", "[]", "[1]", "{}", '"0x1"', '"1,000"', "1e400", "-1e400"),
-        *("9223372036854775808", '"9223372036854775808"', "-9223372036854775809", '"-9223372036854775809"'),
-        *("9" * 400, f'"{"9" * 400}"', "01", "+1", ".5", "1.", "0x10", "NaN", "Infinity", '"NaN"', '"1 2"', "0.1e0"),
-    ],
-)
-def test_other_numbers_are_refused(target: Target, limit: str) -> None:
-    target.refused("kv/range", b'{"key":"YQ==","limit":%b}' % limit.encode(), INVALID_ARGUMENT)
+NO_INT64 = [
+    *("1.5", '"1.5"', '"x"', '""', '"+1"', "true", "[]", "[1]", "{}", '"0x1"', '"1,000"', "1e400", "-1e400"),
+    *("9223372036854775808", '"9223372036854775808"', "-9223372036854775809", '"-9223372036854775809"'),
+    *("9" * 400, f'"{"9" * 400}"', "01", "+1", ".5", "1.", "0x10", "NaN", "Infinity", '"NaN"', '"1 2"', "0.1e0"),
+]
+
+
+def test_other_numbers_are_refused(target: Target) -> None:
+    for limit in NO_INT64:
+        target.refused("kv/range", f'{{"key":"YQ==","limit":{limit}}}'.encode(), INVALID_ARGUMENT)
 
 
 @pytest.mark.parametrize("limit", ["1.0", "1e0", "10e-1"])
@@ -163,11 +164,12 @@ def test_enums_are_read_by_name_and_by_number(
     assert b"".join(key[-1:] for key in keys_of(found)) == expected
 
 
-@pytest.mark.parametrize(
-    "order", ['"ascend"', '"Ascend"', '"1"', '""', '"NOPE"', '" ASCEND"', "1.5", "true", "[]", "{}", "99999999999"]
-)
-def test_other_enum_values_are_refused(target: Target, order: str) -> None:
-    target.refused("kv/range", b'{"key":"YQ==","sort_order":%b}' % order.encode(), INVALID_ARGUMENT)
+NO_ORDER = ['"ascend"', '"Ascend"', '"1"', '""', '"NOPE"', '" ASCEND"', "1.5", "true", "[]", "{}", "99999999999"]
+
+
+def test_other_enum_values_are_refused(target: Target) -> None:
+    for order in NO_ORDER:
+        target.refused("kv/range", f'{{"key":"YQ==","sort_order":{order}}}'.encode(), INVALID_ARGUMENT)
 
 
 @pytest.mark.parametrize("field", ["sort_order", "sort_target"])
@@ -182,10 +184,12 @@ def test_an_unknown_enum_number_is_ignored_or_refused(target: Target, field: str
         assert answer.json()["message"] == "etcdserver: invalid sort option"
 
 
-@pytest.mark.parametrize("value", ['"true"', '"false"', "1", "0", '""', "[]", "{}", '"TRUE"', "True"])
-@pytest.mark.parametrize("field", ["serializable", "keys_only", "count_only"])
-def test_booleans_are_booleans(target: Target, field: str, value: str) -> None:
-    target.refused("kv/range", b'{"key":"YQ==","%b":%b}' % (field.encode(), value.encode()), INVALID_ARGUMENT)
+NO_BOOLEAN = ['"true"', '"false"', "1", "0", '""', "[]", "{}", '"TRUE"', "True"]
+
+
+def test_booleans_are_booleans(target: Target) -> None:
+    for field, value in itertools.product(("serializable", "keys_only", "count_only"), NO_BOOLEAN):
+        target.refused("kv/range", f'{{"key":"YQ==","{field}":{value}}}'.encode(), INVALID_ARGUMENT)
 
 
 # ── bytes ───────────────────────────────────────────────────────────────────────────────────────────
