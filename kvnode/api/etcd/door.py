@@ -44,7 +44,7 @@ class EtcdDoor:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self._gateway = Gateway(app)
+        self._gateway = Gateway(app.kv, app.admin, app.config)
 
     def takes(self, path: str) -> bool:
         return path.startswith("/v3") and path.startswith(PREFIXES)
@@ -57,13 +57,18 @@ class EtcdDoor:
             method = self._find(call, path)
             if self._app.in_flight > self._app.config.client.in_flight_max:
                 raise Overloaded("this node serves as many requests as it may")
-            context = Context(self._gateway, call)
+            context = Context(
+                self._gateway,
+                request_id=call.request_id,
+                headers=call.headers,
+                is_wanted=lambda: call.request.transport is not None,
+            )
             body = await self._body(call)
             context.check_leader()
             if isinstance(method, Unary):
                 response = await method.handler(context, decode(method.request, body))
                 return call.answer(200, msgspec.json.encode(response))
-            return await self._stream(context, method, body)
+            return await self._stream(call, context, method, body)
         except Exception as error:  # noqa: BLE001 - told by kind
             refused = _told(error, call)
             words = stream_body(refused) + b"\n" if isinstance(method, Stream) else unary_body(refused)
@@ -85,7 +90,7 @@ class EtcdDoor:
         except TooLarge as error:
             raise invalid("request is too large") from error
 
-    async def _stream(self, context: Context, method: Stream, body: bytes) -> Answer:
+    async def _stream(self, call: Call, context: Context, method: Stream, body: bytes) -> Answer:
         requests = list(decode_all(method.request, body))
         messages = method.handler(context, requests)
         try:
@@ -96,9 +101,9 @@ class EtcdDoor:
 
         async def produce(outlet: Outlet) -> None:
             async with aclosing(messages):
-                await _tell(context.call, outlet, first, messages)
+                await _tell(call, outlet, first, messages)
 
-        return context.call.stream(produce, kind=KIND_JSON, revision=0)
+        return call.stream(produce, kind=KIND_JSON, revision=0)
 
 
 async def _tell(call: Call, outlet: Outlet, first: Any, messages: AsyncIterator[Any]) -> None:

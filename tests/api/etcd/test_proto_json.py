@@ -127,8 +127,8 @@ def test_what_is_of_another_kind_is_refused(field: str, value: object) -> None:
         b"\xff",
         b'{"text":"\xff"}',
         b"[" * 9_999,
-    ]
-    + [b'{"inner":' * 5_000],
+        b'{"inner":' * 5_000,
+    ],
 )
 def test_what_is_no_object_of_json_is_refused(body: bytes) -> None:
     for reader in (decode, lambda kind, text: list(decode_all(kind, text))):
