@@ -44,7 +44,7 @@ def test_every_path_is_for_post_only(target: Target, path: str) -> None:
     for method in ("GET", "PUT", "DELETE"):
         answer = target.http(method, f"/v3/{path}")
         if path in LATER and answer.status == 404 and not target.is_kvnode:
-            return
+            return  # not in this version
         assert answer.status in {405, 501}, answer
         if answer.headers["content-type"].startswith("text/plain"):  # up to 3.5
             assert (answer.status, answer.body) == (405, b"Method Not Allowed\n")
