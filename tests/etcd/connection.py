@@ -68,6 +68,7 @@ class Connection:
                 raise
 
     def head(self, limit_s: float = LIMIT_S) -> Head:
+        """The next one, of whatever status."""
         lines = self._until(b"\r\n\r\n", time.monotonic() + limit_s).decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
         return Head(int(lines[0].split()[1]), headers)

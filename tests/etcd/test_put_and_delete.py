@@ -256,7 +256,7 @@ def test_prev_kvs_are_whole(target: Target, own: bytes) -> None:
 
 
 def test_deleting_to_the_last_key(target: Target, own: bytes) -> None:
-    high = b"\xff" * 8 + own
+    high = b"\xff" * 40 + own
     for name in (b"a", b"b", b"c"):
         target.put(b64(high + name))
     answer = target.delete(key=b64(high + b"b"), range_end=EVERYTHING_FROM)
