@@ -50,6 +50,10 @@ class Response(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Base of all responses. What is to be left out must be the default itself: see `decimal`, and `()` for lists."""
 
 
+class Empty(Request):
+    """A message without fields: as a request it takes any object, as an answer it is `{}`."""
+
+
 def decimal(number: int) -> str:
     """A 64-bit integer as it is written; of 0 the very object that is the default, which is left out."""
     return str(number) if number else "0"
