@@ -1,0 +1,54 @@
+"""The streams of the etcd API end without their connection: clients use it on, or hold on to its socket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+import pytest
+
+from kvnode.api.etcd import door as etcd_door
+from kvnode.api.etcd.method import Stream
+from kvnode.api.etcd.proto_json import Response
+from tests.api.raw import Door
+
+
+class Nothing(msgspec.Struct):
+    pass
+
+
+class Said(Response):
+    word: str
+
+
+async def say_two(_context: Any, _requests: Any) -> AsyncGenerator[Said, None]:
+    yield Said("one")
+    yield Said("two")
+
+
+@pytest.fixture(autouse=True)
+def two_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(etcd_door, "METHODS", {"words": Stream(Nothing, say_two)})
+
+
+def asked(door: Door, version: str = "1.1", headers: str = "") -> bytes:
+    head = f"POST /v3/words HTTP/{version}\r\nHost: {door.address}\r\n{headers}Content-Length: 2\r\n\r\n"
+    return head.encode() + b"{}"
+
+
+CHUNKS = b'1a\r\n{"result":{"word":"one"}}\n\r\n1a\r\n{"result":{"word":"two"}}\n\r\n0\r\n\r\n'
+
+
+async def test_the_next_request_is_served(door: Door) -> None:
+    answers = await door.send(asked(door) * 3)
+    assert answers.count(b"HTTP/1.1 200 OK\r\n") == answers.count(b"\r\n\r\n" + CHUNKS) == 3
+    assert b"\r\nconnection:" not in answers.lower()
+
+
+@pytest.mark.parametrize(("version", "headers"), [("1.1", "Connection: close\r\n"), ("1.0", "")])
+async def test_a_client_may_want_nothing_more(door: Door, version: str, headers: str) -> None:
+    answer = await door.send(asked(door, version, headers))
+    assert b"\r\nConnection: close\r\n" in answer
+    body = CHUNKS if version == "1.1" else b'{"result":{"word":"one"}}\n{"result":{"word":"two"}}\n'
+    assert answer.endswith(b"\r\n\r\n" + body)
