@@ -391,6 +391,11 @@ class Admin(ABC):
 
     @property
     @abstractmethod
+    def applied_term(self) -> Term:
+        """Of the newest applied entry: a term in which there was a leader, unlike one that somebody only stood in."""
+
+    @property
+    @abstractmethod
     def revision(self) -> Revision:
         """The revision of this node's applied state; cheap."""
 

@@ -500,6 +500,10 @@ class Node(KV, Admin):
         return self._raft.term
 
     @property
+    def applied_term(self) -> Term:
+        return self._applier.applied_term
+
+    @property
     def revision(self) -> Revision:
         return self._machine.revision
 

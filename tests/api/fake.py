@@ -231,6 +231,7 @@ class FakeAdmin(Admin):
     def __init__(self, kv: FakeKV) -> None:
         self.kv = kv
         self.ready = True
+        self.newest_term = Term(3)  # of what is applied
         self.quarantined = False
         self.staleness = -1
         self.transferred: list[int] = []
@@ -249,6 +250,10 @@ class FakeAdmin(Admin):
     @property
     def term(self) -> Term:
         return Term(3)
+
+    @property
+    def applied_term(self) -> Term:
+        return self.newest_term
 
     @property
     def revision(self) -> Revision:

@@ -188,6 +188,10 @@ class LocalNode(KV, Admin):
         return Term(1)
 
     @property
+    def applied_term(self) -> Term:
+        return Term(1)
+
+    @property
     def revision(self) -> Revision:
         return Revision(self.machine.revision)
 

@@ -1,0 +1,15 @@
+"""The term in a header: of what is applied, not one that a candidate only stood in."""
+
+from __future__ import annotations
+
+from kvnode.ids import Term
+from tests.api.fake import FakeAdmin
+from tests.api.raw import Door
+
+
+async def test_it_is_the_term_of_the_newest_applied_entry(door: Door, admin: FakeAdmin) -> None:
+    for term in (2, 3):
+        admin.newest_term = Term(term)
+        reply = await door.ask("POST", "/v3/kv/put", {"key": "YQ==", "value": "YQ=="})
+        assert (reply.status, reply.json["header"]["raft_term"]) == (200, str(term))
+        assert reply.headers["kv-term"] == "3", "the node's own API tells the current one"
