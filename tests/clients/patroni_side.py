@@ -7,7 +7,8 @@ with a server (a term that goes back, another cluster's id) it only logs: `compl
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from time import monotonic, time
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from patroni.dcs.etcd3 import Etcd3, KVCache
 RETRY_S = 10
 """Patroni's own default for `retry_timeout`: how long one call goes on trying."""
 
-_COMPLAINTS = ("Old known term", "Etcd Cluster ID changed")
+_STALE, _STRANGE = "Old known term", "Etcd Cluster ID changed"
 
 
 def _no_waiting(_: float) -> None:
@@ -37,6 +38,7 @@ class Patronis:
     def __init__(self, scope: str, ports: Iterable[int]) -> None:
         self.scope = scope
         self.drivers: list[Etcd3] = []
+        self.settled_s = 0.0  # by the clock of the log: from then on all nodes are of one term
         self._hosts = [f"127.0.0.1:{port}" for port in ports]
 
     def __call__(self, name: str, *, ttl: int = 30, retry_s: int = RETRY_S, ctl: bool = False, hosts: int = 3) -> Etcd3:
@@ -96,5 +98,7 @@ def patronis(scope: str, ports: Iterable[int]) -> Iterator[Patronis]:
             made.end()
 
 
-def complaints(messages: Iterable[str]) -> list[str]:
-    return [text for text in messages if any(words in text for words in _COMPLAINTS)]
+def complaints(records: Sequence[logging.LogRecord], settled_s: float = 0.0) -> list[str]:
+    """`settled_s`: until then a node may have been of an earlier term than another one, for there was an election."""
+    stale = [record.getMessage() for record in records if record.created >= settled_s and _STALE in record.getMessage()]
+    return stale + [record.getMessage() for record in records if _STRANGE in record.getMessage()]
