@@ -79,11 +79,11 @@ class Context:
         self.is_wanted = is_wanted
 
     def header(self, revision: int = 0) -> msgspec.Raw:
-        """With `revision`, or the one of this node's applied state if that is newer, as etcd tells the current one."""
+        """With the revision of this node's applied state, at least `revision`: what etcd calls the current one."""
         return self.gateway.header(max(revision, self.admin.revision))
 
     def header_at(self, revision: int) -> msgspec.Raw:
-        """With just this revision, as a write tells its own; 0: without one."""
+        """With just this revision, as a write tells its own, and a read of what is current; 0: without one."""
         return self.gateway.header(revision)
 
     def options(self, *, serializable: bool = False) -> Options:
