@@ -8,8 +8,10 @@ import msgspec
 
 from kvnode.api.etcd.errors import Code, EtcdError
 from kvnode.api.etcd.proto_json import Response, decimal
+from kvnode.api.http.alive import with_health
 from kvnode.config import Config
-from kvnode.kv.interface import KV, Admin, Consistency, Options
+from kvnode.kv.available import AvailableNode
+from kvnode.kv.interface import KV, Admin, Consistency, MemberInfo, Options
 
 NO_LEADER = "etcdserver: no leader"
 
@@ -26,9 +28,10 @@ class ResponseHeader(Response):
 class Gateway:
     """What all etcd requests of one node share."""
 
-    def __init__(self, kv: KV, admin: Admin, config: Config) -> None:
+    def __init__(self, kv: KV, admin: Admin, config: Config, available: AvailableNode) -> None:
         self.kv = kv
         self.admin = admin
+        self.available = available
         self.config = config
         self._cluster_id = ""
         self._header_of: tuple[int, int] = (-1, -1)
@@ -87,6 +90,10 @@ class Context:
         """Deadline and consistency. `serializable`: what this node has, as old as it may be."""
         consistency: Consistency = "stale" if serializable else "linearizable"
         return Options(self.config.limits.timeout_ms, consistency, self.request_id)
+
+    def members(self) -> tuple[MemberInfo, ...]:
+        """The members as this node knows them; where clients reach them it may have heard by gossip."""
+        return with_health(self.admin.members().members, self.gateway.available)
 
     def check_leader(self) -> None:
         """A request may ask to be refused where no leader is known. Raises: EtcdError."""

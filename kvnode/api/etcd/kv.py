@@ -9,7 +9,7 @@ import msgspec
 
 from kvnode.api.etcd import ranges
 from kvnode.api.etcd.context import Context
-from kvnode.api.etcd.errors import Code, EtcdError, invalid
+from kvnode.api.etcd.errors import REQUEST_TIMED_OUT, Code, EtcdError, invalid
 from kvnode.api.etcd.kv_messages import (
     DeleteRangeRequest,
     DeleteRangeResponse,
@@ -113,7 +113,7 @@ async def delete_range(context: Context, request: DeleteRangeRequest) -> DeleteR
 
 async def compact(context: Context, request: CompactionRequest) -> CompactionResponse:
     """Compacting again, or below what is compacted, is refused, as far as this node knows it."""
-    if request.revision < 0 or 0 < request.revision <= context.admin.status().compact_revision:
+    if request.revision <= context.admin.status().compact_revision:
         raise EtcdError(Code.OUT_OF_RANGE, COMPACTED)
     options = context.options()
     reply = await context.kv.execute(Compact(request.revision), options)
@@ -123,7 +123,7 @@ async def compact(context: Context, request: CompactionRequest) -> CompactionRes
                 while context.admin.status().swept_revision < request.revision:  # noqa: ASYNC110 - nobody tells
                     await asyncio.sleep(SWEPT_LOOK_S)
         except TimeoutError:
-            raise EtcdError(Code.UNAVAILABLE, "etcdserver: request timed out") from None
+            raise EtcdError(Code.UNAVAILABLE, REQUEST_TIMED_OUT) from None
     return CompactionResponse(header=context.header(reply.revision))
 
 
