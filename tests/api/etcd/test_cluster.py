@@ -43,6 +43,7 @@ async def test_where_clients_reach_a_member_is_known_by_gossip_too(door: Door, p
     plane.members = (AliveMember(id=NodeId(3), status="alive", number=0, client_url="10.0.0.3:7400"),)
     found = (await ask(door, "cluster/member/list")).json
     assert found["members"][1]["clientURLs"] == ["http://10.0.0.3:7400"]
+    assert found["members"][1]["name"] == "node-3", "who has none was never there, for clients"
 
 
 @pytest.mark.parametrize("is_learner", [False, True])

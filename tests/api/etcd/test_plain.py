@@ -64,8 +64,8 @@ async def test_livez_and_readyz_alone_are_kvnodes(door: Door) -> None:
         (
             "/readyz?verbose&exclude=non_learner",
             (
-                b"[+]data_corruption ok\n[+]serializable_read ok\n[+]linearizable_read ok\n[+]non_learner excluded: ok\n"
-                b"ok\n"
+                b"[+]data_corruption ok\n[+]serializable_read ok\n[+]linearizable_read ok\n"
+                b"[+]non_learner excluded: ok\nok\n"
             ),
         ),
         ("/readyz/data_corruption", b"ok\n"),
