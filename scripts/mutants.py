@@ -45,6 +45,7 @@ import canaries_snapshots
 import canaries_storage
 import canaries_swim
 import canaries_timeline
+import canaries_txn
 import canaries_watches
 from canary import Canary
 
@@ -76,6 +77,7 @@ CANARIES: tuple[Canary, ...] = (
     *canaries_keyspace.CANARIES,
     *canaries_plane.CANARIES,
     *canaries_plane_sim.CANARIES,
+    *canaries_txn.CANARIES,
 )
 
 SEARCH = """
