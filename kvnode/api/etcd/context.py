@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from kvnode.api.call import Call
 from kvnode.api.etcd.errors import Code, EtcdError
+from kvnode.api.etcd.leader_loss import LeaderLoss
 from kvnode.api.etcd.proto_json import Response, decimal
 from kvnode.config import Config
 from kvnode.kv.interface import KV, Admin, Options
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from kvnode.api.app import App
 
 NO_LEADER = "etcdserver: no leader"
+STOPPED = "etcdserver: server stopped"
 
 
 class ResponseHeader(Response):
@@ -35,6 +38,14 @@ class Gateway:
         self._cluster_id = ""
         self._header_of: tuple[int, int] = (-1, -1)
         self._header = msgspec.Raw(b"{}")
+        self.leader_loss = LeaderLoss(app.admin, app.config.raft.election_timeout_ms / 1e3)
+        self.open_streams: dict[Any, Callable[[EtcdError], None]] = {}
+        """Those that last until somebody ends them, and what ends each."""
+
+    def close(self) -> None:
+        """The node stops: nobody is to wait here for what will not come."""
+        for end in list(self.open_streams.values()):
+            end(EtcdError(Code.UNAVAILABLE, STOPPED))
 
     def header(self, revision: int) -> msgspec.Raw:
         """The header of an answer, in JSON; `revision` 0: without one. Rendered anew only when it is another."""
@@ -94,7 +105,12 @@ class Context:
             self.call.request_id,
         )
 
+    @property
+    def needs_leader(self) -> bool:
+        """The caller wants nothing from a node that knows of no leader."""
+        return self.call.headers.get("Grpc-Metadata-Hasleader") == "true"
+
     def check_leader(self) -> None:
-        """A request may ask to be refused where no leader is known. Raises: EtcdError."""
-        if self.call.headers.get("Grpc-Metadata-Hasleader") == "true" and self.admin.members().leader is None:
+        """Raises: EtcdError where a leader is needed and none is known."""
+        if self.needs_leader and self.admin.members().leader is None:
             raise EtcdError(Code.UNAVAILABLE, NO_LEADER)
