@@ -49,7 +49,7 @@ CANARIES = (
         "            watch.task.cancel()\n            await asyncio.wait([watch.task])  # it says nothing any more\n"
         "        if watch.stream is not None:\n            await watch.stream.aclose()\n",
         "            pass\n",
-        _WATCH,
+        _SOCKET,
     ),
     Canary(
         "etcd-watch-two-messages-a-chunk",

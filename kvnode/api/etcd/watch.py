@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
-from itertools import groupby
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import msgspec
 
@@ -309,31 +309,31 @@ class WatchSession:
     async def _tell_changes(self, watch: _Watch, sets: Sequence[ChangeSet]) -> None:
         messages: list[bytes] = []
         size = 0
-        for is_live, group in groupby(sets, lambda each: each.revision > watch.began_at):
-            history = self._context.admin.revision
-            for one in ([each] for each in group) if is_live else [list(group)]:
-                async for message in self._about(watch, one, one[-1].revision if is_live else history):
-                    messages.append(message)
-                    size += len(message)
-                    if size > WRITE_BYTES:
-                        await self._say(*messages)
-                        messages, size = [], 0
+        for one, revision in self._apart(watch, sets):
+            parts = fragments(one, self._context.config.limits.request_bytes_max) if watch.fragment else []
+            for number in range(max(len(parts), 1)):
+                if len(parts) > 1:
+                    events = await in_pieces(parts[number], previous=watch.previous)
+                else:
+                    events = b",".join([await events_json(each, previous=watch.previous) for each in one])
+                is_last = number + 1 >= len(parts)
+                messages.append(
+                    self._message(revision, watch.id, fragment=not is_last, events=msgspec.Raw(b"[%b]" % events))
+                )
+                size += len(events)
+                if size > WRITE_BYTES:
+                    await self._say(*messages)
+                    messages, size = [], 0
         if messages:
             await self._say(*messages)
 
-    async def _about(self, watch: _Watch, sets: Sequence[ChangeSet], revision: int) -> AsyncIterator[bytes]:
-        """One message, or its fragments."""
-        parts = fragments(sets, self._context.config.limits.request_bytes_max) if watch.fragment else []
-        if len(parts) > 1:
-            for number, part in enumerate(parts, 1):
-                events = await in_pieces(part, previous=watch.previous)
-                yield self._events(watch, revision, events, fragment=number < len(parts))
-        else:
-            events = b",".join([await events_json(each, previous=watch.previous) for each in sets])
-            yield self._events(watch, revision, events)
-
-    def _events(self, watch: _Watch, revision: int, events: bytes, *, fragment: bool = False) -> bytes:
-        return self._message(revision, watch.id, fragment=fragment, events=msgspec.Raw(b"[%b]" % events))
+    def _apart(self, watch: _Watch, sets: Sequence[ChangeSet]) -> Iterator[tuple[Sequence[ChangeSet], int]]:
+        """What is one message, and the revision in its header: history together, what is live each on its own."""
+        past = bisect_right(sets, watch.began_at, key=lambda each: each.revision)
+        if past:
+            yield sets[:past], self._context.admin.revision
+        for each in sets[past:]:
+            yield (each,), each.revision
 
     def _message(
         self,
