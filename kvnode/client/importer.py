@@ -253,6 +253,8 @@ class Importer:
         """As one batch; halved until it is plain which operation a batch is refused for. Raises: Fatal."""
         if self._stopped.is_set():
             raise _Stopped
+        if not operations:
+            return []
         try:
             return self._ask(operations)
         except (TooLarge, BadRequest) as error:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 
-from kvnode.api.call import Call
 from kvnode.api.etcd.errors import Code, EtcdError
 from kvnode.api.etcd.leader_loss import LeaderLoss
 from kvnode.api.etcd.proto_json import Response, decimal
+from kvnode.api.http.alive import with_health
 from kvnode.config import Config
-from kvnode.kv.interface import KV, Admin, Options
-
-if TYPE_CHECKING:
-    from kvnode.api.app import App
+from kvnode.kv.available import AvailableNode
+from kvnode.kv.interface import KV, Admin, Consistency, MemberInfo, Options
 
 NO_LEADER = "etcdserver: no leader"
 STOPPED = "etcdserver: server stopped"
@@ -33,12 +31,15 @@ class ResponseHeader(Response):
 class Gateway:
     """What all etcd requests of one node share."""
 
-    def __init__(self, app: App) -> None:
-        self.app = app
+    def __init__(self, kv: KV, admin: Admin, config: Config, available: AvailableNode) -> None:
+        self.kv = kv
+        self.admin = admin
+        self.available = available
+        self.config = config
         self._cluster_id = ""
         self._header_of: tuple[int, int] = (-1, -1)
         self._header = msgspec.Raw(b"{}")
-        self.leader_loss = LeaderLoss(app.admin, app.config.raft.election_timeout_ms / 1e3)
+        self.leader_loss = LeaderLoss(admin, config.raft.election_timeout_ms / 1e3)
         self.open_streams: dict[Any, Callable[[EtcdError], None]] = {}
         """Those that last until somebody ends them, and what ends each."""
 
@@ -49,66 +50,61 @@ class Gateway:
 
     def header(self, revision: int) -> msgspec.Raw:
         """The header of an answer, in JSON; `revision` 0: without one. Rendered anew only when it is another."""
-        wanted = (revision, self.app.admin.term)
+        wanted = (revision, self.admin.term)
         if wanted != self._header_of or not self._cluster_id:
             self._header = msgspec.Raw(msgspec.json.encode(self._render(revision)))
             self._header_of = wanted
         return self._header
 
     def _render(self, revision: int) -> ResponseHeader:
-        admin = self.app.admin
         if not self._cluster_id:
-            cluster_id = admin.members().cluster_id
+            cluster_id = self.admin.members().cluster_id
             self._cluster_id = str(int(cluster_id, 16)) if cluster_id else ""
         return ResponseHeader(
             cluster_id=self._cluster_id or "0",
-            member_id=str(admin.id),
+            member_id=str(self.admin.id),
             revision=decimal(revision),
-            raft_term=decimal(admin.term),
+            raft_term=decimal(self.admin.term),
         )
 
 
 class Context:
-    """Lives as long as one request."""
+    """Lives as long as one request. `is_wanted`: whether the client is still there to be answered."""
 
-    __slots__ = ("call", "gateway")
+    __slots__ = ("admin", "config", "gateway", "is_wanted", "kv", "needs_leader", "request_id")
 
-    def __init__(self, gateway: Gateway, call: Call) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        *,
+        request_id: str = "",
+        headers: Mapping[str, str] = {},
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.gateway = gateway
-        self.call = call
-
-    @property
-    def kv(self) -> KV:
-        return self.gateway.app.kv
-
-    @property
-    def admin(self) -> Admin:
-        return self.gateway.app.admin
-
-    @property
-    def config(self) -> Config:
-        return self.gateway.app.config
+        self.kv = gateway.kv
+        self.admin = gateway.admin
+        self.config = gateway.config
+        self.request_id = request_id
+        self.needs_leader = headers.get("Grpc-Metadata-Hasleader") == "true"  # etcd's metadata `hasleader`
+        self.is_wanted = is_wanted
 
     def header(self, revision: int = 0) -> msgspec.Raw:
-        """With `revision`, or the one of this node's applied state if that is newer, as etcd tells the current one."""
+        """With the revision of this node's applied state, at least `revision`: what etcd calls the current one."""
         return self.gateway.header(max(revision, self.admin.revision))
 
     def header_at(self, revision: int) -> msgspec.Raw:
-        """With just this revision, as a write tells its own; 0: without one."""
+        """With just this revision, as a write tells its own, and a read of what is current; 0: without one."""
         return self.gateway.header(revision)
 
     def options(self, *, serializable: bool = False) -> Options:
         """Deadline and consistency. `serializable`: what this node has, as old as it may be."""
-        return Options(
-            self.config.limits.timeout_ms,
-            "stale" if serializable else "linearizable",
-            self.call.request_id,
-        )
+        consistency: Consistency = "stale" if serializable else "linearizable"
+        return Options(self.config.limits.timeout_ms, consistency, self.request_id)
 
-    @property
-    def needs_leader(self) -> bool:
-        """The caller wants nothing from a node that knows of no leader."""
-        return self.call.headers.get("Grpc-Metadata-Hasleader") == "true"
+    def members(self) -> tuple[MemberInfo, ...]:
+        """The members as this node knows them; where clients reach them it may have heard by gossip."""
+        return with_health(self.admin.members().members, self.gateway.available)
 
     def check_leader(self) -> None:
         """Raises: EtcdError where a leader is needed and none is known."""

@@ -16,7 +16,7 @@ from aiohttp import hdrs
 
 from kvnode.api.answer import KIND_JSON, Answer
 from kvnode.api.call import Call
-from kvnode.api.etcd import kv, txn, watch, watch_socket
+from kvnode.api.etcd import alarms, auth, cluster, kv, maintenance, snapshot, txn, watch, watch_socket
 from kvnode.api.etcd.context import Context, Gateway
 from kvnode.api.etcd.errors import (
     Code,
@@ -32,6 +32,7 @@ from kvnode.api.etcd.proto_json import decode, decode_stream
 from kvnode.api.streaming import Outlet, TooSlow
 from kvnode.errors import KvnodeError, Overloaded, TooLarge
 from kvnode.observe.log import get_logger
+from kvnode.version import ETCD_CLUSTER_VERSION, ETCD_SERVER_VERSION
 
 if TYPE_CHECKING:
     from kvnode.api.app import App
@@ -41,7 +42,16 @@ log = get_logger("etcd")
 PREFIXES = ("/v3/", "/v3beta/", "/v3alpha/")
 """Clients choose one by the version that `/version` tells; all are served alike."""
 
-METHODS: Mapping[str, Method] = {**kv.METHODS, **txn.METHODS, **watch.METHODS}
+METHODS: Mapping[str, Method] = {
+    **kv.METHODS,
+    **txn.METHODS,
+    **maintenance.METHODS,
+    **alarms.METHODS,
+    **snapshot.METHODS,
+    **cluster.METHODS,
+    **auth.METHODS,
+    **watch.METHODS,
+}
 """By path, without its prefix."""
 
 BODY_FACTOR = 2
@@ -53,10 +63,27 @@ class EtcdDoor:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self.gateway = Gateway(app)
+        self._health = {True: 0, False: 0}  # answers of /health: good ones, others
+        self.gateway = Gateway(app.kv, app.admin, app.config, app.available)
 
     def takes(self, path: str) -> bool:
         return path.startswith("/v3") and path.startswith(PREFIXES)
+
+    def count_health(self, *, is_good: bool) -> None:
+        self._health[is_good] += 1
+
+    def numbers(self) -> dict[str, Any]:
+        """What `kvnode.observe.etcd_metrics` has beside aliases, by name."""
+        admin = self._app.admin
+        return {
+            "etcd_server_id": {f"{admin.id:x}": 1},
+            "etcd_server_version": {ETCD_SERVER_VERSION: 1},
+            "etcd_cluster_version": {ETCD_CLUSTER_VERSION.rpartition(".")[0]: 1},
+            "etcd_server_is_learner": int(admin.status().role == "learner"),
+            "etcd_server_quota_backend_bytes": self._app.config.storage.quota_bytes,
+            "etcd_server_health_success": self._health[True],
+            "etcd_server_health_failures": self._health[False],
+        }
 
     async def handle(self, call: Call, path: str) -> Answer:
         """Answer one request; every refusal is told in etcd's form. Raises nothing but cancellation."""
@@ -67,19 +94,24 @@ class EtcdDoor:
             method = self._find(call, path, "GET" if upgrades else "POST")
             if self._app.in_flight > self._app.config.client.in_flight_max:
                 raise Overloaded("this node serves as many requests as it may")
-            context = Context(self.gateway, call)
+            context = Context(
+                self.gateway,
+                request_id=call.request_id,
+                headers=call.headers,
+                is_wanted=lambda: call.request.transport is not None,
+            )
             if upgrades:
                 assert isinstance(method, Duplex), method
                 context.check_leader()
-                return await watch_socket.answer(context, method)
+                return await watch_socket.answer(call, context, method)
             body = await self._body(call)
             context.check_leader()
             if isinstance(method, Duplex):
-                return await self._converse(context, method, body)
+                return await self._converse(call, context, method, body)
             if isinstance(method, Unary):
                 response = await method.handler(context, decode(method.request, body))
                 return call.answer(200, msgspec.json.encode(response))
-            return await self._stream(context, method, body)
+            return await self._stream(call, context, method, body)
         except Exception as error:  # noqa: BLE001 - told by kind
             refused = told(error, call)
             is_unary = isinstance(method, Unary | None) or isinstance(error, UnreadableRequest)
@@ -111,7 +143,7 @@ class EtcdDoor:
         except TooLarge as error:
             raise invalid("request is too large") from error
 
-    async def _stream(self, context: Context, method: Stream, body: bytes) -> Answer:
+    async def _stream(self, call: Call, context: Context, method: Stream, body: bytes) -> Answer:
         requests = decode_stream(method.request, body)
         messages = method.handler(context, requests)
         try:
@@ -122,24 +154,24 @@ class EtcdDoor:
 
         async def produce(outlet: Outlet) -> None:
             async with aclosing(messages):
-                await _tell(context.call, outlet, first, messages)
+                await _tell(call, outlet, first, messages)
 
-        return context.call.stream(produce, kind=KIND_JSON, revision=0)
+        return call.stream(produce, kind=KIND_JSON, revision=0)
 
-    async def _converse(self, context: Context, method: Duplex, body: bytes) -> Answer:
+    async def _converse(self, call: Call, context: Context, method: Duplex, body: bytes) -> Answer:
         requests = decode_stream(method.request, body)
         conversation = method.conversation(context)
         for first in requests[:1]:
             await conversation.begin(first)
-        if context.call.request.transport is None:  # from here to `produce` nobody else has a turn
+        if call.request.transport is None:  # from here to `produce` nobody else has a turn
             await conversation.aclose()
             raise ConnectionResetError("the client has left")
 
         async def produce(outlet: Outlet) -> None:
-            with _told_to(outlet, context.call):
+            with _told_to(outlet, call):
                 await conversation.run(_each(requests[1:]), _Chunks(outlet), ends=False)
 
-        return context.call.stream(produce, kind=KIND_JSON, revision=0)
+        return call.stream(produce, kind=KIND_JSON, revision=0)
 
 
 def _method_at(path: str) -> Method | None:

@@ -13,6 +13,7 @@ from typing import Any
 from aiohttp import WSCloseCode, WSMsgType, hdrs, web
 
 from kvnode.api.answer import Answer
+from kvnode.api.call import Call
 from kvnode.api.etcd.context import Context
 from kvnode.api.etcd.errors import EtcdError, UnreadableRequest, stream_body, translated, unary_body
 from kvnode.api.etcd.method import Carriage, Duplex
@@ -33,9 +34,9 @@ _FINAL_TEXT = 0x81
 _SHORT_MAX, _MEDIUM_MAX = 125, 0xFFFF
 
 
-async def answer(context: Context, method: Duplex) -> Answer:
+async def answer(call: Call, context: Context, method: Duplex) -> Answer:
     """Raises: EtcdError if this is no proper handshake."""
-    call, limits = context.call, context.config.limits
+    limits = context.config.limits
     offered = call.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL)
     if offered is not None and PROTOCOL not in {each.strip() for each in offered.split(",")}:
         raise malformed(f"the only sub-protocol here is {PROTOCOL}")
