@@ -169,6 +169,9 @@ Operation = Put | Delete | Range | Txn
 TXN_DEPTH_MAX = 32
 """Transactions inside one another, the outermost among them."""
 
+TXN_TOTAL_FACTOR = 8
+"""Compares and operations of a transaction and all inside it: so many times `limits.txn_operations_max`."""
+
 
 TTL_MS_MIN = 1_000
 TTL_MS_MAX = 366 * 86_400_000

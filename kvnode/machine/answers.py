@@ -11,6 +11,7 @@ from hashlib import blake2b
 import msgspec
 
 from kvnode.kv.requests import ApplyResult, Command, Refusal
+from kvnode.kv.stored import stored_form
 
 FINGERPRINT_BYTES = 16
 
@@ -39,8 +40,8 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 def fingerprint_of(command: Command) -> bytes:
-    """Of what is asked, not of the name it is asked under."""
-    return blake2b(_encode((command.request, command.fence)), digest_size=FINGERPRINT_BYTES).digest()
+    """Of what is asked, not of the name it is asked under; equal on members of different versions."""
+    return blake2b(_encode((stored_form(command.request), command.fence)), digest_size=FINGERPRINT_BYTES).digest()
 
 
 def answer(fingerprint: bytes, result: ApplyResult) -> Answer:

@@ -91,10 +91,12 @@ class LeaseCommands:
             return Refusal("bad_request", f"{ttl_ms} ms is no time to live", revision)
         if len(self._leases) >= self._limits.leases_max:
             return Refusal("overloaded", f"there are {self._limits.leases_max} leases, and may be no more", revision)
+        if put is not None and put.keep_lease:
+            return Refusal("bad_request", "a put that comes with a lease cannot keep another", revision)
         lease = self._leases.begin(lease_id, ttl_ms, index, is_own=put is not None)
         if put is None:
             return LeaseReply(lease_id, ttl_ms, revision)
-        under_it = Put(put.key, put.value, lease_id, put.if_revision, put.return_previous)
+        under_it = Put(put.key, put.value, lease_id, put.if_revision, put.return_previous, put.keep_value)
         reply = self._operations.put(under_it, revision, time, events)
         if isinstance(reply, Refusal):
             self._leases.end(lease.id)

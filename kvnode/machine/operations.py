@@ -56,29 +56,35 @@ class Operations:
         key = request.key
         if not 0 < len(key) <= KEY_BYTES_MAX:
             return Refusal("bad_key", f"a key has 1 to {KEY_BYTES_MAX} bytes, not {len(key)}", revision)
+        before = self._versions.current(key)
+        value, lease = request.value, request.lease
         if request.keep_value or request.keep_lease:
-            return Refusal("bad_request", "not offered yet", revision)
-        if request.lease:
-            refusal = self._check_lease(request.lease, key, revision)
+            refusal = check_kept(request, before, revision)
             if refusal is not None:
                 return refusal
-        before = self._versions.current(key)
+            assert before is not None
+            value = before.value if request.keep_value else value
+            lease = before.lease if request.keep_lease else lease
+        if request.lease:
+            refusal = self.check_lease(request.lease, key, revision)
+            if refusal is not None:
+                return refusal
         if request.if_revision != ANY_REVISION:
             refusal = check_revision(request.if_revision, before, revision)
             if refusal is not None:
                 return refusal
-        made, lease = revision + 1, request.lease
+        made = revision + 1
         if before is None:
-            kv = KeyValue(key, request.value, made, made, 1, lease, time)
+            kv = KeyValue(key, value, made, made, 1, lease, time)
         else:
-            kv = KeyValue(key, request.value, before.create_revision, made, before.version + 1, lease, time)
+            kv = KeyValue(key, value, before.create_revision, made, before.version + 1, lease, time)
             self.replaced_bytes += logical_bytes(before)
         self._recent.add(kv)
         events.append(Event(kv, before))
         previous = before if request.return_previous else None
         return PutReply(made, before is None, kv.create_revision, kv.version, time, previous)
 
-    def _check_lease(self, lease_id: int, key: bytes, revision: Revision) -> Refusal | None:
+    def check_lease(self, lease_id: int, key: bytes, revision: Revision) -> Refusal | None:
         lease = self._leases.get(lease_id)
         if lease is None:
             return Refusal("lease_not_found", f"lease {lease_id} does not exist", revision)
@@ -153,14 +159,16 @@ class Operations:
         if request.end == ONE_KEY:
             return self.range_one(request, revision)
         scan = self._versions.scan(request.start, request.end, revision, descending=request.descending)
-        if not request.count_only:
-            return (yield from self._page(scan, request, revision, pace))
-        count = 0
-        while True:
-            count += sum(1 for _ in scan.slice(pace))
-            if scan.done:
-                return RangeReply(revision, (), count)
-            yield
+        if request.count_only:
+            return RangeReply(revision, (), (yield from _counted(scan, pace)))
+        page = yield from self._page(scan, request, revision, pace)
+        if not (request.counted and page.more):
+            return page
+        if request.descending:
+            rest = self._versions.scan(request.start, page.items[-1].key, revision)
+        else:
+            rest = self._versions.scan(page.items[-1].key + b"\x00", request.end, revision)
+        return RangeReply(revision, page.items, page.count + (yield from _counted(rest, pace)), True)
 
     def _page(self, scan: Scan, request: Range, revision: int, pace: Pace) -> Work[RangeReply]:
         wanted = request.limit if request.limit > 0 else self._limits.page_items
@@ -217,6 +225,17 @@ class Operations:
         return RangeReply(revision, (_without_value(kv) if request.keys_only else kv,), 1)
 
 
+def check_kept(request: Put, before: KeyValue | None, revision: Revision) -> Refusal | None:
+    """Whether a put can keep what it says of the version `before`; None: it can."""
+    if request.keep_value and request.value:
+        return Refusal("bad_request", "a put that keeps the value gives none", revision)
+    if request.keep_lease and request.lease:
+        return Refusal("bad_request", "a put that keeps the lease gives none", revision)
+    if before is None:
+        return Refusal("key_not_found", "the key whose value or lease is to be kept does not exist", revision)
+    return None
+
+
 def check_revision(wanted: int, before: KeyValue | None, revision: Revision) -> Refusal | None:
     """Whether an `if_revision` condition holds for a key as it is now; None: it does."""
     found = before.mod_revision if before is not None else 0
@@ -233,6 +252,16 @@ def check_revision(wanted: int, before: KeyValue | None, revision: Revision) -> 
     else:
         words = f"the key is at revision {found}, not {wanted}" if wanted else f"the key exists, at revision {found}"
     return Refusal("compare_failed", words, revision, found)
+
+
+def _counted(scan: Scan, pace: Pace) -> Work[int]:
+    """How many keys there are."""
+    count = 0
+    while True:
+        count += sum(1 for _ in scan.slice(pace))
+        if scan.done:
+            return count
+        yield
 
 
 def _without_value(kv: KeyValue) -> KeyValue:

@@ -9,7 +9,7 @@ from kvnode.clocks import hybrid
 from kvnode.clocks.clock import Clock
 from kvnode.config import LimitsSection, StorageSection, check_told_address
 from kvnode.errors import BadKey, BadRequest, ClockDrift, NoSpace, TooLarge
-from kvnode.ids import RequestId
+from kvnode.ids import RequestId, Revision
 from kvnode.kv import keys
 from kvnode.kv.interface import Consistency, Options
 from kvnode.kv.members import AddMember, MemberChange, RaiseFeatureLevel, UpdateMember
@@ -46,6 +46,7 @@ from kvnode.kv.requests import (
     WriteRequest,
 )
 from kvnode.machine.machine import StateMachine
+from kvnode.machine.txn import check_shape
 from kvnode.node.soft_limit import SoftLimit, shortage
 from kvnode.raft.messages import EntryKind, Proposed
 from kvnode.wire.codec import decode_change, decode_request, encode_change, encode_request
@@ -78,6 +79,8 @@ def check_write(request: WriteRequest, limits: LimitsSection) -> None:
             check_lease_id(request.id, least=0)
             if put is not None:
                 _check_put(put, limits)
+                if put.keep_lease:
+                    raise BadRequest("a put that comes with a lease cannot keep another")
         case Campaign():
             _check_ttl(request.ttl_ms)
             _check_name(request.name, limits)
@@ -283,6 +286,8 @@ def _check_put(put: Put, limits: LimitsSection) -> None:
         )
     check_lease_id(put.lease, least=0)
     _check_condition(put.if_revision)
+    if (put.keep_value and put.value) or (put.keep_lease and put.lease):
+        raise BadRequest("a put that keeps the value or the lease gives none")
 
 
 def _check_delete(delete: Delete, limits: LimitsSection) -> None:
@@ -301,23 +306,25 @@ def _check_condition(revision: int) -> None:
 
 
 def _check_txn(txn: Txn, limits: LimitsSection) -> None:
-    count = len(txn.compare) + len(txn.success) + len(txn.failure)
-    if count > limits.txn_operations_max:
-        raise TooLarge(
-            f"the transaction has {count} compares and operations, more than {limits.txn_operations_max}",
-            limit=limits.txn_operations_max,
-        )
-    for compare in txn.compare:
-        _check_compare(compare, limits)
-    size = 0
-    for operation in (*txn.success, *txn.failure):
-        size += _check_operation(operation, limits)
+    refusal = check_shape(txn, limits, Revision(0))  # before anything follows it down
+    if refusal is not None:
+        raise TooLarge(refusal.message, limit=limits.txn_operations_max)
+    size = _check_parts(txn, limits)
     if size > limits.request_bytes_max:
         raise TooLarge(f"the transaction has {size} bytes", limit=limits.request_bytes_max)
 
 
+def _check_parts(txn: Txn, limits: LimitsSection) -> int:
+    for compare in txn.compare:
+        _check_compare(compare, limits)
+    return sum(_check_operation(operation, limits) for operation in (*txn.success, *txn.failure))
+
+
 def _check_compare(compare: Compare, limits: LimitsSection) -> None:
-    _check_key(compare.key, limits)
+    if compare.end == keys.ONE_KEY:
+        _check_key(compare.key, limits)
+    else:
+        _check_bounds(compare.key, compare.end, limits)
     if isinstance(compare.value, bytes) != (compare.target == "value"):
         raise BadRequest(f"compare of {compare.target}: the value has the wrong type")
 
@@ -327,8 +334,7 @@ def _check_operation(operation: Operation, limits: LimitsSection) -> int:
         _check_put(operation, limits)
         return len(operation.key) + len(operation.value)
     if isinstance(operation, Txn):
-        _check_txn(operation, limits)
-        return 0
+        return _check_parts(operation, limits)
     if isinstance(operation, Delete):
         _check_delete(operation, limits)
     else:
@@ -339,8 +345,15 @@ def _check_operation(operation: Operation, limits: LimitsSection) -> int:
 def _grows(request: WriteRequest) -> bool:
     write = request.request if isinstance(request, Command) else request
     if isinstance(write, Txn):
-        return any(isinstance(operation, Put) for operation in (*write.success, *write.failure))
+        return _puts(write)
     return not isinstance(write, Delete | Compact | LeaseRevoke | LeaseRenew | SessionEnd)
+
+
+def _puts(txn: Txn) -> bool:
+    return any(
+        isinstance(operation, Put) or (isinstance(operation, Txn) and _puts(operation))
+        for operation in (*txn.success, *txn.failure)
+    )
 
 
 def _payload_grows(payload: bytes) -> bool:

@@ -42,6 +42,7 @@ from kvnode.kv.requests import (
     Watch,
     WriteRequest,
 )
+from kvnode.kv.stored import NESTED_LEVEL, level_of
 from kvnode.machine.machine import StateMachine
 from kvnode.node import admission
 from kvnode.node.applier import Applier
@@ -169,6 +170,8 @@ class RequestPath:
 
     async def _write(self, request: WriteRequest, options: Options) -> ApplyResult:
         payload, session, sequence = self._admit(request)
+        if self._is_above_level(request):
+            await self._reach_level(options)
         result = await self._propose(payload, options, session=session, sequence=sequence)
         if type(result) is Refusal:
             raise _refused(result)
@@ -220,6 +223,32 @@ class RequestPath:
         session, sequence = (request.session, request.sequence) if isinstance(request, Command) else (0, 0)
         return payload, session, sequence
 
+    def _is_above_level(self, request: WriteRequest) -> bool:
+        """Whether a member may be of a version that would take it for something else.
+
+        What is committed decides: a level that is only in force in this log may be taken back with its entry.
+        """
+        _, committed = self._raft.committed_configuration
+        return committed.feature_level < NESTED_LEVEL and level_of(request) > committed.feature_level
+
+    async def _reach_level(self, options: Options) -> None:
+        """A cluster that has just begun has it in a moment. Raises: NotReady if it does not come."""
+        patience_ms = self._leader.patience_ms(self._deadline(options.timeout_ms))
+        refusals = 0
+        while self._raft.committed_configuration[1].feature_level < NESTED_LEVEL:
+            if self._clock.monotonic_ms() >= patience_ms or self._leader.is_closed:
+                raise self._below_level()
+            await self._leader.pause(patience_ms, refusals)
+            refusals += 1
+
+    def _below_level(self) -> NotReady:
+        level = self._raft.committed_configuration[1].feature_level
+        return NotReady(
+            f"this request needs feature level {NESTED_LEVEL}, and the cluster uses {level} until every member claims "
+            "more: upgrade those of an older version, remove cluster.feature_level_max where it is set, and have all "
+            "of them running"
+        )
+
     async def write_all(self, requests: Sequence[WriteRequest], options: Options) -> list[Reply | KvnodeError]:
         """As `_write` of each, in their order, but in the caller's task and with one wake-up for all that come at once.
 
@@ -229,9 +258,13 @@ class RequestPath:
         waiting: dict[int, tuple[bytes, int, int]] = {}
         for place, request in enumerate(requests):
             try:
-                waiting[place] = self._admit(request)
+                admitted = self._admit(request)
+                if self._is_above_level(request):
+                    raise self._below_level()
             except KvnodeError as error:
                 outcomes[place] = error
+            else:
+                waiting[place] = admitted
         deadline_ms = self._deadline(options.timeout_ms)
         self.proposals += len(waiting)
         patience_ms = self._leader.patience_ms(deadline_ms)

@@ -7,8 +7,9 @@
 
 The bytes are plain MessagePack: the `msgpack` package, or any language, reads them. Decoding is strict: size first,
 then the schema (types, tag, no trailing bytes, UTF-8), then ranges and consistency. Elements after the known ones
-are skipped, which is how a newer version appends fields. Depth is that of the schema; the decoder refuses to
-skip a deeply nested unknown field. Everything wrong is a `CodecError`; nothing else leaves the decoders.
+are skipped, which is how a newer version appends fields; to requests it does as `kvnode.kv.stored` says. Depth is that
+of the schema, of transactions `TXN_DEPTH_MAX`; the decoder refuses to skip a deeply nested unknown field. Everything
+wrong is a `CodecError`; nothing else leaves the decoders.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import msgspec
 
 from kvnode.kv.members import AddMember, MemberChange, RaiseFeatureLevel, UpdateMember
 from kvnode.kv.requests import WriteRequest
+from kvnode.kv.stored import stored_form
 from kvnode.raft.messages import Configuration, EntryKind, ForwardProposals, PeerMessage
 from kvnode.wire.kv_tags import check_request
 from kvnode.wire.limits import PAYLOAD_BYTES_MAX, CodecError, check_range, check_size
@@ -70,7 +72,7 @@ def decode_message(data: Bytes, bytes_max: int = PAYLOAD_BYTES_MAX) -> PeerMessa
 
 def encode_request(request: WriteRequest) -> bytes:
     """The payload of a COMMAND entry."""
-    return _encoder.encode(request)
+    return _encoder.encode(stored_form(request))
 
 
 def decode_request(payload: Bytes) -> WriteRequest:

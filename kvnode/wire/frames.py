@@ -38,8 +38,9 @@ from kvnode.wire.limits import CodecError, check_nesting, check_range, check_siz
 PROTOCOL = 1
 """Version of frames and messages this node speaks; `PROTOCOL_MIN` is the oldest it still understands."""
 PROTOCOL_MIN = 1
-FEATURE_LEVEL = 3
-"""Grows with each entry kind or message that older nodes do not know. 2: state checks. 3: Lamport times, gossip."""
+FEATURE_LEVEL = 4
+"""Grows with each entry kind, message or field that older nodes do not know. 2: state checks. 3: Lamport times, gossip.
+4: nested transactions, compares of ranges, counted ranges inside transactions, puts that keep (`kvnode.kv.stored`)."""
 FEATURE_LEVEL_TIMES = 3
 """TIME is sent to peers that claim this level, by those that claim it; such peers take part in gossip, too."""
 

@@ -13,6 +13,7 @@ import pytest
 from kvnode.ids import Index, NodeId, RequestId, Term
 from kvnode.kv.members import RaiseFeatureLevel
 from kvnode.kv.requests import (
+    TXN_DEPTH_MAX,
     Campaign,
     Command,
     Compare,
@@ -149,6 +150,24 @@ REQUEST_CASES: list[tuple[WriteRequest, str, list[Any]]] = [
             [[3, b"k", b"", 0, 0, False, False, False]],
         ],
     ),
+    (Put(b"k", b"", keep_value=True), "9801c4016bc40000ffc2c3c2", [1, b"k", b"", 0, -1, False, True, False]),
+    (
+        Txn(
+            (Compare(b"k", "lease", "<", 3, b"l"),),
+            (Txn((), (Put(b"k", b"w", keep_lease=True), Put(b"l", b""))),),
+            (Range(b"k", limit=1, counted=True), Range(b"k")),
+        ),
+        (
+            "94049195c4016ba56c65617365a13c03c4016c91940490929801c4016bc4017700ffc2c2c39601c4016cc40000ffc290"
+            "929903c4016bc4000100c2c2c2c39803c4016bc4000000c2c2c2"
+        ),
+        [
+            4,
+            [[b"k", "lease", "<", 3, b"l"]],
+            [[4, [], [[1, b"k", b"w", 0, -1, False, False, True], [1, b"l", b"", 0, -1, False]], []]],
+            [[3, b"k", b"", 1, 0, False, False, False, True], [3, b"k", b"", 0, 0, False, False, False]],
+        ],
+    ),
 ]
 
 
@@ -271,6 +290,19 @@ def test_size_is_checked_before_anything_is_decoded() -> None:
         decode_request(bytes((64 << 20) + 1))
 
 
+def nested(depth: int) -> list[Any]:
+    """A transaction, `depth` - 1 more inside it."""
+    return [4, [], [] if depth == 1 else [nested(depth - 1)]]
+
+
+def test_transactions_are_as_deep_as_they_may_be() -> None:
+    expected = Txn((), ())
+    for _ in range(TXN_DEPTH_MAX - 1):
+        expected = Txn((), (expected,))
+    request = decode_request(msgpack.packb(nested(TXN_DEPTH_MAX)))
+    assert request == decode_request(encode_request(request)) == expected
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -279,7 +311,12 @@ def test_size_is_checked_before_anything_is_decoded() -> None:
         pytest.param(msgpack.packb([1, b"k", b"v", -1]), id="negative lease"),
         pytest.param(msgpack.packb([1, b"k", b"v", 0, -3]), id="unknown condition"),
         pytest.param(msgpack.packb([2, b"k", b"", 1 << 63]), id="revision over 63 bits"),
-        pytest.param(msgpack.packb([4, [], [[4, [], []]]]), id="transaction in a transaction"),
+        pytest.param(msgpack.packb(nested(TXN_DEPTH_MAX + 1)), id="transactions nested too deep"),
+        pytest.param(msgpack.packb(nested(400)), id="transactions nested far too deep"),
+        pytest.param(b"\x93\x04\x90\x91" * 100_000, id="transactions nested a hundred thousand deep"),
+        pytest.param(msgpack.packb([4, [], [[4, [], [[1, b"k", b"v", -1]]]]]), id="negative lease further inside"),
+        pytest.param(msgpack.packb([1, b"k", b"", 0, -1, False, 1]), id="number for a truth in a put"),
+        pytest.param(msgpack.packb([4, [[b"k", "version", "=", 1, "z"]], []]), id="text for the end of a range"),
         pytest.param(msgpack.packb([4, [[b"k", "colour", "=", 1]], []]), id="unknown compare target"),
         pytest.param(msgpack.packb([4, [[b"k", "version", "=", -1]], []]), id="negative compare value"),
         pytest.param(msgpack.packb([4, [], [], [[3, b"k", b"", -1]]]), id="negative limit"),

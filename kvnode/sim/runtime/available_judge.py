@@ -59,7 +59,7 @@ async def settle(cluster: Cluster, clients: AvailableClients, core: list[NodeId]
     """Raises: AssertionError."""
     assert cluster.ways is not None
     cluster.ways.is_mute = False
-    planes = [member for member in core if cluster.configs[member].cluster.feature_level_max in (0, 3)]
+    planes = [member for member in core if cluster.configs[member].cluster.feature_level_max in (0, 3, 4)]
     if not planes:
         return
 
