@@ -21,6 +21,7 @@ WRITE_TIMEOUT_S = 30.0  # a client that reads slower than one buffer in this tim
 KIND_JSON = "Content-Type: application/json\r\n"
 KIND_RAW = "Content-Type: application/octet-stream\r\nContent-Security-Policy: sandbox; default-src 'none'\r\n"
 KIND_TEXT = "Content-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
+KIND_PLAIN = "Content-Type: text/plain; charset=utf-8\r\n"
 KIND_NONE = ""
 
 STATUS_LINE: dict[int, str] = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n" for s in HTTPStatus}

@@ -31,6 +31,7 @@ _SCHEMA_OF_KIND: dict[str, Json] = {
 _VARIABLES: dict[str, tuple[str, Json]] = {
     "key": ("The rest of the path, percent-decoded: any bytes, slashes included, at least one.", {"type": "string"}),
     "name": ("Any bytes, percent-encoded; slashes may stand as they are.", {"type": "string"}),
+    "check": ("Name of a check.", {"type": "string"}),
     "id": ("Of a lease, session or member: as the call that made it answered.", {"type": "integer", "minimum": 1}),
 }
 _ANSWER_HEADERS = {

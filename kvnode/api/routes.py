@@ -8,6 +8,7 @@ there belongs to it, slashes included. Of two paths that fit the longer ending w
 from __future__ import annotations
 
 from kvnode.api import shapes
+from kvnode.api.etcd import plain
 from kvnode.api.http import (
     batch,
     events,
@@ -76,6 +77,8 @@ _WRITE = (
     "connection_lost",
 )
 _CHANGE = ("conflict", "member_not_found", *(code for code in _WRITE if code != "no_space"))
+VERBOSE = Parameter("verbose", "text", "As etcd answers: text, with a line for each check.")
+EXCLUDE = Parameter("exclude", "text", "As etcd answers: text, and this check does not count.")
 _AP_WRITE = ("not_ready", "overloaded", "no_space", "timeout")
 _ONCE = ("conflict", "sequence_too_old", "session_expired")
 
@@ -349,10 +352,27 @@ TABLE: tuple[Route, ...] = (
         "GET", "/v1/admin/snapshot", snapshot.take, "A backup: everything committed, as one consistent state.",
         (TIMEOUT,), (NO_FORWARD,), "", bytes, _READ,
     ),
-    Route("GET", "/livez", node.show_live, "The process is alive.", reply=node.Live),
+    Route("GET", "/livez", node.show_live, "The process is alive.", (VERBOSE, EXCLUDE), reply=node.Live),
     Route(
-        "GET", "/readyz", node.show_ready, "This node has a leader and has caught up.",
+        "GET", "/readyz", node.show_ready, "This node has a leader and has caught up.", (VERBOSE, EXCLUDE),
         reply=node.Ready, errors=("not_ready",),
+    ),
+    Route(
+        "GET", "/livez/{check}", plain.show_live_check, "One check of etcd's, as text: serializable_read.", (VERBOSE,),
+        reply=str, errors=("not_found",),
+    ),
+    Route(
+        "GET", "/readyz/{check}", plain.show_ready_check,
+        "One check of etcd's, as text: data_corruption, serializable_read, linearizable_read or non_learner.",
+        (VERBOSE,), reply=str, errors=("not_found",),
+    ),
+    Route(
+        "GET", "/health", plain.show_health, "Whether this node is healthy, as etcd says it: JSON as plain text.",
+        (
+            Parameter("serializable", "flag", "Only this node: no leader is needed."),
+            Parameter("exclude", "text", "An alarm that does not count: NOSPACE or CORRUPT."),
+        ),
+        reply=str,
     ),
     Route("GET", "/metrics", node.show_metrics, "Metrics in the Prometheus text format.", reply=str),
     Route("GET", "/version", node.show_version, "The version of this node.", reply=node.Version),

@@ -353,6 +353,8 @@ class Status(msgspec.Struct, frozen=True):
     quarantined: bool  # does not vote: acknowledged entries are lost, and peers have not restored all of them yet
     version: str
     uptime_ms: int
+    short_of_space: bool = False  # writes that grow the store are refused: one of `alarms` says why
+    corrupted: bool = False  # its log or its store is not what it was: one of `alarms` says what
 
 
 class Backup(ABC):

@@ -110,7 +110,9 @@ class StateMachine:
         """(revision, hybrid time): this cluster began at that revision, with a snapshot of that time; None: empty."""
         self.cut_term = meta.applied_term
         """Of the last entry in the newest cut."""
-        self.versions_removed = 0  # since this machine was opened
+        self.versions_removed = 0  # since this machine was opened, like the next two
+        self.puts = 0  # versions made
+        self.deletes = 0  # keys deleted
         self.generation = 0
         """How many stores came before this one (`take_over`): what was read of an earlier one is not gone on with."""
         self.backend = backend
@@ -141,9 +143,12 @@ class StateMachine:
         if self._unfinished is not None:
             self._unfinished.close()
         generation, removed, repeats = self.generation, self.versions_removed, self.exactly_once.repeats
+        puts, deletes = self.puts, self.deletes
         vars(self).update(vars(other))  # all of it, whatever a store has: nothing of this one must stay behind
         self.generation = generation + 1
         self.versions_removed += removed
+        self.puts += puts
+        self.deletes += deletes
         self.exactly_once.repeats += repeats
 
     @property
@@ -290,6 +295,9 @@ class StateMachine:
                 self.logical_bytes += size
                 if kv.version:
                     self.live_bytes += size
+                    self.puts += 1
+                else:
+                    self.deletes += 1
             if self.leases:
                 self.leases.track(events)
                 self.leases.end_emptied(MANY_CHANGES)
@@ -301,7 +309,7 @@ class StateMachine:
         """As `_finish`: many changes take their time to be encoded and summed up as well."""
         rolling = digest.Advance(self.digest, index, time, len(events))
         revision = Revision(self.revision + 1)
-        size = live = 0
+        size = live = puts = 0
         for first in range(0, len(events), MANY_CHANGES):
             if self._pace.left <= 0:
                 yield
@@ -315,6 +323,7 @@ class StateMachine:
             rolling.add(changes)
             size += sum(map(logical_bytes, changes))
             live += sum(logical_bytes(kv) for kv in changes if kv.version)
+            puts += sum(1 for kv in changes if kv.version)
         while not self.leases.end_emptied(MANY_CHANGES):
             self._pace.left -= MANY_CHANGES
             if self._pace.left <= 0:
@@ -322,6 +331,8 @@ class StateMachine:
         self.revision = revision
         self.logical_bytes += size
         self.live_bytes += live
+        self.puts += puts
+        self.deletes += len(events) - puts
         self._settle_replaced(changed=True)
         self._advance(index, time, rolling.finish(result))
         return Applied(result, tuple(events))

@@ -94,7 +94,7 @@ class Transactions:
         plan = yield from self._decide(request, course)
         if isinstance(plan, Refusal):
             return plan
-        if _changes_twice(request.success if plan.succeeded else request.failure):
+        if changes_twice(request.success if plan.succeeded else request.failure):
             return Refusal("bad_request", "a transaction may change a key only once", revision)
         if level_of(request) == NESTED_LEVEL:
             refusal = yield from self._check_before(plan, course)
@@ -315,7 +315,7 @@ class _Changes:
     deletes: list[tuple[bytes, bytes]]
 
 
-def _changes_twice(operations: tuple[Operation, ...]) -> bool:
+def changes_twice(operations: tuple[Operation, ...]) -> bool:
     """Whether one operation of a list may put what another may put or delete."""
     try:
         _changes_of(operations)

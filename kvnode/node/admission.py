@@ -383,7 +383,7 @@ class SpaceGuard:
     @property
     def alarm(self) -> str:
         """What is over its limit, in words; "" if nothing is."""
-        return self._limit.alarm
+        return self._limit.alarm if self._limit.is_reached() else ""
 
     def check(self, request: WriteRequest) -> None:
         """Raises: NoSpace (certainly not applied)."""

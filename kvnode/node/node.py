@@ -599,6 +599,8 @@ class Node(KV, Admin):
             now_ms=self._clock.monotonic_ms(),
             started_ms=self._started_ms,
             alarms=self._alarms(),
+            short_of_space=bool(self._space.alarm),
+            corrupted=bool(self._state_checks.alarm or self._log_health.alarms()),
         )
 
     def _alarms(self) -> list[str]:

@@ -53,6 +53,8 @@ def build(
     now_ms: int,
     started_ms: int,
     alarms: Iterable[str],
+    short_of_space: bool,
+    corrupted: bool,
 ) -> Status:
     """Cheap enough to be asked once a second. `alarms`: what other parts of the node have to say."""
     links = transport.links()
@@ -91,6 +93,8 @@ def build(
         quarantined=raft.is_quarantined,
         version=__version__,
         uptime_ms=now_ms - started_ms,
+        short_of_space=short_of_space,
+        corrupted=corrupted,
     )
 
 
@@ -151,6 +155,8 @@ def counters(
         "kvnode_swept_revision": machine.swept_revision,
         "kvnode_logical_bytes": machine.logical_bytes,
         "kvnode_history_bytes": machine.history_bytes,
+        "kvnode_puts_total": machine.puts,
+        "kvnode_deletes_total": machine.deletes,
         "kvnode_versions_removed_total": machine.versions_removed,
         "kvnode_proposals_total": proposals,
         "kvnode_proposals_failed_total": proposals_failed,

@@ -272,6 +272,9 @@ class Story:
             return
         if len(self._followers) >= FOLLOWERS_MAX:
             raise Overloaded("too many readers wait for events")
+        await self._next_wake(within_ms)
+
+    async def _next_wake(self, within_ms: int) -> None:
         future: asyncio.Future[None] = self._loop.create_future()
         self._followers[future] = None
         timer = self._loop.call_later(within_ms / 1e3, _wake, future)
@@ -284,11 +287,11 @@ class Story:
     async def settle(self, within_ms: int) -> None:
         """Let what has been recorded reach the disk, as far as it gets in that time; then hand nothing more to it."""
         deadline_ms = self._clock.monotonic_ms() + within_ms
-        while self._is_writing or self._waiting:
+        while (self._is_writing or self._waiting) and not self._is_closed:  # closed meanwhile: `halt`
             left_ms = deadline_ms - self._clock.monotonic_ms()
             if left_ms <= 0:
                 break
-            await self.news(min(left_ms, SETTLE_LOOK_MS))
+            await self._next_wake(min(left_ms, SETTLE_LOOK_MS))
         self.finish()
 
     def finish(self) -> None:

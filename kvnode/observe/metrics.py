@@ -67,6 +67,8 @@ DECLARED: tuple[MetricDeclaration, ...] = (
     MetricDeclaration("kvnode_swept_revision", "gauge", "", "History given up below it has been removed."),
     MetricDeclaration("kvnode_logical_bytes", "gauge", "", "Keys and values of all versions, and 64 for each."),
     MetricDeclaration("kvnode_history_bytes", "gauge", "", "Of these, what only readers of the past can see."),
+    MetricDeclaration("kvnode_puts_total", "counter", "", "Versions that this node has applied."),
+    MetricDeclaration("kvnode_deletes_total", "counter", "", "Deletions of a key that it has applied."),
     MetricDeclaration("kvnode_versions_removed_total", "counter", "", "Versions removed by compaction."),
     MetricDeclaration("kvnode_proposals_total", "counter", "", "Writes this node has proposed."),
     MetricDeclaration(
@@ -205,25 +207,26 @@ DECLARED: tuple[MetricDeclaration, ...] = (
 BY_NAME: dict[str, MetricDeclaration] = {declared.name: declared for declared in DECLARED}
 
 
-def render(values: Mapping[str, Value]) -> bytes:
+def render(values: Mapping[str, Value], declared: Mapping[str, MetricDeclaration] = BY_NAME) -> bytes:
     """Prometheus text format of the given values. Raises: KeyError for a name that is not declared."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Values(values))
+    registry.register(_Values(values, declared))
     return generate_latest(registry)
 
 
 class _Values(Collector):
     """One scrape's numbers, as prometheus_client wants them."""
 
-    def __init__(self, values: Mapping[str, Value]) -> None:
+    def __init__(self, values: Mapping[str, Value], declared: Mapping[str, MetricDeclaration]) -> None:
         self._values = values
+        self._declared = declared
 
     def describe(self) -> list[Metric]:
         return []
 
     def collect(self) -> Iterator[Metric]:
         for name, value in self._values.items():
-            declared = BY_NAME[name]
+            declared = self._declared[name]
             if isinstance(value, Histogram):
                 yield _histogram(declared, value)
             else:

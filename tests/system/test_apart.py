@@ -142,10 +142,11 @@ async def test_both_sides_of_a_partition_go_on(cluster: CableCluster) -> None:
     await cluster.agreed("both", [b"resolved"])
     last = (await cluster.post(alone, {"after": "the cut"})).json()
     agreed = await cluster.final_story(before["id"], *wanted, last["id"])
+    earlier = {event["id"] for event in await cluster.story(far)}
     await reader.read(far)
     assert len(reader.ids) == len(set(reader.ids))
-    assert set(reader.ids) >= wanted | {before["id"], last["id"]}
-    assert set(reader.ids) == {event["id"] for event in await cluster.story(far)}
+    assert set(reader.ids) >= earlier >= wanted | {before["id"], last["id"]}
+    assert set(reader.ids) <= {event["id"] for event in await cluster.story(far)}
 
     # A member that was taken for dead has refuted it: the accusation comes first in the story.
     after = await cluster.members(far)
@@ -157,11 +158,11 @@ async def test_both_sides_of_a_partition_go_on(cluster: CableCluster) -> None:
 async def test_who_is_not_reached_directly_is_reached_by_others(cluster: CableCluster) -> None:
     """Only what one member sends to one other is lost: all count as alive (GO-T3), as soon as that has been noticed.
 
-    Without helpers the two ends accuse each other again and again, and refute by the third.
+    Without helpers the two ends accuse each other again and again, and refute by the third. That nobody is even taken
+    for dead before is a matter of a machine that keeps up: `tests/gossip` counts it in virtual time.
     """
     await cluster.started()
     await cluster.wait_all_alive()
-    posted = (await cluster.post(1, {"before": "the cut"})).json()
     cluster.cut((1, 2))
     before: set[tuple[str, int]] = set()
     calm_since = monotonic()
@@ -178,6 +179,3 @@ async def test_who_is_not_reached_directly_is_reached_by_others(cluster: CableCl
     assert cluster.lost[1, 2] > 3
     cluster.heal()
     await cluster.wait_all_alive()
-    last = (await cluster.post(2, {"after": "the cut"})).json()
-    story = await cluster.final_story(posted["id"], last["id"])
-    assert "member.dead" not in {event["kind"] for event in story if event["lamport"] > posted["lamport"]}

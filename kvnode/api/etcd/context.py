@@ -8,8 +8,10 @@ import msgspec
 
 from kvnode.api.etcd.errors import Code, EtcdError
 from kvnode.api.etcd.proto_json import Response, decimal
+from kvnode.api.http.alive import with_health
 from kvnode.config import Config
-from kvnode.kv.interface import KV, Admin, Consistency, Options
+from kvnode.kv.available import AvailableNode
+from kvnode.kv.interface import KV, Admin, Consistency, MemberInfo, Options
 
 NO_LEADER = "etcdserver: no leader"
 
@@ -26,9 +28,10 @@ class ResponseHeader(Response):
 class Gateway:
     """What all etcd requests of one node share."""
 
-    def __init__(self, kv: KV, admin: Admin, config: Config) -> None:
+    def __init__(self, kv: KV, admin: Admin, config: Config, available: AvailableNode) -> None:
         self.kv = kv
         self.admin = admin
+        self.available = available
         self.config = config
         self._cluster_id = ""
         self._header_of: tuple[int, int] = (-1, -1)
@@ -76,17 +79,21 @@ class Context:
         self.is_wanted = is_wanted
 
     def header(self, revision: int = 0) -> msgspec.Raw:
-        """With `revision`, or the one of this node's applied state if that is newer, as etcd tells the current one."""
+        """With the revision of this node's applied state, at least `revision`: what etcd calls the current one."""
         return self.gateway.header(max(revision, self.admin.revision))
 
     def header_at(self, revision: int) -> msgspec.Raw:
-        """With just this revision, as a write tells its own; 0: without one."""
+        """With just this revision, as a write tells its own, and a read of what is current; 0: without one."""
         return self.gateway.header(revision)
 
     def options(self, *, serializable: bool = False) -> Options:
         """Deadline and consistency. `serializable`: what this node has, as old as it may be."""
         consistency: Consistency = "stale" if serializable else "linearizable"
         return Options(self.config.limits.timeout_ms, consistency, self.request_id)
+
+    def members(self) -> tuple[MemberInfo, ...]:
+        """The members as this node knows them; where clients reach them it may have heard by gossip."""
+        return with_health(self.admin.members().members, self.gateway.available)
 
     def check_leader(self) -> None:
         """A request may ask to be refused where no leader is known. Raises: EtcdError."""

@@ -15,7 +15,7 @@ import msgspec
 
 from kvnode.api.answer import KIND_JSON, Answer
 from kvnode.api.call import Call
-from kvnode.api.etcd import kv, txn
+from kvnode.api.etcd import alarms, auth, cluster, kv, maintenance, snapshot, txn
 from kvnode.api.etcd.context import Context, Gateway
 from kvnode.api.etcd.errors import Code, EtcdError, invalid, stream_body, translated, unary_body
 from kvnode.api.etcd.method import Method, Stream, Unary
@@ -23,6 +23,7 @@ from kvnode.api.etcd.proto_json import decode, decode_all
 from kvnode.api.streaming import Outlet, TooSlow
 from kvnode.errors import KvnodeError, Overloaded, TooLarge
 from kvnode.observe.log import get_logger
+from kvnode.version import ETCD_CLUSTER_VERSION, ETCD_SERVER_VERSION
 
 if TYPE_CHECKING:
     from kvnode.api.app import App
@@ -32,7 +33,15 @@ log = get_logger("etcd")
 PREFIXES = ("/v3/", "/v3beta/", "/v3alpha/")
 """Clients choose one by the version that `/version` tells; all are served alike."""
 
-METHODS: Mapping[str, Method] = {**kv.METHODS, **txn.METHODS}
+METHODS: Mapping[str, Method] = {
+    **kv.METHODS,
+    **txn.METHODS,
+    **maintenance.METHODS,
+    **alarms.METHODS,
+    **snapshot.METHODS,
+    **cluster.METHODS,
+    **auth.METHODS,
+}
 """By path, without its prefix."""
 
 BODY_FACTOR = 2
@@ -44,10 +53,27 @@ class EtcdDoor:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self._gateway = Gateway(app.kv, app.admin, app.config)
+        self._health = {True: 0, False: 0}  # answers of /health: good ones, others
+        self._gateway = Gateway(app.kv, app.admin, app.config, app.available)
 
     def takes(self, path: str) -> bool:
         return path.startswith("/v3") and path.startswith(PREFIXES)
+
+    def count_health(self, *, is_good: bool) -> None:
+        self._health[is_good] += 1
+
+    def numbers(self) -> dict[str, Any]:
+        """What `kvnode.observe.etcd_metrics` has beside aliases, by name."""
+        admin = self._app.admin
+        return {
+            "etcd_server_id": {f"{admin.id:x}": 1},
+            "etcd_server_version": {ETCD_SERVER_VERSION: 1},
+            "etcd_cluster_version": {ETCD_CLUSTER_VERSION.rpartition(".")[0]: 1},
+            "etcd_server_is_learner": int(admin.status().role == "learner"),
+            "etcd_server_quota_backend_bytes": self._app.config.storage.quota_bytes,
+            "etcd_server_health_success": self._health[True],
+            "etcd_server_health_failures": self._health[False],
+        }
 
     async def handle(self, call: Call, path: str) -> Answer:
         """Answer one request; every refusal is told in etcd's form. Raises nothing but cancellation."""

@@ -103,6 +103,8 @@ def stream_body(error: EtcdError) -> bytes:
     return msgspec.json.encode(StreamError(words))
 
 
+REQUEST_TIMED_OUT = "etcdserver: request timed out"
+
 KEY_NOT_PROVIDED = "key is not provided"
 KEY_NOT_FOUND = "key not found"
 
@@ -120,7 +122,7 @@ _BY_CODE: dict[str, tuple[Code, str]] = {
     "not_ready": (Code.UNAVAILABLE, "etcdserver: server stopped"),
     "not_applied": (Code.UNAVAILABLE, "etcdserver: leader changed"),
     "leadership_lost": (Code.UNAVAILABLE, "etcdserver: leader changed"),
-    "timeout": (Code.UNAVAILABLE, "etcdserver: request timed out"),
+    "timeout": (Code.UNAVAILABLE, REQUEST_TIMED_OUT),
     "connection_lost": (Code.UNAVAILABLE, "etcdserver: request timed out, possibly due to connection lost"),
     "log_corrupted": (Code.DATA_LOSS, "etcdserver: corrupt cluster"),
     "state_diverged": (Code.DATA_LOSS, "etcdserver: corrupt cluster"),

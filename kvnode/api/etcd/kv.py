@@ -9,7 +9,7 @@ import msgspec
 
 from kvnode.api.etcd import ranges
 from kvnode.api.etcd.context import Context
-from kvnode.api.etcd.errors import Code, EtcdError, invalid
+from kvnode.api.etcd.errors import REQUEST_TIMED_OUT, Code, EtcdError, invalid
 from kvnode.api.etcd.kv_messages import (
     DeleteRangeRequest,
     DeleteRangeResponse,
@@ -51,10 +51,16 @@ async def range_(context: Context, request: RangeRequest) -> RangeResponse:
     if bounds is None:  # nothing lies there; whether it may be asked for at that revision is judged all the same
         bounds, request = (request.key, b""), msgspec.structs.replace(request, count_only=True, range_end=b"")
         found = await ranges.read(context.kv, request, bounds, options, page_items)
-        return RangeResponse(header=context.header(found.revision))
+        return RangeResponse(header=_header(context, request, found.revision))
     found = await ranges.read(context.kv, request, bounds, options, page_items)
     kvs = await shown(found.items, keys_only=request.keys_only)
-    return RangeResponse(header=context.header(found.revision), kvs=kvs, more=found.more, count=decimal(found.total))
+    header = _header(context, request, found.revision)
+    return RangeResponse(header=header, kvs=kvs, more=found.more, count=decimal(found.total))
+
+
+def _header(context: Context, request: RangeRequest, revision: int) -> msgspec.Raw:
+    """Of what is current just the revision it was read at: who watches from the next one on must miss nothing."""
+    return context.header(revision) if request.revision > 0 else context.header_at(revision)
 
 
 async def shown(items: list[requests.KeyValue], *, keys_only: bool = False) -> Sequence[KeyValue]:
@@ -107,7 +113,7 @@ async def delete_range(context: Context, request: DeleteRangeRequest) -> DeleteR
 
 async def compact(context: Context, request: CompactionRequest) -> CompactionResponse:
     """Compacting again, or below what is compacted, is refused, as far as this node knows it."""
-    if request.revision < 0 or 0 < request.revision <= context.admin.status().compact_revision:
+    if request.revision <= context.admin.status().compact_revision:
         raise EtcdError(Code.OUT_OF_RANGE, COMPACTED)
     options = context.options()
     reply = await context.kv.execute(Compact(request.revision), options)
@@ -117,7 +123,7 @@ async def compact(context: Context, request: CompactionRequest) -> CompactionRes
                 while context.admin.status().swept_revision < request.revision:  # noqa: ASYNC110 - nobody tells
                     await asyncio.sleep(SWEPT_LOOK_S)
         except TimeoutError:
-            raise EtcdError(Code.UNAVAILABLE, "etcdserver: request timed out") from None
+            raise EtcdError(Code.UNAVAILABLE, REQUEST_TIMED_OUT) from None
     return CompactionResponse(header=context.header(reply.revision))
 
 

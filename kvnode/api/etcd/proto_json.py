@@ -50,6 +50,10 @@ class Response(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Base of all responses. What is to be left out must be the default itself: see `decimal`, and `()` for lists."""
 
 
+class Empty(Request):
+    """A message without fields: as a request it takes any object, as an answer it is `{}`."""
+
+
 def decimal(number: int) -> str:
     """A 64-bit integer as it is written; of 0 the very object that is the default, which is left out."""
     return str(number) if number else "0"
@@ -66,9 +70,17 @@ def decode(kind: type[Message], body: bytes) -> Message:
         return kind()
     try:
         value = msgspec.json.decode(body)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise malformed(f"the body is not JSON: {error}") from None
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        value = _decode_slowly(body)
     return read(kind, value)
+
+
+def _decode_slowly(body: bytes) -> Any:
+    """What only the other parser takes (numbers that no float can hold), or what is wrong. Raises: EtcdError."""
+    try:
+        return _DECODER.decode(body.decode())
+    except (ValueError, RecursionError) as error:
+        raise malformed(f"the body is not JSON: {error}") from None
 
 
 def decode_all(kind: type[Message], body: bytes) -> Iterator[Message]:
@@ -172,11 +184,16 @@ def _read_integer(low: int, high: int, value: Any, place: str) -> int:
 def _read_bytes(value: Any, place: str) -> bytes:
     if type(value) is not str:
         raise _mismatch(value, "base64", place)
+    if not value:
+        return b""
     text = value.rstrip("=").translate(_URL_SAFE)
+    is_padded_well = len(text) == len(value) or len(value) % 4 == 0
     try:
-        return binascii.a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True) if text else b""
+        if text and is_padded_well:
+            return binascii.a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True)
     except ValueError:
-        raise malformed(f"{place}: illegal base64 data") from None
+        pass
+    raise malformed(f"{place}: illegal base64 data")
 
 
 def _read_bool(value: Any, place: str) -> bool:

@@ -26,10 +26,13 @@ from kvnode.api.etcd.kv_messages import (
     key_value,
 )
 from kvnode.api.etcd.method import Method, Unary
-from kvnode.api.etcd.proto_json import DEPTH_MAX, Request, Response, decimal, malformed
+from kvnode.api.etcd.proto_json import Request, Response, decimal
+from kvnode.config import LimitsSection
+from kvnode.ids import Revision
 from kvnode.kv import requests
-from kvnode.kv.keys import ONE_KEY, contains
+from kvnode.kv.keys import ONE_KEY
 from kvnode.kv.requests import CompareOp, CompareTarget, Delete, Operation, Range
+from kvnode.machine import txn as machine
 
 
 class Result(IntEnum):
@@ -102,8 +105,10 @@ _NO_IDS = msgspec.Raw(b"{}")
 
 async def transact(context: Context, request: TxnRequest) -> TxnResponse:
     limits = context.config.limits
-    check(request, limits.txn_operations_max)
-    reply = await context.kv.execute(_Translator(limits.page_items_max).txn(request), context.options())
+    check(request)
+    txn = _Translator(limits.page_items_max).txn(request)
+    check_shape(txn, limits)
+    reply = await context.kv.execute(txn, context.options())
     has_changed = any(_changes(result) for result in reply.results)
     at = _Progress(reply.revision - has_changed)
     return _response(request, reply, context.header_at(reply.revision), at)
@@ -112,54 +117,30 @@ async def transact(context: Context, request: TxnRequest) -> TxnResponse:
 # ── what needs no state ─────────────────────────────────────────────────────────────────────────────
 
 
-def check(request: TxnRequest, operations_max: int, depth: int = 0) -> None:
-    """Raises: EtcdError."""
-    if depth > DEPTH_MAX:
-        raise malformed(f"nested deeper than {DEPTH_MAX}")
-    longest = max(len(request.compare), len(request.success), len(request.failure))
-    if longest > operations_max:
-        raise invalid("too many operations in txn request")
+def check(request: TxnRequest) -> None:
+    """Keys, flags and orders of both branches. Raises: EtcdError."""
     if not all(compare.key for compare in request.compare):
         raise invalid(KEY_NOT_PROVIDED)
     for operation in (*request.success, *request.failure):
-        _check_operation(operation, operations_max - longest, depth)
-    for branch in (request.success, request.failure):
-        _puts_of(branch)
+        if operation.request_range is not None:
+            ranges.check_order(operation.request_range)
+            interval(operation.request_range.key, operation.request_range.range_end)
+        elif operation.request_put is not None:
+            put_of(operation.request_put)
+        elif operation.request_delete_range is not None:
+            interval(operation.request_delete_range.key, operation.request_delete_range.range_end)
+        elif operation.request_txn is not None:
+            check(operation.request_txn)
+        else:
+            raise invalid(KEY_NOT_FOUND)
 
 
-def _check_operation(operation: RequestOp, operations_max: int, depth: int) -> None:
-    if operation.request_range is not None:
-        ranges.check_order(operation.request_range)
-        interval(operation.request_range.key, operation.request_range.range_end)
-    elif operation.request_put is not None:
-        put_of(operation.request_put)
-    elif operation.request_delete_range is not None:
-        interval(operation.request_delete_range.key, operation.request_delete_range.range_end)
-    elif operation.request_txn is not None:
-        check(operation.request_txn, operations_max, depth + 1)
-    else:
-        raise invalid(KEY_NOT_FOUND)
-
-
-def _puts_of(operations: Sequence[RequestOp]) -> set[bytes]:
-    """The keys that a list may put. Raises: EtcdError if it may put one twice, or put one and delete it."""
-    deleted = [bounds for operation in operations if (bounds := _deleted_by(operation)) is not None]
-    put: set[bytes] = set()
-    for operation in operations:
-        more: set[bytes] = set()
-        if operation.request_put is not None:
-            more = {operation.request_put.key}
-        elif operation.request_txn is not None:  # only one of its branches will run
-            more = _puts_of(operation.request_txn.success) | _puts_of(operation.request_txn.failure)
-        if put & more or any(contains(*bounds, key) for bounds in deleted for key in more):
-            raise invalid("duplicate key given in txn request")
-        put |= more
-    return put
-
-
-def _deleted_by(operation: RequestOp) -> tuple[bytes, bytes] | None:
-    request = operation.request_delete_range
-    return None if request is None else interval(request.key, request.range_end)
+def check_shape(txn: requests.Txn, limits: LimitsSection) -> None:
+    """Counts, and keys that a list would change twice, of both branches. Raises: EtcdError."""
+    if machine.check_shape(txn, limits, Revision(0)) is not None:
+        raise invalid("too many operations in txn request")
+    if machine.changes_twice(txn.success) or machine.changes_twice(txn.failure):
+        raise invalid("duplicate key given in txn request")
 
 
 # ── the store's form ────────────────────────────────────────────────────────────────────────────────

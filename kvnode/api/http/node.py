@@ -9,12 +9,14 @@ import msgspec
 from kvnode.api import query
 from kvnode.api.answer import KIND_TEXT, Answer
 from kvnode.api.call import Call
+from kvnode.api.etcd import plain
 from kvnode.api.http.alive import unheard, with_health
 from kvnode.errors import BadRequest, NotReady, Timeout
 from kvnode.ids import NOBODY, NodeId
 from kvnode.kv.requests import Compact
 from kvnode.observe import metrics
-from kvnode.version import __version__
+from kvnode.observe.etcd_metrics import render_as_etcd
+from kvnode.version import ETCD_CLUSTER_VERSION, ETCD_SERVER_VERSION, __version__
 
 
 class Live(msgspec.Struct):
@@ -26,7 +28,11 @@ class Ready(msgspec.Struct):
 
 
 class Version(msgspec.Struct):
+    """The names that clients of etcd look for hold the version of etcd's API, in numbers and dots."""
+
     version: str
+    etcdserver: str
+    etcdcluster: str
 
 
 class Transferred(msgspec.Struct):
@@ -50,10 +56,14 @@ async def show_status(call: Call) -> Answer:
 
 async def show_live(call: Call) -> Answer:
     """That the loop runs this far is the whole proof."""
+    if plain.is_asked_for(call):
+        return await plain.show_live(call)
     return call.json(200, Live(live=True))
 
 
 async def show_ready(call: Call) -> Answer:
+    if plain.is_asked_for(call):
+        return await plain.show_ready(call)
     if not call.app.admin.is_ready():
         status = call.app.admin.status()
         why = "is in quarantine: see alarms" if status.quarantined else "has no leader or has not caught up with it yet"
@@ -65,11 +75,12 @@ async def show_metrics(call: Call) -> Answer:
     values = call.app.admin.counters() | call.app.counters() | call.app.available.available_counters()
     # Rendering takes milliseconds of pure Python: not on the loop.
     text = await asyncio.to_thread(metrics.render, values)
+    text += await asyncio.to_thread(render_as_etcd, values, call.app.etcd.numbers())
     return call.answer(200, text, kind=KIND_TEXT)
 
 
 async def show_version(call: Call) -> Answer:
-    return call.json(200, Version(version=__version__))
+    return call.json(200, Version(__version__, ETCD_SERVER_VERSION, ETCD_CLUSTER_VERSION))
 
 
 async def show_openapi(call: Call) -> Answer:

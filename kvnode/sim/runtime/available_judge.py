@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from kvnode.clocks.version_vector import Origin
+from kvnode.gossip.finality import Finality
 from kvnode.ids import NodeId
 from kvnode.kv.available import TimelineEvent
 from kvnode.sim.runtime.available_clients import AvailableClients, Stream, Writer, plane_of
@@ -97,8 +98,9 @@ async def settle(cluster: Cluster, clients: AvailableClients, core: list[NodeId]
     clients.counts["alive_after_ms"] = round((cluster.loop.time() - begun_s) * 1e3)
     voters = set(cluster.configuration.voters)
     everybody = voters | {member.id for member in cluster.configuration.members}
-    # Who lost its store promises nothing before it has heard everybody, learners too.
-    if (everybody if cluster.dots.lost else voters) <= set(planes):
+    # Who lost its store, or may have lost one, promises nothing before it has heard everybody, learners too.
+    may_have_lost = any(_finality(cluster, member)._is_renewed for member in planes)
+    if (everybody if may_have_lost else voters) <= set(planes):
         goal = max((event.lamport for event in clients.posted if event.member in planes), default=0)
         await _until(
             cluster,
@@ -117,8 +119,12 @@ async def _until(cluster: Cluster, condition: Callable[[], bool], what: Callable
         raise AssertionError(what()) from error
 
 
+def _finality(cluster: Cluster, member: NodeId) -> Finality:
+    return plane_of(cluster.members[member])._story.timeline._finality
+
+
 def _watermarks(cluster: Cluster, planes: list[NodeId]) -> list[int]:
-    return [plane_of(cluster.members[member])._story.timeline._finality.watermark for member in planes]
+    return [_finality(cluster, member).watermark for member in planes]
 
 
 def _strangers(cluster: Cluster, planes: list[NodeId]) -> list[tuple[NodeId, NodeId, str]]:

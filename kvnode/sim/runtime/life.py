@@ -18,6 +18,7 @@ from kvnode.sim.runtime import available_judge, holders, liveness
 from kvnode.sim.runtime.available_clients import AvailableClients
 from kvnode.sim.runtime.clock import NodeClock
 from kvnode.sim.runtime.cluster import Cluster
+from kvnode.sim.runtime.etcd_tongue import EtcdTongue
 from kvnode.sim.runtime.faults import FAULTS
 from kvnode.sim.runtime.floors import Floors
 from kvnode.sim.runtime.insistent import Insistent
@@ -60,6 +61,8 @@ class Life:
         self._rng = self.fork("life")
         self._perturb_rng = self.fork("perturbations")
         self._perturbed: dict[str, int] = {}
+        self._tongues = self.fork("tongues")
+        self.in_etcds_words = 0  # requests
         self._states = ""
         self.was_undecided = False
 
@@ -227,6 +230,7 @@ class Life:
         found["watch_lines"] = sum(len(stream.messages) for stream in self.watchers.streams)
         cluster = self.cluster
         found["starts"] = cluster.starts
+        found["asked_in_etcds_words"] = self.in_etcds_words
         found["leader_changes"] = cluster.observer.leader_changes
         found["segment_rolls"] = cluster.observer.segment_rolls
         found["truncations"] = cluster.observer.truncations
@@ -260,7 +264,9 @@ class Life:
             if member in self.cluster.removed:
                 raise NotReady(f"member {member} is gone")
         on_sent()
-        return await self.cluster.members[member].ask(request, options)
+        in_etcds_words = self._tongues.random() < self.world.in_etcds_words and EtcdTongue.knows(request, options)
+        self.in_etcds_words += in_etcds_words
+        return await self.cluster.members[member].ask(request, options, in_etcds_words=in_etcds_words)
 
     def _watch(
         self, member: NodeId, request: Watch, options: Options, on_part: Callable[[WatchPart], bool]

@@ -35,6 +35,7 @@ from kvnode.sim.available_shelf import FileShelf
 from kvnode.sim.disk import FakeDisk, SimulatedCrash
 from kvnode.sim.loop import VirtualWorker
 from kvnode.sim.runtime.applied import AppliedLog, StrayLog, WatchedMachine
+from kvnode.sim.runtime.etcd_tongue import EtcdTongue
 from kvnode.sim.runtime.gossip_net import VirtualGossipNet
 from kvnode.sim.runtime.node_loop import NodeLoop
 from kvnode.sim.runtime.observer import Observer, StrayObserver, WatchedRaft, watch
@@ -371,18 +372,22 @@ class Member:
         assert self.own_loop is not None
         return self.own_loop.submit(serve())
 
-    def ask(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Coroutine[Any, Any, Any]:
+    def ask(
+        self, request: Request, options: Options = DEFAULT_OPTIONS, *, in_etcds_words: bool = False
+    ) -> Coroutine[Any, Any, Any]:
         """Carry out one request, as the HTTP layer of the process would."""
-        return self._ask(request, options)
+        return self._ask(request, options, in_etcds_words=in_etcds_words)
 
-    async def _ask(self, request: Request, options: Options) -> Any:
+    async def _ask(self, request: Request, options: Options, *, in_etcds_words: bool) -> Any:
         if self.own_loop is None:
             return await self.node.execute(request, options)
-        return await self.own_loop.submit(self._serve(request, options))
+        return await self.own_loop.submit(self._serve(request, options, in_etcds_words=in_etcds_words))
 
-    async def _serve(self, request: Request, options: Options) -> Any:
+    async def _serve(self, request: Request, options: Options, *, in_etcds_words: bool) -> Any:
         if self._node is None:
             raise NotReady("the member does not take part yet")
+        if in_etcds_words:
+            return await EtcdTongue(self._node, self._node, self._cluster.configs[self.id]).execute(request, options)
         return await self._node.execute(request, options)
 
     def watch(self, request: Watch, options: Options, on_part: Callable[[WatchPart], bool]) -> asyncio.Future[None]:

@@ -56,6 +56,9 @@ MARKS = {
 }
 """Situations that runs must bring about, with their meaning."""
 
+RARE_MARKS = ("install_finished_at_start",)
+"""Those of them that one of several hundred runs meets: a process has to end between two steps of its last commit."""
+
 
 def run_seed(seed: int, trace: Trace | None = None) -> SeedReport:
     """Live one seed's life. A violated invariant is reported, not raised."""

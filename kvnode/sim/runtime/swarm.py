@@ -63,6 +63,7 @@ class World:
     old_level: float  # share of the first members that claim an older feature level until they are upgraded
     block_bytes: int  # of a snapshot; small, so that there are many
     plane: PlaneMix | None  # who uses what needs no quorum; None: members have no such thing
+    in_etcds_words: float  # share of the requests that are asked in them
     perturbed: dict[str, float]  # points of `kvnode.perturb` that are on, and how often each strikes
 
 
@@ -97,6 +98,7 @@ def draw(fork: Callable[[str], random.Random], faults: Sequence[str]) -> World:
         old_level=churn.choice((0.0, 0.0, 0.5, 1.0)) if has_churn else 0.0,
         block_bytes=churn.choice((64 * KIB, KIB, 200)),
         plane=_plane(fork("plane")),
+        in_etcds_words=fork("etcd").choice((0.0, 0.0, 0.3, 1.0)),
         perturbed=_perturbed(fork("perturb")),
     )
 
