@@ -29,6 +29,7 @@ from time import monotonic
 import canaries_available
 import canaries_changes
 import canaries_clocks
+import canaries_etcd_queues
 import canaries_eventual
 import canaries_export
 import canaries_gossipnet
@@ -66,6 +67,7 @@ CANARIES: tuple[Canary, ...] = (
     *canaries_storage.CANARIES,
     *canaries_clocks.CANARIES,
     *canaries_watches.CANARIES,
+    *canaries_etcd_queues.CANARIES,
     *canaries_snapshots.CANARIES,
     *canaries_export.CANARIES,
     *canaries_members.CANARIES,
