@@ -94,7 +94,9 @@ def test_an_id_that_is_taken(target: Target, lease: int) -> None:
     assert left(target, lease)["grantedTTL"] == "70"
 
 
-@pytest.mark.parametrize("body", [b'{"TTL": "x"}', b'{"TTL": 1.5}', b'{"ID": 9223372036854775808}', b'{"TTL": []}', b"["])
+@pytest.mark.parametrize(
+    "body", [b'{"TTL": "x"}', b'{"TTL": 1.5}', b'{"ID": 9223372036854775808}', b'{"TTL": []}', b"["]
+)
 def test_a_grant_that_cannot_be_read(target: Target, body: bytes) -> None:
     target.refused("lease/grant", body, INVALID_ARGUMENT)
 
