@@ -63,8 +63,8 @@ class Target:
     name: str  # kvnode-leader, kvnode-follower or etcd
     address: Address
     version: tuple[int, ...]  # of the etcd it is, or claims to be
-    first: list[dict[str, Any]] = field(default_factory=list)  # a range, then a put: the store's first two requests
-    _kept: Connection | None = None
+    first: list[dict[str, Any]] = field(default_factory=list, repr=False)  # answers to the store's first range and put
+    _kept: Connection | None = field(default=None, repr=False)
 
     @property
     def is_kvnode(self) -> bool:
@@ -147,7 +147,7 @@ class Target:
         content = b"".join(each if isinstance(each, bytes) else json.dumps(each).encode() for each in objects)
         connection = self.connect()
         connection.send("POST", f"{under}{path}", content, {"Content-Type": "application/json"})
-        return Stream(connection)
+        return Stream(connection, is_newline_apart=not self.is_kvnode)
 
     # The calls that nearly every test makes.
 

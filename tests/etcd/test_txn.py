@@ -8,7 +8,7 @@ import pytest
 
 from tests.etcd.operations import NEVER, Operation, compare, delete, delete_all, get, get_all, nested, put
 from tests.etcd.target import INVALID_ARGUMENT, NOT_FOUND, OUT_OF_RANGE, Target
-from tests.etcd.words import WRONG_VERSION, b64, interval, keys_of, pairs_of, prefix, revision_of, values_of
+from tests.etcd.words import FAR_AHEAD, b64, interval, keys_of, pairs_of, prefix, revision_of, values_of
 
 DUPLICATE = "etcdserver: duplicate key given in txn request"
 KEY_NOT_FOUND = "etcdserver: key not found"
@@ -287,6 +287,8 @@ def test_what_is_no_duplicate(target: Target, own: bytes) -> None:
         [put(a), get(a), get(a)],
         [put(b), delete_all(around)],
         [nested([NEVER], [put(a)], [put(a, b"else")])],
+        [nested([NEVER], [put(a)], [delete(a)])],
+        [nested(success=[put(a)], failure=[delete_all(around)])],
         [nested(success=[put(a)]), put(b)],
         [nested(success=[delete_all(around)]), nested(success=[delete_all(around)])],
         [put(a), put(a + b"\0"), delete(a + b"\0\0")],
@@ -334,7 +336,7 @@ STATE = [
     (put(b"?", lease=NO_LEASE), NOT_FOUND, "etcdserver: requested lease not found"),
     (put(b"?", ignore_value=True), INVALID_ARGUMENT, KEY_NOT_FOUND),
     (put(b"?", ignore_lease=True), INVALID_ARGUMENT, KEY_NOT_FOUND),
-    (get(b"?", revision=WRONG_VERSION), OUT_OF_RANGE, FUTURE),
+    (get(b"?", revision=FAR_AHEAD), OUT_OF_RANGE, FUTURE),
 ]
 
 
