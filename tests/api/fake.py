@@ -233,7 +233,6 @@ class FakeAdmin(Admin):
     def __init__(self, kv: FakeKV) -> None:
         self.kv = kv
         self.ready = True
-        self.newest_term = Term(3)  # of what is applied
         self.quarantined = False
         self.short_of_space = False
         self.corrupted = False
@@ -261,7 +260,7 @@ class FakeAdmin(Admin):
 
     @property
     def applied_term(self) -> Term:
-        return self.newest_term
+        return Term(3)
 
     @property
     def revision(self) -> Revision:

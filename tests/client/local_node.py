@@ -94,6 +94,7 @@ class LocalNode(KV, Admin):
         self.executed: list[Any] = []
         self.options: list[Options] = []
         self.ready = True
+        self.newest_term = Term(1)  # of what is applied
         self.changes: list[MemberChange] = []
         self.configuration = Members(
             cluster_id="00000000000000aa",
@@ -189,7 +190,7 @@ class LocalNode(KV, Admin):
 
     @property
     def applied_term(self) -> Term:
-        return Term(1)
+        return self.newest_term
 
     @property
     def revision(self) -> Revision:

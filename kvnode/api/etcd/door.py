@@ -193,7 +193,7 @@ class EtcdDoor:
             with _told_to(outlet, call):
                 await conversation.run(_each(requests[1:]), _Chunks(outlet), ends=False)
 
-        return call.stream(produce, kind=KIND_JSON, revision=0)
+        return call.stream(produce, kind=KIND_JSON, revision=0, keep_alive=True)
 
 
 def _method_at(path: str) -> Method | None:

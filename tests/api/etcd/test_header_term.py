@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from kvnode.ids import Term
-from tests.api.fake import FakeAdmin
 from tests.api.raw import Door
+from tests.client.local_node import LocalNode
 
 
-async def test_it_is_the_term_of_the_newest_applied_entry(door: Door, admin: FakeAdmin) -> None:
-    for term in (2, 3):
-        admin.newest_term = Term(term)
+async def test_it_is_the_term_of_the_newest_applied_entry(door: Door, node: LocalNode) -> None:
+    for term in (4, 5):
+        node.newest_term = Term(term)
         reply = await door.ask("POST", "/v3/kv/put", {"key": "YQ==", "value": "YQ=="})
         assert (reply.status, reply.json["header"]["raft_term"]) == (200, str(term))
-        assert reply.headers["kv-term"] == "3", "the node's own API tells the current one"
+        assert reply.headers["kv-term"] == str(node.term), "the node's own API tells the current one"
