@@ -63,8 +63,8 @@ def test_no_stream_begins_with_what_is_no_object(target: Target, path: str) -> N
         answer = target.post(path, body)
         assert answer.status in {400, 500}, (body, answer)
         error = answer.json().get("error")
-        refusal = target.stream_refusal(error) if isinstance(error, dict) else target.refusal(answer)
-        assert refusal.code in {INVALID_ARGUMENT, UNKNOWN}, (body, answer)
+        found = target.stream_refusal(error) if isinstance(error, dict) else target.refusal(answer)
+        assert found.code in {INVALID_ARGUMENT, UNKNOWN}, (body, answer)
 
 
 OF_A_RANGE = [

@@ -31,7 +31,8 @@ class ResponseHeader(Response):
 class Gateway:
     """What all etcd requests of one node share."""
 
-    def __init__(self, kv: KV, admin: Admin, config: Config, available: AvailableNode) -> None:
+    def __init__(self, kv: KV, admin: Admin, config: Config, available: AvailableNode | None = None) -> None:
+        """`available`: tells by gossip where members are reached; None: nobody gossips."""
         self.kv = kv
         self.admin = admin
         self.available = available
@@ -104,7 +105,8 @@ class Context:
 
     def members(self) -> tuple[MemberInfo, ...]:
         """The members as this node knows them; where clients reach them it may have heard by gossip."""
-        return with_health(self.admin.members().members, self.gateway.available)
+        members, available = self.admin.members().members, self.gateway.available
+        return members if available is None else with_health(members, available)
 
     def check_leader(self) -> None:
         """Raises: EtcdError where a leader is needed and none is known."""
