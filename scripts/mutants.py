@@ -29,6 +29,7 @@ from time import monotonic
 import canaries_available
 import canaries_changes
 import canaries_clocks
+import canaries_etcd_watch
 import canaries_eventual
 import canaries_export
 import canaries_gossipnet
@@ -45,6 +46,7 @@ import canaries_snapshots
 import canaries_storage
 import canaries_swim
 import canaries_timeline
+import canaries_txn
 import canaries_watches
 from canary import Canary
 
@@ -66,6 +68,7 @@ CANARIES: tuple[Canary, ...] = (
     *canaries_storage.CANARIES,
     *canaries_clocks.CANARIES,
     *canaries_watches.CANARIES,
+    *canaries_etcd_watch.CANARIES,
     *canaries_snapshots.CANARIES,
     *canaries_export.CANARIES,
     *canaries_members.CANARIES,
@@ -76,6 +79,7 @@ CANARIES: tuple[Canary, ...] = (
     *canaries_keyspace.CANARIES,
     *canaries_plane.CANARIES,
     *canaries_plane_sim.CANARIES,
+    *canaries_txn.CANARIES,
 )
 
 SEARCH = """

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -17,8 +17,9 @@ import pytest
 from kvnode import config, errors
 from kvnode.cli.main import COMMANDS, EXIT_CODES, cli
 from kvnode.node.own_events import KINDS
+from kvnode.observe import etcd_metrics
 from kvnode.observe.log import EVENTS
-from kvnode.observe.metrics import DECLARED
+from kvnode.observe.metrics import DECLARED, MetricDeclaration
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -30,14 +31,17 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
 
 
+def metrics_table(declared: Iterable[MetricDeclaration]) -> str:
+    rows = [(f"`{m.name}`", m.kind, f"`{m.label}`" if m.label else "", m.sentence) for m in declared]
+    return table(("metric", "kind", "label", "meaning"), rows)
+
+
 GENERATED = {
     "kinds": lambda: table(("kind", "meaning"), [(f"`{kind}`", KINDS[kind]) for kind in KINDS]),
     "exit codes": lambda: table(("code", "meaning"), [(str(code), meaning) for code, meaning in EXIT_CODES.items()]),
     "events": lambda: table(("event", "meaning"), [(f"`{name}`", EVENTS[name]) for name in sorted(EVENTS)]),
-    "metrics": lambda: table(
-        ("metric", "kind", "label", "meaning"),
-        [(f"`{m.name}`", m.kind, f"`{m.label}`" if m.label else "", m.sentence) for m in DECLARED],
-    ),
+    "metrics": lambda: metrics_table(DECLARED),
+    "etcd metrics": lambda: metrics_table(etcd_metrics.DECLARED.values()),
 }
 
 

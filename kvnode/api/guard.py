@@ -36,8 +36,11 @@ class Guard:
         self._boot_nonce = boot_nonce
         self._numbers = count(1)
 
-    def check(self, request: web.BaseRequest, *, changes_state: bool) -> None:
-        """Raises: BadRequest, PermissionDenied."""
+    def check(self, request: web.BaseRequest, *, changes_state: bool, upgrades: bool = False) -> None:
+        """`upgrades`: an Upgrade is taken. A browser lets any page open a WebSocket, so that counts as a change.
+
+        Raises: BadRequest, PermissionDenied.
+        """
         headers = request.headers
         hosts = headers.getall(hdrs.HOST, ())
         if len(hosts) != 1:
@@ -45,9 +48,9 @@ class Guard:
         host = hosts[0]
         if host not in self._good_hosts:
             self._check_host(host)
-        if hdrs.UPGRADE in headers:
+        if hdrs.UPGRADE in headers and not upgrades:
             raise BadRequest("this path takes no Upgrade")
-        if changes_state:
+        if changes_state or upgrades:
             origin = headers.get(hdrs.ORIGIN)
             if origin is not None and origin not in {f"http://{host}", f"https://{host}"}:
                 raise PermissionDenied("a page of another origin may not change anything here")

@@ -73,6 +73,7 @@ class ClientServer:
     async def drain(self) -> None:
         """Accept no more connections; those there are get one more answer each, which says that it is the last."""
         self._app.is_draining = True
+        self._app.etcd.close()
         if self._runner is not None:
             for site in self._runner.sites:
                 await site.stop()

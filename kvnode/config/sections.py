@@ -300,7 +300,7 @@ class LimitsSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     key_bytes_max: Annotated[int, _cluster("Longest key.", unit="bytes", ge=1, le=64 * KIB)] = 4 * KIB
     value_bytes_max: Annotated[int, _cluster("Longest value.", unit="bytes", ge=1)] = 1 * MIB
     request_bytes_max: Annotated[int, _cluster("Longest request body.", unit="bytes", ge=1 * KIB)] = 1536 * KIB
-    txn_operations_max: Annotated[int, _cluster("Operations and compares in one transaction.", ge=1)] = 128
+    txn_operations_max: Annotated[int, _cluster("Compares, and operations of each list, of a transaction.", ge=1)] = 128
     batch_operations_max: Annotated[int, _cluster("Operations in one batch.", ge=1)] = 1_024
     page_items: Annotated[int, _cluster("Keys in a listing page unless asked otherwise.", ge=1)] = 1_000
     page_items_max: Annotated[int, _cluster("Most keys in a listing page.", ge=1)] = 10_000

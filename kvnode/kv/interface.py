@@ -100,6 +100,11 @@ class WatchStream(AsyncIterator[WatchPart]):
     async def aclose(self) -> None:
         """End it and give back what it holds. Idempotent."""
 
+    @property
+    def read_up_to(self) -> int:
+        """Everything that matches up to this revision has been handed out; 0: something has not, or it is not known."""
+        return 0
+
 
 class KV(ABC):
     """A coordination store. Keys and values are bytes (text is encoded as UTF-8)."""

@@ -55,20 +55,16 @@ class Operations:
     def put(self, request: Put, revision: Revision, time: int, events: list[Event]) -> PutReply | Refusal:
         key = request.key
         if not 0 < len(key) <= KEY_BYTES_MAX:
-            return Refusal("bad_key", f"a key has 1 to {KEY_BYTES_MAX} bytes, not {len(key)}", revision)
+            return _bad_key(key, revision)
         before = self._versions.current(key)
         value, lease = request.value, request.lease
-        if request.keep_value or request.keep_lease:
-            refusal = check_kept(request, before, revision)
+        if lease or request.keep_value or request.keep_lease:
+            refusal = self._check_put(request, before, revision)
             if refusal is not None:
                 return refusal
-            assert before is not None
-            value = before.value if request.keep_value else value
-            lease = before.lease if request.keep_lease else lease
-        if request.lease:
-            refusal = self.check_lease(request.lease, key, revision)
-            if refusal is not None:
-                return refusal
+            if before is not None:
+                value = before.value if request.keep_value else value
+                lease = before.lease if request.keep_lease else lease
         if request.if_revision != ANY_REVISION:
             refusal = check_revision(request.if_revision, before, revision)
             if refusal is not None:
@@ -84,7 +80,20 @@ class Operations:
         previous = before if request.return_previous else None
         return PutReply(made, before is None, kv.create_revision, kv.version, time, previous)
 
-    def check_lease(self, lease_id: int, key: bytes, revision: Revision) -> Refusal | None:
+    def check_put(self, request: Put, revision: Revision) -> Refusal | None:
+        """Whether the state allows a put, but for its `if_revision`; None: it does. Takes a look-up."""
+        if not 0 < len(request.key) <= KEY_BYTES_MAX:
+            return _bad_key(request.key, revision)
+        return self._check_put(request, self._versions.current(request.key), revision)
+
+    def _check_put(self, request: Put, before: KeyValue | None, revision: Revision) -> Refusal | None:
+        if request.keep_value or request.keep_lease:
+            refusal = _check_kept(request, before, revision)
+            if refusal is not None:
+                return refusal
+        return self._check_lease(request.lease, request.key, revision) if request.lease else None
+
+    def _check_lease(self, lease_id: int, key: bytes, revision: Revision) -> Refusal | None:
         lease = self._leases.get(lease_id)
         if lease is None:
             return Refusal("lease_not_found", f"lease {lease_id} does not exist", revision)
@@ -225,7 +234,11 @@ class Operations:
         return RangeReply(revision, (_without_value(kv) if request.keys_only else kv,), 1)
 
 
-def check_kept(request: Put, before: KeyValue | None, revision: Revision) -> Refusal | None:
+def _bad_key(key: bytes, revision: Revision) -> Refusal:
+    return Refusal("bad_key", f"a key has 1 to {KEY_BYTES_MAX} bytes, not {len(key)}", revision)
+
+
+def _check_kept(request: Put, before: KeyValue | None, revision: Revision) -> Refusal | None:
     """Whether a put can keep what it says of the version `before`; None: it can."""
     if request.keep_value and request.value:
         return Refusal("bad_request", "a put that keeps the value gives none", revision)

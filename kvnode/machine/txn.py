@@ -48,7 +48,7 @@ from kvnode.kv.requests import (
 )
 from kvnode.kv.stored import NESTED_LEVEL, level_of
 from kvnode.machine.mvcc import Versions
-from kvnode.machine.operations import Operations, check_kept
+from kvnode.machine.operations import Operations
 from kvnode.machine.pace import Pace, Work
 from kvnode.machine.recent import Recent
 
@@ -161,16 +161,11 @@ class Transactions:
     def _check_before(self, plan: _Plan, course: _Course) -> Work[Refusal | None]:
         """What etcd checks before any change: first of all puts, then of all reads."""
         for operation in _leaves(plan):
-            if isinstance(operation, Put) and (operation.keep_value or operation.keep_lease):
+            if isinstance(operation, Put):
                 if course.pace.left <= 0:
                     yield
                 course.pace.left -= 1
-                before = self._versions.current(operation.key)
-                refusal = check_kept(operation, before, course.revision)
-                if refusal is not None:
-                    return refusal
-            if isinstance(operation, Put) and operation.lease:
-                refusal = self._operations.check_lease(operation.lease, operation.key, course.revision)
+                refusal = self._operations.check_put(operation, course.revision)
                 if refusal is not None:
                     return refusal
         for operation in _leaves(plan):

@@ -80,6 +80,13 @@ class NodeStream(WatchStream):
     async def aclose(self) -> None:
         self._leave()
 
+    @property
+    def read_up_to(self) -> int:
+        watcher = self._watcher
+        if watcher is None or watcher not in watcher.audience.parked:
+            return 0
+        return self._watches.next - 1
+
     def _leave(self) -> None:
         self._is_over = True
         if self._watcher is not None:

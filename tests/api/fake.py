@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -205,11 +205,13 @@ def _holds(compare: Compare, old: KeyValue | None) -> bool:
 class FakeBackup(Backup):
     """A header and the blocks given; a block that is an error is raised."""
 
-    def __init__(self, revision: Revision, blocks: Sequence[bytes | Exception]) -> None:
+    def __init__(
+        self, revision: Revision, header: bytes, blocks: Sequence[bytes | Exception], logical_bytes: int
+    ) -> None:
         self.index = Index(9)
         self.revision = revision
-        self.header = b"header"
-        self.logical_bytes = 4096
+        self.header = header
+        self.logical_bytes = logical_bytes
         self.closed = False
         self._blocks = blocks
 
@@ -232,6 +234,10 @@ class FakeAdmin(Admin):
         self.kv = kv
         self.ready = True
         self.quarantined = False
+        self.short_of_space = False
+        self.corrupted = False
+        self.role: Literal["leader", "follower", "learner"] = "leader"
+        self.leader: NodeId | None = NodeId(1)
         self.staleness = -1
         self.transferred: list[int] = []
         self.configuration_index = 0
@@ -239,6 +245,8 @@ class FakeAdmin(Admin):
         self.fail_change: KvnodeError | None = None
         self.options: list[Options] = []
         self.fail_backup: KvnodeError | None = None
+        self.header = b"header"
+        self.logical_bytes = 4096
         self.blocks: list[bytes | Exception] = [b"block 0", b"the end"]
         self.backups: list[FakeBackup] = []
 
@@ -267,9 +275,9 @@ class FakeAdmin(Admin):
             id=NodeId(1),
             name="node-1",
             cluster_id="00112233445566ff",
-            role="leader",
+            role=self.role,
             term=Term(3),
-            leader=NodeId(1),
+            leader=self.leader,
             commit_index=9,
             applied_index=9,
             durable_index=9,
@@ -294,6 +302,8 @@ class FakeAdmin(Admin):
             quarantined=self.quarantined,
             version="0",
             uptime_ms=1,
+            short_of_space=self.short_of_space,
+            corrupted=self.corrupted,
         )
 
     def is_ready(self) -> bool:
@@ -317,14 +327,14 @@ class FakeAdmin(Admin):
         self.options.append(options)
         if self.fail_backup is not None:
             raise self.fail_backup
-        self.backups.append(FakeBackup(Revision(self.kv.revision), self.blocks))
+        self.backups.append(FakeBackup(Revision(self.kv.revision), self.header, self.blocks, self.logical_bytes))
         return self.backups[-1]
 
     def members(self) -> Members:
         return Members(
             cluster_id="00112233445566ff",
             cluster_name="local",
-            leader=NodeId(1),
+            leader=self.leader,
             configuration_index=self.configuration_index,
             last_id=NodeId(3),
             feature_level=1,

@@ -13,7 +13,7 @@ from kvnode.api.app import App
 from kvnode.api.routes import COMMON_ERRORS, TABLE, Router
 from kvnode.errors import NoLeader, by_code
 from kvnode.observe import metrics
-from kvnode.version import __version__
+from kvnode.version import ETCD_CLUSTER_VERSION, ETCD_SERVER_VERSION, __version__
 from tests.api.fake import FakeAdmin, FakeKV
 from tests.api.raw import Door
 
@@ -51,7 +51,11 @@ async def test_whatever_can_be_fetched_has_a_head(door: Door, path: str) -> None
 
 
 async def test_version(door: Door) -> None:
-    assert (await door.ask("GET", "/version")).json == {"version": __version__}
+    """Clients of etcd choose the prefix of their paths by it, and take it for numbers."""
+    found = (await door.ask("GET", "/version")).json
+    assert found == {"version": __version__, "etcdserver": ETCD_SERVER_VERSION, "etcdcluster": ETCD_CLUSTER_VERSION}
+    for version in (found["etcdserver"], found["etcdcluster"]):
+        assert (3, 5, 0) <= tuple(map(int, version.split("."))) < (3, 6, 0)
 
 
 async def test_transfer_leadership(door: Door, admin: FakeAdmin) -> None:

@@ -20,6 +20,9 @@ from tests.etcd.connection import Connection
 from tests.etcd.target import Target, own_prefix
 from tests.system.cluster import RealCluster
 
+AS_ETCD = {"raft.heartbeat_ms": 100, "raft.election_timeout_ms": 1_000}
+"""etcd's defaults: no test is about a change of leaders, and one on a machine that does not keep up would fail it."""
+
 NAMES = ("kvnode-leader", "kvnode-follower", "etcd")
 
 
@@ -33,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="package")
 def kvnode_targets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Target]]:
     """A cluster of three processes → its leader and a follower."""
-    cluster = RealCluster(tmp_path_factory.mktemp("kvnode"))
+    cluster = RealCluster(tmp_path_factory.mktemp("kvnode"), settings=AS_ETCD)
     try:
         leader = asyncio.run(cluster.started())
         follower = next(node for node in cluster.ids if node != leader)

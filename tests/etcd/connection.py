@@ -130,10 +130,14 @@ class Connection:
 
 
 class Stream:
-    """An open streaming call. Every chunk must hold exactly one JSON object and a newline, as clients expect."""
+    """An open streaming call. Every chunk must hold exactly one JSON object and a newline, as clients expect.
 
-    def __init__(self, connection: Connection) -> None:
+    `is_newline_apart`: the newline may also come as a chunk of its own, as etcd sends it after a message of some KiB.
+    """
+
+    def __init__(self, connection: Connection, *, is_newline_apart: bool = False) -> None:
         self.connection = connection
+        self._is_newline_apart = is_newline_apart
         self._head: Head | None = None
 
     def __enter__(self) -> Stream:
@@ -155,7 +159,9 @@ class Stream:
         content = self.connection.chunk(limit_s)
         if content is None:
             raise EOFError("the stream has ended")
-        assert content.endswith(b"\n"), content
+        if self._is_newline_apart and not content.endswith(b"\n"):
+            content += self.connection.chunk(limit_s) or b""
+        assert content.endswith(b"\n"), content[-200:]
         found = json.loads(content)
         assert isinstance(found, dict), content
         return found

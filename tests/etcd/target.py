@@ -147,7 +147,7 @@ class Target:
         content = b"".join(each if isinstance(each, bytes) else json.dumps(each).encode() for each in objects)
         connection = self.connect()
         connection.send("POST", f"{under}{path}", content, {"Content-Type": "application/json"})
-        return Stream(connection)
+        return Stream(connection, is_newline_apart=not self.is_kvnode)
 
     # The calls that nearly every test makes.
 

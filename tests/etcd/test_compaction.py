@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from tests.etcd.target import OUT_OF_RANGE, Target
-from tests.etcd.words import WRONG_VERSION, b64, interval, keys_of, prefix, revision_of, values_of
+from tests.etcd.words import FAR_AHEAD, b64, interval, keys_of, prefix, revision_of, values_of
 
 COMPACTED = "etcdserver: mvcc: required revision has been compacted"
 FUTURE = "etcdserver: mvcc: required revision is a future revision"
@@ -72,7 +72,7 @@ def test_compacting_again_must_go_on(target: Target, own: bytes) -> None:
 
 def test_the_future_cannot_be_compacted(target: Target, own: bytes) -> None:
     *_, last = write(target, own)
-    for revision in (last + 1, WRONG_VERSION, (1 << 63) - 1):
+    for revision in (last + 1, FAR_AHEAD, (1 << 63) - 1):
         target.refused("kv/compaction", {"revision": revision}, OUT_OF_RANGE, FUTURE)
     assert values_of(target.range(**prefix(own), revision=last - 2)) == [b"2", b"3"]
 

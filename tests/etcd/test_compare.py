@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 
-from tests.etcd.operations import compare
+from tests.etcd.operations import compare, nested
 from tests.etcd.target import INVALID_ARGUMENT, Target
 from tests.etcd.words import EVERYTHING_FROM, b64, prefix_end, revision_of
 
@@ -24,6 +25,22 @@ def holds(target: Target, *compares: dict[str, Any]) -> bool:
     succeeded = target.txn(compare=list(compares)).get("succeeded", False)
     assert isinstance(succeeded, bool)
     return succeeded
+
+
+def verdicts(target: Target, compares: list[dict[str, Any]]) -> list[bool]:
+    """Of each one alone: as many as a request may hold are asked at once, each in a nested transaction."""
+    found: list[bool] = []
+    for begin in range(0, len(compares), 100):
+        asked = [nested([compare]) for compare in compares[begin : begin + 100]]
+        responses = target.txn(success=asked)["responses"]
+        found += [response["response_txn"].get("succeeded", False) for response in responses]
+    return found
+
+
+def assert_verdicts(target: Target, cases: list[tuple[dict[str, Any], bool]]) -> None:
+    found = verdicts(target, [asked for asked, _ in cases])
+    wrong = [asked for (asked, right), is_held in zip(cases, found, strict=True) if is_held is not right]
+    assert not wrong
 
 
 def expected(stored: Any, result: str, given: Any) -> bool:
@@ -44,30 +61,33 @@ def test_numbers_of_a_key(target: Target, own: bytes, of: str) -> None:
     target.put(b64(own), b64("2"), lease=lease)
     [kv] = target.range(key=b64(own))["kvs"]
     stored = int(kv["lease" if of == "LEASE" else UNIONS[of]])
-    for result in RESULTS:
-        for given in (stored - 1, stored, stored + 1):
-            asked = compare(own, of, result, **{UNIONS[of]: given})
-            assert holds(target, asked) is expected(stored, result, given), asked
-            assert holds(target, {**asked, UNIONS[of]: str(given)}) is expected(stored, result, given)
+    cases = []
+    for result, given in itertools.product(RESULTS, (stored - 1, stored, stored + 1)):
+        asked = compare(own, of, result, **{UNIONS[of]: given})
+        assert holds(target, asked) is expected(stored, result, given), asked
+        cases.append(({**asked, UNIONS[of]: str(given)}, expected(stored, result, given)))
+    assert_verdicts(target, cases)
     target.ok("lease/revoke", {"ID": lease})
 
 
 def test_values_are_compared_by_bytes(target: Target, own: bytes) -> None:
+    others = (b"", b"\0", b"l", b"m", b"m\0", b"ma", b"n", b"M", b"\xff", b"\xff\xff")
+    cases = []
     for number, stored in enumerate((b"m", b"", b"\0", b"m\xff", b"\xff\xff")):
         key = own + b"%d" % number
         target.put(b64(key), b64(stored))
-        for result in RESULTS:
-            for given in (b"", b"\0", b"l", b"m", b"m\0", b"ma", b"n", b"M", b"\xff", b"\xff\xff"):
-                asked = compare(key, "VALUE", result, value=b64(given))
-                assert holds(target, asked) is expected(stored, result, given), (stored, result, given)
+        for result, given in itertools.product(RESULTS, others):
+            cases.append((compare(key, "VALUE", result, value=b64(given)), expected(stored, result, given)))
+    assert_verdicts(target, cases)
 
 
 @pytest.mark.parametrize("of", ["VERSION", "CREATE", "MOD", "LEASE"])
 def test_a_missing_key_counts_as_zero(target: Target, own: bytes, of: str) -> None:
-    for result in RESULTS:
-        for given in (-1, 0, 1):
-            asked = compare(own, of, result, **{UNIONS[of]: given})
-            assert holds(target, asked) is expected(0, result, given), asked
+    cases = [
+        (compare(own, of, result, **{UNIONS[of]: given}), expected(0, result, given))
+        for result, given in itertools.product(RESULTS, (-1, 0, 1))
+    ]
+    assert_verdicts(target, cases)
 
 
 def test_a_deleted_key_counts_as_missing(target: Target, own: bytes) -> None:
@@ -157,14 +177,14 @@ def test_an_interval_holds_if_every_key_does(target: Target, own: bytes) -> None
 
 def test_an_empty_interval_is_like_a_missing_key(target: Target, own: bytes) -> None:
     target.put(b64(own + b"m"), b64("1"))
-    for end in (own + b"c", own + b"b", own + b"a"):  # nothing in it; nothing can be in it
-        bounds = {"range_end": b64(end)}
-        for result in RESULTS:
-            assert not holds(target, compare(own + b"b", "VALUE", result, value=b64("1"), **bounds))
-            for of in ("VERSION", "CREATE", "MOD", "LEASE"):
-                for given in (0, 1):
-                    asked = compare(own + b"b", of, result, **{UNIONS[of]: given}, **bounds)
-                    assert holds(target, asked) is expected(0, result, given), asked
+    cases = []
+    for end, result in itertools.product((b"c", b"b", b"a"), RESULTS):  # nothing in it; nothing can be in it
+        bounds = {"range_end": b64(own + end)}
+        cases.append((compare(own + b"b", "VALUE", result, value=b64("1"), **bounds), False))
+        for of, given in itertools.product(("VERSION", "CREATE", "MOD", "LEASE"), (0, 1)):
+            asked = compare(own + b"b", of, result, **{UNIONS[of]: given}, **bounds)
+            cases.append((asked, expected(0, result, given)))
+    assert_verdicts(target, cases)
 
 
 def test_an_interval_to_the_last_key(target: Target, own: bytes) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.etcd.target import OUT_OF_RANGE, Target
 from tests.etcd.words import (
     EVERYTHING_FROM,
-    WRONG_VERSION,
+    FAR_AHEAD,
     b64,
     interval,
     keys_of,
@@ -294,7 +294,7 @@ def test_no_revision_is_the_current_one(target: Target, letters: Letters, revisi
 
 
 def test_a_revision_of_the_future_is_refused(target: Target, letters: Letters) -> None:
-    for revision in (letters.now + 1, WRONG_VERSION, (1 << 63) - 1):
+    for revision in (letters.now + 1, FAR_AHEAD, (1 << 63) - 1):
         target.refused("kv/range", {**letters.all, "revision": revision}, OUT_OF_RANGE, FUTURE)
         target.refused("kv/range", {"key": "YQ==", "revision": str(revision), "count_only": True}, OUT_OF_RANGE, FUTURE)
 

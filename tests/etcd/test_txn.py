@@ -8,7 +8,7 @@ import pytest
 
 from tests.etcd.operations import NEVER, Operation, compare, delete, delete_all, get, get_all, nested, put
 from tests.etcd.target import INVALID_ARGUMENT, NOT_FOUND, OUT_OF_RANGE, Target
-from tests.etcd.words import WRONG_VERSION, b64, interval, keys_of, pairs_of, prefix, revision_of, values_of
+from tests.etcd.words import FAR_AHEAD, b64, interval, keys_of, pairs_of, prefix, revision_of, values_of
 
 DUPLICATE = "etcdserver: duplicate key given in txn request"
 KEY_NOT_FOUND = "etcdserver: key not found"
@@ -334,7 +334,7 @@ STATE = [
     (put(b"?", lease=NO_LEASE), NOT_FOUND, "etcdserver: requested lease not found"),
     (put(b"?", ignore_value=True), INVALID_ARGUMENT, KEY_NOT_FOUND),
     (put(b"?", ignore_lease=True), INVALID_ARGUMENT, KEY_NOT_FOUND),
-    (get(b"?", revision=WRONG_VERSION), OUT_OF_RANGE, FUTURE),
+    (get(b"?", revision=FAR_AHEAD), OUT_OF_RANGE, FUTURE),
 ]
 
 

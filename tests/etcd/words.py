@@ -8,8 +8,8 @@ from typing import Any
 EVERYTHING_FROM = base64.b64encode(b"\0").decode()
 """As `range_end`: every key from `key` on."""
 
-WRONG_VERSION = 1 << 40
-"""A number that no version and no revision here reaches."""
+FAR_AHEAD = 1 << 40
+"""A revision that no store here reaches."""
 
 
 def b64(content: bytes | str) -> str:

@@ -24,7 +24,7 @@ from kvnode.kv.requests import (
     Refusal,
 )
 from kvnode.machine import keycode
-from kvnode.machine.machine import StateMachine
+from kvnode.machine.machine import MANY_CHANGES, StateMachine
 from kvnode.machine.operations import check_revision
 from kvnode.machine.rows import Meta, decode_meta, decode_revision
 from kvnode.storage.memory_backend import MemoryBackend
@@ -102,6 +102,18 @@ def test_a_range_delete_is_one_revision(store: Store) -> None:
     ]
     assert store.list() == [b"a", b"d"]
     assert store.list(revision=5) == [b"a", b"b", b"c", b"d"]
+
+
+def test_changes_are_counted_by_kind(store: Store) -> None:
+    many = MANY_CHANGES + 1  # such an entry is finished in slices
+    for number in range(many):
+        store.put(b"k%04d" % number)
+    store.apply(Delete(b"absent"))
+    store.apply(Put(b"k0000", b"v", if_revision=1))  # refused
+    assert (store.machine.puts, store.machine.deletes) == (many, 0)
+    store.apply(Delete(b"k0000"))
+    store.apply(Delete(b"k", b"l"))
+    assert (store.machine.puts, store.machine.deletes) == (many, many)
 
 
 def test_a_range_delete_over_the_limit_does_nothing(tmp_path: Path) -> None:

@@ -69,8 +69,10 @@ def test_nothing_of_the_store_before_stays(tmp_path: Path) -> None:
     other = received(ahead)
     expected = observed(other)
     machine = behind.machine
+    counted = machine.puts, machine.deletes
     machine.take_over(other)
     assert observed(machine) == expected
+    assert (machine.puts, machine.deletes) == counted, "counters never go back"
     assert (machine.recent_versions, machine.is_flushed, machine.generation) == (0, True, 1)
     assert machine.backend is not behind._open_backend()
     for request in further_requests(holder_token(machine)):

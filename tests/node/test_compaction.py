@@ -132,12 +132,16 @@ def test_the_quota_lets_compaction_pass_which_makes_room_again() -> None:
         for _ in range(21):
             await kv.put("k", "v" * 50_000)
         await asyncio.sleep(1.1)
+        assert cluster.nodes()[1].status().short_of_space, "before anybody is refused"
         with pytest.raises(NoSpace):
             await kv.put("k", "more")
         revision = (await kv.range("k")).revision
         await kv.compact(revision)
         await swept(cluster)
         await asyncio.sleep(1.1)
+        status = cluster.nodes()[1].status()
+        assert not status.short_of_space, "though nobody has written since"
+        assert not any("quota" in alarm for alarm in status.alarms), status.alarms
         await kv.put("k", "again")
 
     simulate(scenario, **{"storage.quota_bytes": 1 << 20})

@@ -49,6 +49,7 @@ def test_a_damaged_log_is_restored_from_peers_while_clients_go_on() -> None:
         node = (await cluster.start(victim)).node
         status = node.status()
         assert status.quarantined
+        assert status.corrupted
         assert any("in quarantine" in alarm and LOG_DIRECTORY in alarm for alarm in status.alarms)
         assert not node.is_ready()
         await cluster.kv(victim).put("written", "meanwhile")

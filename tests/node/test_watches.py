@@ -140,6 +140,28 @@ def messages(part: WatchPart) -> list[Message]:
             return []
 
 
+def test_a_stream_tells_how_far_it_has_been_read_while_its_reader_waits() -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.put("before")
+        stream = rig.stream(b"k", keys.ONE_KEY, from_revision=1)
+        assert stream.read_up_to == 0
+        await anext(stream)
+        assert stream.read_up_to == 0, "the history is not read yet"
+        part = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0.1)
+        assert stream.read_up_to == 2
+        rig.put("other")
+        assert stream.read_up_to == 3
+        rig.put("k")
+        assert stream.read_up_to == 0, "there is something to read"
+        assert isinstance(await part, Changes)
+        assert stream.read_up_to == 0, "what was handed out may not have been dealt with"
+        await stream.aclose()
+        assert stream.read_up_to == 0
+
+    simulate(scenario)
+
+
 def test_each_watcher_gets_what_it_watches() -> None:
     async def scenario(rig: Rig) -> None:
         exact, prefix, span, everything, tail = [

@@ -170,11 +170,16 @@ def _answer(context: Context, added: NodeId | None = None) -> MembersResponse:
 def _shown(member: MemberInfo) -> Member:
     return Member(
         ID=decimal(member.id),
-        name=member.name,
+        name=member.name or _name_of_started(member),
         peerURLs=(_url(member.peer_address),),
         clientURLs=(_url(member.client_url),) if member.client_url else (),
         isLearner=member.role == "learner",
     )
+
+
+def _name_of_started(member: MemberInfo) -> str:
+    """Members of the first start have no name of their own; clients take one without for one that was never there."""
+    return f"node-{member.id}" if member.client_url else ""
 
 
 def _url(address: str) -> str:

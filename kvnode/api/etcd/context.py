@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 
 from kvnode.api.etcd.errors import Code, EtcdError
+from kvnode.api.etcd.leader_loss import LeaderLoss
 from kvnode.api.etcd.proto_json import Response, decimal
 from kvnode.api.http.alive import with_health
 from kvnode.config import Config
@@ -14,6 +16,7 @@ from kvnode.kv.available import AvailableNode
 from kvnode.kv.interface import KV, Admin, Consistency, MemberInfo, Options
 
 NO_LEADER = "etcdserver: no leader"
+STOPPED = "etcdserver: server stopped"
 
 
 class ResponseHeader(Response):
@@ -28,7 +31,8 @@ class ResponseHeader(Response):
 class Gateway:
     """What all etcd requests of one node share."""
 
-    def __init__(self, kv: KV, admin: Admin, config: Config, available: AvailableNode) -> None:
+    def __init__(self, kv: KV, admin: Admin, config: Config, available: AvailableNode | None = None) -> None:
+        """`available`: tells by gossip where members are reached; None: nobody gossips."""
         self.kv = kv
         self.admin = admin
         self.available = available
@@ -36,6 +40,14 @@ class Gateway:
         self._cluster_id = ""
         self._header_of: tuple[int, int] = (-1, -1)
         self._header = msgspec.Raw(b"{}")
+        self.leader_loss = LeaderLoss(admin, config.raft.election_timeout_ms / 1e3)
+        self.open_streams: dict[Any, Callable[[EtcdError], None]] = {}
+        """Those that last until somebody ends them, and what ends each."""
+
+    def close(self) -> None:
+        """The node stops: nobody is to wait here for what will not come."""
+        for end in list(self.open_streams.values()):
+            end(EtcdError(Code.UNAVAILABLE, STOPPED))
 
     def header(self, revision: int) -> msgspec.Raw:
         """The header of an answer, in JSON; `revision` 0: without one. Rendered anew only when it is another."""
@@ -93,9 +105,10 @@ class Context:
 
     def members(self) -> tuple[MemberInfo, ...]:
         """The members as this node knows them; where clients reach them it may have heard by gossip."""
-        return with_health(self.admin.members().members, self.gateway.available)
+        members, available = self.admin.members().members, self.gateway.available
+        return members if available is None else with_health(members, available)
 
     def check_leader(self) -> None:
-        """A request may ask to be refused where no leader is known. Raises: EtcdError."""
+        """Raises: EtcdError where a leader is needed and none is known."""
         if self.needs_leader and self.admin.members().leader is None:
             raise EtcdError(Code.UNAVAILABLE, NO_LEADER)

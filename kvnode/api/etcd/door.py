@@ -6,20 +6,29 @@ alone: the content type does not matter. Each message of a stream is one HTTP ch
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from aiohttp import hdrs
 
 from kvnode.api.answer import KIND_JSON, Answer
 from kvnode.api.call import Call
-from kvnode.api.etcd import alarms, auth, cluster, kv, maintenance, snapshot, txn
+from kvnode.api.etcd import alarms, auth, cluster, kv, maintenance, snapshot, txn, watch, watch_socket
 from kvnode.api.etcd.context import Context, Gateway
-from kvnode.api.etcd.errors import Code, EtcdError, invalid, stream_body, translated, unary_body
-from kvnode.api.etcd.method import Method, Stream, Unary
-from kvnode.api.etcd.proto_json import decode, decode_all
+from kvnode.api.etcd.errors import (
+    Code,
+    EtcdError,
+    UnreadableRequest,
+    invalid,
+    stream_body,
+    translated,
+    unary_body,
+)
+from kvnode.api.etcd.method import Carriage, Duplex, Method, Stream, Unary
+from kvnode.api.etcd.proto_json import decode, decode_stream
 from kvnode.api.streaming import Outlet, TooSlow
 from kvnode.errors import KvnodeError, Overloaded, TooLarge
 from kvnode.observe.log import get_logger
@@ -41,6 +50,7 @@ METHODS: Mapping[str, Method] = {
     **snapshot.METHODS,
     **cluster.METHODS,
     **auth.METHODS,
+    **watch.METHODS,
 }
 """By path, without its prefix."""
 
@@ -54,7 +64,7 @@ class EtcdDoor:
     def __init__(self, app: App) -> None:
         self._app = app
         self._health = {True: 0, False: 0}  # answers of /health: good ones, others
-        self._gateway = Gateway(app.kv, app.admin, app.config, app.available)
+        self.gateway = Gateway(app.kv, app.admin, app.config, app.available)
 
     def takes(self, path: str) -> bool:
         return path.startswith("/v3") and path.startswith(PREFIXES)
@@ -79,34 +89,51 @@ class EtcdDoor:
         """Answer one request; every refusal is told in etcd's form. Raises nothing but cancellation."""
         method: Method | None = None
         try:
-            self._app.guard.check(call.request, changes_state=call.may_write)
-            method = self._find(call, path)
+            upgrades = self._upgrades(call, path)
+            self._app.guard.check(call.request, changes_state=call.may_write, upgrades=upgrades)
+            method = self._find(call, path, "GET" if upgrades else "POST")
             if self._app.in_flight > self._app.config.client.in_flight_max:
                 raise Overloaded("this node serves as many requests as it may")
             context = Context(
-                self._gateway,
+                self.gateway,
                 request_id=call.request_id,
                 headers=call.headers,
                 is_wanted=lambda: call.request.transport is not None,
             )
+            if upgrades:
+                assert isinstance(method, Duplex), method
+                context.check_leader()
+                return await watch_socket.answer(call, context, method)
             body = await self._body(call)
             context.check_leader()
+            if isinstance(method, Duplex):
+                return await self._converse(call, context, method, body)
             if isinstance(method, Unary):
                 response = await method.handler(context, decode(method.request, body))
                 return call.answer(200, msgspec.json.encode(response))
             return await self._stream(call, context, method, body)
         except Exception as error:  # noqa: BLE001 - told by kind
-            refused = _told(error, call)
-            words = stream_body(refused) + b"\n" if isinstance(method, Stream) else unary_body(refused)
+            refused = told(error, call)
+            is_unary = isinstance(method, Unary | None) or isinstance(error, UnreadableRequest)
+            words = unary_body(refused) if is_unary else stream_body(refused) + b"\n"
             extra = "Allow: POST\r\n" if refused.status == 405 else ""
             return call.answer(refused.status.value, words, extra=extra)
 
-    def _find(self, call: Call, path: str) -> Method:
-        prefix = next(prefix for prefix in PREFIXES if path.startswith(prefix))
-        method = METHODS.get(path[len(prefix) :])
+    def close(self) -> None:
+        """The node stops: streams that would go on for ever end."""
+        self.gateway.close()
+
+    def _upgrades(self, call: Call, path: str) -> bool:
+        """Whether it opens a WebSocket, where there is one."""
+        if hdrs.UPGRADE not in call.headers or call.request.method != "GET":
+            return False
+        return isinstance(_method_at(path), Duplex)
+
+    def _find(self, call: Call, path: str, verb: str) -> Method:
+        method = _method_at(path)
         if method is None:
             raise EtcdError(Code.NOT_FOUND, "Not Found")
-        if call.request.method != "POST":
+        if call.request.method != verb:
             raise EtcdError(Code.UNIMPLEMENTED, "Method Not Allowed", status=HTTPStatus.METHOD_NOT_ALLOWED)
         return method
 
@@ -117,7 +144,7 @@ class EtcdDoor:
             raise invalid("request is too large") from error
 
     async def _stream(self, call: Call, context: Context, method: Stream, body: bytes) -> Answer:
-        requests = list(decode_all(method.request, body))
+        requests = decode_stream(method.request, body)
         messages = method.handler(context, requests)
         try:
             first = await anext(messages, None)  # what is refused before anything was said is refused with a status
@@ -131,22 +158,67 @@ class EtcdDoor:
 
         return call.stream(produce, kind=KIND_JSON, revision=0)
 
+    async def _converse(self, call: Call, context: Context, method: Duplex, body: bytes) -> Answer:
+        requests = decode_stream(method.request, body)
+        conversation = method.conversation(context)
+        for first in requests[:1]:
+            await conversation.begin(first)
+        if call.request.transport is None:  # from here to `produce` nobody else has a turn
+            await conversation.aclose()
+            raise ConnectionResetError("the client has left")
 
-async def _tell(call: Call, outlet: Outlet, first: Any, messages: AsyncIterator[Any]) -> None:
+        async def produce(outlet: Outlet) -> None:
+            with _told_to(outlet, call):
+                await conversation.run(_each(requests[1:]), _Chunks(outlet), ends=False)
+
+        return call.stream(produce, kind=KIND_JSON, revision=0)
+
+
+def _method_at(path: str) -> Method | None:
+    prefix = next(prefix for prefix in PREFIXES if path.startswith(prefix))
+    return METHODS.get(path[len(prefix) :])
+
+
+async def _each(requests: Iterable[Any]) -> AsyncIterator[Any]:
+    for request in requests:
+        yield request
+
+
+class _Chunks(Carriage):
+    """Each message is one chunk of the body, and one line."""
+
+    def __init__(self, outlet: Outlet) -> None:
+        self._outlet = outlet
+
+    def frame(self, message: bytes) -> bytes:
+        return self._outlet.frame(message + b"\n")
+
+    async def write(self, framed: bytes) -> None:
+        await self._outlet.write(framed)
+
+
+@contextmanager
+def _told_to(outlet: Outlet, call: Call) -> Iterator[None]:
+    """Ends the body, in the way that the block ends."""
     try:
-        if first is not None:
-            await outlet.write(outlet.frame(message_line(first)))
-        async for message in messages:
-            await outlet.write(outlet.frame(message_line(message)))
+        yield
     except TooSlow:
         outlet.cut()
     except (EtcdError, KvnodeError) as error:
-        outlet.end(outlet.frame(stream_body(_told(error, call)) + b"\n"))
+        outlet.end(outlet.frame(stream_body(told(error, call)) + b"\n"))
     else:
         outlet.end()
 
 
-def _told(error: Exception, call: Call) -> EtcdError:
+async def _tell(call: Call, outlet: Outlet, first: Any, messages: AsyncIterator[Any]) -> None:
+    with _told_to(outlet, call):
+        if first is not None:
+            await outlet.write(outlet.frame(message_line(first)))
+        async for message in messages:
+            await outlet.write(outlet.frame(message_line(message)))
+
+
+def told(error: Exception, call: Call) -> EtcdError:
     """An error in etcd's words; one that nobody foresaw is logged."""
     if isinstance(error, EtcdError):
         return error

@@ -66,6 +66,13 @@ class EtcdError(Exception):
         self.status = status or HTTP_STATUS[code]
 
 
+class UnreadableRequest(EtcdError):
+    """The first request of a stream cannot be read: there is no stream, and the refusal has the form of a unary one."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Code.UNKNOWN, message)
+
+
 def invalid(message: str) -> EtcdError:
     """A request that is wrong in itself; `message` without the prefix that etcd puts before its own."""
     return EtcdError(Code.INVALID_ARGUMENT, f"etcdserver: {message}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any, Protocol
 
 import msgspec
 
@@ -27,4 +27,37 @@ class Stream(msgspec.Struct, frozen=True):
     handler: Callable[[Context, Any], AsyncGenerator[Any, None]]
 
 
-Method = Unary | Stream
+class Carriage(Protocol):
+    """Takes messages to a client: the chunks of a body, or the frames of a WebSocket."""
+
+    def frame(self, message: bytes) -> bytes:
+        """A message as it goes out; several may be written as one."""
+
+    async def write(self, framed: bytes) -> None:
+        """Waits for room. Raises: TooSlow, then it is not written; ConnectionError."""
+
+
+class Conversation(Protocol):
+    """Of one client, until either side ends it."""
+
+    async def begin(self, request: Any) -> None:
+        """Take the first request, before there is a carriage. Raises: EtcdError, KvnodeError; then it is closed."""
+
+    async def run(self, requests: AsyncIterator[Any], carriage: Carriage, *, ends: bool) -> None:
+        """Take the others and say everything. `ends`: with the requests. Closed when this returns or raises.
+
+        Raises: EtcdError, KvnodeError, TooSlow, ConnectionError.
+        """
+
+    async def aclose(self) -> None:
+        """Give back what it holds, if it is not run. Idempotent."""
+
+
+class Duplex(msgspec.Struct, frozen=True):
+    """Requests and messages, each when they come. Over HTTP/1.1 the requests are those of the body, and it goes on."""
+
+    request: type[msgspec.Struct]
+    conversation: Callable[[Context], Conversation]
+
+
+Method = Unary | Stream | Duplex

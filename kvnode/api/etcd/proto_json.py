@@ -26,7 +26,7 @@ from typing import Annotated, Any, NoReturn, TypeVar, Union
 
 import msgspec
 
-from kvnode.api.etcd.errors import Code, EtcdError
+from kvnode.api.etcd.errors import Code, EtcdError, UnreadableRequest
 
 UInt64 = Annotated[int, "uint64"]
 Int32 = Annotated[int, "int32"]
@@ -34,6 +34,7 @@ Int32 = Annotated[int, "int32"]
 DEPTH_MAX = 100
 """How deep a request may be nested, as in protocol buffers' own readers."""
 
+_SPACE = re.compile(r"[ \t\r\n]*")
 _INTEGER = re.compile(r"-?[0-9]{1,20}")
 _URL_SAFE = str.maketrans("-_", "+/")
 
@@ -89,14 +90,34 @@ def decode_all(kind: type[Message], body: bytes) -> Iterator[Message]:
         text = body.decode()
     except UnicodeDecodeError as error:
         raise malformed(f"the body is not JSON: {error}") from None
-    at = 0
-    while text[at:].strip():
-        at += len(text[at:]) - len(text[at:].lstrip())
+    at = _after_space(text, 0)
+    while at < len(text):
         try:
             value, at = _DECODER.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             raise malformed(f"the body is not JSON: {error}") from None
         yield read(kind, value)
+        at = _after_space(text, at)
+
+
+def decode_stream(kind: type[Message], body: bytes) -> list[Message]:
+    """The requests of a stream's body up to the first that cannot be read: etcd hears no more of that client then.
+
+    Raises: UnreadableRequest if that is the first of all.
+    """
+    found: list[Message] = []
+    try:
+        found.extend(decode_all(kind, body))
+    except EtcdError as error:
+        if not found:
+            raise UnreadableRequest(error.message) from None
+    return found
+
+
+def _after_space(text: str, at: int) -> int:
+    space = _SPACE.match(text, at)
+    assert space is not None, at
+    return space.end()
 
 
 def _refuse_constant(text: str) -> NoReturn:
@@ -109,7 +130,7 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 def read(kind: type[Message], value: Any, place: str = "", depth: int = 0) -> Message:
     """A message of parsed JSON. Raises: EtcdError."""
     if type(value) is not dict:
-        raise _mismatch(value, "message", place)
+        raise _mismatch(value, "message", place.removesuffix("."))
     if depth > DEPTH_MAX:
         raise malformed(f"nested deeper than {DEPTH_MAX}")
     fields = _fields(kind)

@@ -14,6 +14,7 @@ from kvnode.config import LimitsSection
 from kvnode.ids import Index, NodeId
 from kvnode.kv.events import Event
 from kvnode.kv.requests import KeyValue, StateCheckReply, WriteRequest
+from kvnode.kv.stored import level_of
 from kvnode.machine.backend import Backend
 from kvnode.machine.machine import Applied, StateMachine
 from kvnode.raft.messages import Configuration
@@ -50,6 +51,7 @@ class AppliedLog:
     now_s: Callable[[], float] = lambda: 0.0
     configurations: list[tuple[Index, Configuration]] = field(default_factory=list)  # as the first node applied each
     on_checked: Callable[[], None] = lambda: None  # a state check was applied, by anybody
+    on_new_form: Callable[[], None] = lambda: None  # … a write that older versions do not know
     on_configured: Callable[[Index, Configuration], None] = lambda _, __: None
 
     def on_applied(self, node: NodeId, index: Index, step: Step) -> None:
@@ -58,6 +60,7 @@ class AppliedLog:
             before = self.steps[-1].history if self.steps else History(0, 0, 0, 0)
             assert before[:2] <= step.history[:2], ("I22: compaction went back", node, index, before, step)
             assert step.history.swept_revision <= step.history.compact_revision <= step.revision, (node, index, step)
+            self._check_level(index, step)
             self.steps.append(step)
             self.at_s.append(self.now_s())
             return
@@ -65,6 +68,14 @@ class AppliedLog:
         assert (known.time, known.request) == (step.time, step.request), ("I7: another entry", node, index, known, step)
         assert known.digest == step.digest, ("I21: another state", node, index, known, step)
         assert known.history == step.history, ("I21: keeps something else", node, index, known, step)
+
+    def _check_level(self, index: Index, step: Step) -> None:
+        """What an older version would misread comes only when nobody can be one (S92)."""
+        needed = level_of(step.request) if step.request is not None else 0
+        level = self.configurations[-1][1].feature_level if self.configurations else 1
+        assert needed <= level, ("S92: some members may read another request there", index, level, step)
+        if needed > 1:
+            self.on_new_form()
 
     def on_opened(self, node: NodeId, index: Index, digest: bytes, history: History) -> None:
         """A store that survived a restart is at some index, in the state that everybody had there."""

@@ -101,6 +101,7 @@ class Cluster:
         self.removed: dict[NodeId, Index] = {}  # who is no member any more, by which entry
         self.applied.on_configured = self._on_configured
         self.applied.on_checked = lambda: self.observer.mark("state_checked")
+        self.applied.on_new_form = lambda: self.observer.mark("new_form_applied")
         self.strays: set[NodeId] = set()  # members whose disk is not theirs: no log of the cluster is on it
         self.met_boots: dict[NodeId, int] = {}  # of members with old backups: a start that all peers have met
         self._tasks: list[asyncio.Task[None]] = []

@@ -18,7 +18,7 @@ from kvnode.check import sessions
 from kvnode.check.sessions import Attempt
 from kvnode.errors import CompareFailed, Conflict, KvnodeError
 from kvnode.ids import NodeId
-from kvnode.kv.requests import Command, Compare, Put, Range, SessionEnd, SessionOpen, StoreWrite, Txn
+from kvnode.kv.requests import Command, Compare, Put, Range, SessionEnd, SessionOpen, StoreWrite, Txn, TxnReply
 from kvnode.sim.runtime.witness import Witness
 from kvnode.sim.runtime.workload import PATIENCE_S, Workload
 
@@ -44,8 +44,8 @@ class Insistent:
 
     def start(self) -> None:
         for number in range(CLIENTS):
-            rng = self._fork(f"insistent-{number}")
-            self._load.join(_Client(self, self._load, self._members, rng, number).live(), f"insistent-{number}")
+            client = _Client(self, self._load, self._members, self._fork, number)
+            self._load.join(client.live(), f"insistent-{number}")
 
     def judge(self, witness: Witness) -> None:
         """Raises: AssertionError with what is wrong."""
@@ -58,12 +58,18 @@ class _Client:
     """One write after the other, each sent as often as it takes."""
 
     def __init__(
-        self, shared: Insistent, load: Workload, members: list[NodeId], rng: random.Random, number: int
+        self,
+        shared: Insistent,
+        load: Workload,
+        members: list[NodeId],
+        fork: Callable[[str], random.Random],
+        number: int,
     ) -> None:
         self._shared = shared
         self._load = load
         self._members = members
-        self._rng = rng
+        self._rng = fork(f"insistent-{number}")
+        self._forms = fork(f"insistent-forms-{number}")
         self._name = number
         self._session = 0
         self._sequence = 0
@@ -99,6 +105,8 @@ class _Client:
         write: StoreWrite = Put(key, value.encode(), if_revision=condition, return_previous=rng.random() < 0.3)
         if rng.random() < 0.3:
             write = Txn((Compare(key, "version", "<", rng.randrange(60)),), (Put(key, value.encode()), Range(key)))
+            if self._forms.random() < 0.3:
+                write = Txn((), (write,))
         if rng.random() < 0.3:
             self._keys += 1
             return Command(write, key=b"%d.%d" % (self._name, self._keys)), value
@@ -142,7 +150,7 @@ class _Client:
         elif isinstance(reply, KvnodeError | TimeoutError):
             attempt = msgspec.structs.replace(attempt, status="info", ret=None)
         else:
-            did = not isinstance(command.request, Txn) or reply.succeeded
+            did = not isinstance(reply, TxnReply) or _did(reply)
             attempt = msgspec.structs.replace(attempt, answer=repr(reply), rev=reply.revision if did else 0)
         self._shared.attempts.append(attempt)
         return attempt.status
@@ -155,3 +163,8 @@ class _Client:
                 return await self._load.ask(self._rng.choice(self._members), request, options, lambda: None)
         except (KvnodeError, TimeoutError) as error:
             return error
+
+
+def _did(reply: TxnReply) -> bool:
+    """Whether it wrote, or the transaction that is all there is inside it."""
+    return reply.succeeded and all(_did(result) for result in reply.results if isinstance(result, TxnReply))

@@ -47,6 +47,7 @@ MARKS = {
     "removed_told": "a member that was removed heard of it, and ended",
     "removed_refused": "… that was started again was told so",
     "feature_level_raised": "all members knew what some had not known",
+    "new_form_applied": "… and a write was applied that those had not known",
     "refused_wiped": "a member came back with an empty directory, and was refused",
     "refused_foreign": "… with the directory of another cluster's member",
     "refused_old_backup": "… with an old copy of its directory, started a few times since",

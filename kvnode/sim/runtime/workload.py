@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -29,10 +29,12 @@ from kvnode.kv.requests import (
     DeleteReply,
     History,
     KeyValue,
+    OperationReply,
     Put,
     Range,
     RangeReply,
     Txn,
+    TxnReply,
 )
 from kvnode.kv.requests import Operation as StoreOperation
 from kvnode.sim.runtime import holders
@@ -136,7 +138,7 @@ class Workload:
 
     async def _live(self, number: int) -> None:
         rng = self._fork(f"client-{number}")
-        client = Client(self, rng, self._members[number % len(self._members)])
+        client = Client(self, rng, self._fork(f"forms-{number}"), self._members[number % len(self._members)])
         kinds = list(self._mix.weights)
         weights = list(self._mix.weights.values())
         while not self.is_over:
@@ -171,10 +173,12 @@ class Workload:
 class Client:
     """One request after the other."""
 
-    def __init__(self, load: Workload, rng: random.Random, member: NodeId) -> None:
+    def __init__(self, load: Workload, rng: random.Random, forms: random.Random, member: NodeId) -> None:
+        """`forms` chooses among ways to say the same."""
         self.member = member
         self._load = load
         self._rng = rng
+        self._forms = forms
         self._number = load.number()
         self._known: dict[str, int] = {}  # key → the revision last heard of
         self._served_by = 0  # the process life that has the open request
@@ -331,9 +335,10 @@ class Client:
             else:
                 operations.append(Range(each.encode()))
             parts.append(part)
+        txn = Txn(tuple(compares), tuple(operations))
         return (
             msgspec.structs.replace(asked, op="txn", key="", parts=tuple(parts)),
-            Txn(tuple(compares), tuple(operations)),
+            in_new_forms(txn, self._forms) if self._forms.random() < 0.5 else txn,
         )
 
     # ── answers ─────────────────────────────────────────────────────────────────────────────────────
@@ -350,7 +355,7 @@ class Client:
             case "range":
                 self._end(asked, rev=reply.revision, items=tuple(map(seen, reply.items)))
             case "txn":
-                parts = tuple(map(_part, asked.parts, reply.results)) if reply.succeeded else asked.parts
+                parts = tuple(map(_part, asked.parts, results_of(reply))) if reply.succeeded else asked.parts
                 self._end(asked, rev=reply.revision, held=reply.succeeded, parts=parts)
             case _:
                 item = reply.items[0] if reply.items else None
@@ -364,6 +369,35 @@ class Client:
         self._load.operations.append(msgspec.structs.replace(asked, ret=ret, node=self._served_by, **what))
         if ret is None:
             self._number = self._load.number()
+
+
+def in_new_forms(txn: Txn, forms: random.Random) -> Txn:
+    """The same in forms that need feature level 4: whatever is asked inside, is asked of the state before all of it."""
+    known = {compare.key for compare in txn.compare if compare.value}
+
+    def operation(asked: StoreOperation) -> StoreOperation:
+        match asked:
+            case Range(start=key):
+                return Range(key, key + b"\x00", limit=1, counted=True)
+            case Put(key=key) if key in known:
+                return msgspec.structs.replace(asked, keep_lease=True)
+        return asked
+
+    compares = tuple(msgspec.structs.replace(compare, end=compare.key + b"\x00") for compare in txn.compare)
+    operations = tuple(map(operation, txn.success))
+    first = forms.randrange(len(operations) + 1)
+    return Txn(compares, (*operations[:first], Txn(forms.choice((compares, txn.compare)), operations[first:])))
+
+
+def results_of(reply: TxnReply) -> Iterator[OperationReply]:
+    """Of all operations that ran, in order. Transactions inside ask for nothing that the one around has not asked."""
+    assert reply.succeeded, ("a compare inside saw what was done around it", reply)
+    for result in reply.results:
+        if isinstance(result, TxnReply):
+            yield from results_of(result)
+        else:
+            assert not isinstance(result, RangeReply) or result.count == len(result.items), result
+            yield result
 
 
 def seen(item: KeyValue) -> Seen:

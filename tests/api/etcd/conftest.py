@@ -1,0 +1,36 @@
+"""The door of a node without consensus, with small buffers and a short election timeout."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+
+from kvnode.api.app import ClientServer, build_app
+from kvnode.config import ClientSection, Config, LimitsSection, RaftSection
+from tests.api.raw import Door
+from tests.client.local_node import LocalNode
+
+LIMITS = LimitsSection(watch_buffer_bytes=8 << 10, watch_stall_ms=200, shutdown_ms=200, request_bytes_max=1 << 20)
+
+
+@pytest.fixture
+def node() -> LocalNode:
+    return LocalNode()
+
+
+@pytest.fixture
+async def server(node: LocalNode) -> AsyncIterator[ClientServer]:
+    raft = RaftSection(heartbeat_ms=10, election_timeout_ms=30)
+    config = Config(client=ClientSection(listen="127.0.0.1:0"), limits=LIMITS, raft=raft)
+    server = ClientServer(build_app(node, node, config, node.plane), config)
+    await server.start()
+    yield server
+    await server.close()
+
+
+@pytest.fixture
+async def door(server: ClientServer) -> AsyncIterator[Door]:
+    async with aiohttp.ClientSession(auto_decompress=False) as session:
+        yield Door(session, server.address)
