@@ -29,6 +29,7 @@ from time import monotonic
 import canaries_available
 import canaries_changes
 import canaries_clocks
+import canaries_etcd_queues
 import canaries_etcd_watch
 import canaries_eventual
 import canaries_export
@@ -69,6 +70,7 @@ CANARIES: tuple[Canary, ...] = (
     *canaries_clocks.CANARIES,
     *canaries_watches.CANARIES,
     *canaries_etcd_watch.CANARIES,
+    *canaries_etcd_queues.CANARIES,
     *canaries_snapshots.CANARIES,
     *canaries_export.CANARIES,
     *canaries_members.CANARIES,

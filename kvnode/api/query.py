@@ -13,6 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 from kvnode.clocks import hybrid
 from kvnode.errors import BadEncoding, BadRequest, UnknownParameter
+from kvnode.kv.requests import LEASE_IDS
 
 INTEGER_MAX = (1 << 63) - 1
 
@@ -63,6 +64,15 @@ def parse_integer(value: bytes, name: str, *, least: int = 0, most: int = INTEGE
     number = int(value) if value.isdigit() and len(value) <= 19 else -1
     if not least <= number <= most:
         raise BadRequest(f"{name}= takes an integer from {least} to {most}", parameter=name)
+    return number
+
+
+def parse_lease(value: bytes, name: str) -> int:
+    """The id of a lease: a signed 64-bit integer other than 0; those that clients of etcd choose may be negative."""
+    digits = value.removeprefix(b"-")
+    number = int(value) if digits.isdigit() and len(digits) <= 19 else 0
+    if not number or number not in LEASE_IDS:
+        raise BadRequest(f"{name}= takes the number of a lease, a 64-bit integer other than 0", parameter=name)
     return number
 
 

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from kvnode.api.query import INTEGER_MAX
 from kvnode.errors import BadEncoding, BadRequest, TooLarge, UnknownParameter
+from kvnode.kv.requests import LEASE_IDS
 
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b"[]{},"))
@@ -108,6 +109,12 @@ def expect_list(value: Any, place: str, length_max: int) -> list[Any]:
 def expect_integer(value: Any, place: str, *, least: int = 0, most: int = INTEGER_MAX) -> int:
     if type(value) is not int or not least <= value <= most:
         raise BadRequest(f"{place} must be an integer from {least} to {most}")
+    return value
+
+
+def expect_lease(value: Any, place: str) -> int:
+    if type(value) is not int or not value or value not in LEASE_IDS:
+        raise BadRequest(f"{place} must be the number of a lease, a 64-bit integer other than 0")
     return value
 
 

@@ -175,13 +175,18 @@ TXN_TOTAL_FACTOR = 8
 
 TTL_MS_MIN = 1_000
 TTL_MS_MAX = 366 * 86_400_000
+LEASE_TTL_MS_MAX = 9_000_000_000_000
+"""A lease may be begun for longer than a lock, a session or a key: as long as in etcd."""
+
+LEASE_IDS = range(-(1 << 63), 1 << 63)
+"""0 is none of them. They are ordered as unsigned numbers: negative ones, which only a client gives, come last."""
 
 
 class LeaseGrant(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
     """Begin a lease. With a `put` the lease is that key's own: it ends when the key is deleted or taken from it."""
 
     ttl_ms: int
-    id: int = 0  # 0: the index of the entry, or the next free number
+    id: int = 0  # 0: the index of the entry, or the next free number. A negative one needs feature level 4
     put: Put | None = None
 
 
@@ -225,12 +230,14 @@ class LeaseRead(msgspec.Struct, frozen=True, array_like=True, tag=22, gc=False):
     """A lease's remaining time, by the leader's clock, and its keys."""
 
     id: int
+    after: bytes = b""  # only keys greater than this: where the next page goes on
+    count_only: bool = False  # no keys
 
 
 class LeaseList(msgspec.Struct, frozen=True, array_like=True, tag=23, gc=False):
     """Leases in order of their ids."""
 
-    after: int = 0  # only ids greater than this: where the next page goes on
+    after: int = 0  # only ids after this in the order of `LEASE_IDS`: where the next page goes on
     limit: int = 0  # 0 = the server's page size
 
 
@@ -361,6 +368,7 @@ class LeaseView(msgspec.Struct, frozen=True, array_like=True, gc=False):
     id: int
     ttl_ms: int
     keys: int  # how many
+    remaining_ms: int = -1  # where the leader answers; elsewhere it is not known
 
 
 class LeaseReadReply(msgspec.Struct, frozen=True, array_like=True, tag=22, gc=False):

@@ -14,11 +14,14 @@ import msgspec
 
 from kvnode.kv.keys import ONE_KEY
 from kvnode.kv.requests import (
+    TTL_MS_MAX,
     Command,
     Compare,
     CompareOp,
     CompareTarget,
     LeaseGrant,
+    LeaseRenew,
+    LeaseRevoke,
     Operation,
     Put,
     Range,
@@ -27,7 +30,8 @@ from kvnode.kv.requests import (
 )
 
 NESTED_LEVEL = 4
-"""Transactions inside transactions, compares of a range, counted ranges in a transaction, puts that keep something."""
+"""Transactions inside transactions, compares of a range, counted ranges in a transaction, puts that keep something.
+Negative numbers: as ids of leases, in compares. Leases of more than `TTL_MS_MAX`."""
 
 _ALWAYS = 1
 
@@ -61,21 +65,28 @@ def level_of(request: WriteRequest | Operation) -> int:
     """The feature level that has what this write uses. Transactions are as deep as `TXN_DEPTH_MAX` allows."""
     match request:
         case Put():
-            needs = request.keep_value or request.keep_lease
+            needs = request.keep_value or request.keep_lease or request.lease < 0
         case Range():
             needs = request.counted
         case Txn():
-            needs = any(compare.end != ONE_KEY for compare in request.compare) or any(
+            needs = any(map(_is_new, request.compare)) or any(
                 isinstance(operation, Txn) or level_of(operation) == NESTED_LEVEL
                 for operation in (*request.success, *request.failure)
             )
         case LeaseGrant(put=put):
-            needs = put is not None and level_of(put) == NESTED_LEVEL
+            needs = request.id < 0 or request.ttl_ms > TTL_MS_MAX
+            needs = needs or (put is not None and level_of(put) == NESTED_LEVEL)
+        case LeaseRevoke() | LeaseRenew():
+            needs = request.id < 0
         case Command():
             return level_of(request.request)
         case _:
             return _ALWAYS
     return NESTED_LEVEL if needs else _ALWAYS
+
+
+def _is_new(compare: Compare) -> bool:
+    return compare.end != ONE_KEY or (isinstance(compare.value, int) and compare.value < 0)
 
 
 def stored_form(request: WriteRequest | Operation) -> Any:

@@ -9,7 +9,7 @@ One table of prefixes; a row's first byte names its table.
     0x10    user key, escaped, 00 01, inverted revision (8)        versions, user key fits
     0x10    stem, 00 02, digest of user key (24), inverted         versions, user key is longer
             revision (8)
-    0x20    lease (8)                                              leases
+    0x20    lease (8, two's complement)                            leases
     0x21    lease (8), digest of user key (24)                     keys of leases
     0x30    session (8)                                            sessions
     0x31    session (8), sequence (8)                              stored answers
@@ -134,11 +134,20 @@ def revision_row_key(revision: int, number: int) -> bytes:
 
 
 def lease_row_key(lease: int) -> bytes:
-    return LEASES + lease.to_bytes(8, "big")
+    return LEASES + _lease_bytes(lease)
+
+
+def _lease_bytes(lease: int) -> bytes:
+    return (lease & (1 << 64) - 1).to_bytes(8, "big")
+
+
+def lease_of(row_key: bytes) -> int:
+    """Of a lease's row, or of one of its keys."""
+    return int.from_bytes(row_key[1:9], "big", signed=True)
 
 
 def lease_key_row_key(lease: int, key: bytes) -> bytes:
-    return LEASE_KEYS + lease.to_bytes(8, "big") + blake2b(key, digest_size=DIGEST_BYTES).digest()
+    return LEASE_KEYS + _lease_bytes(lease) + blake2b(key, digest_size=DIGEST_BYTES).digest()
 
 
 def split_revision_row_key(row_key: bytes) -> tuple[int, int]:

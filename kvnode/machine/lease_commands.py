@@ -12,7 +12,7 @@ from kvnode.config import LimitsSection
 from kvnode.ids import Index, Revision
 from kvnode.kv.events import Event
 from kvnode.kv.requests import (
-    TTL_MS_MAX,
+    LEASE_TTL_MS_MAX,
     ApplyResult,
     Campaign,
     KeyValue,
@@ -87,7 +87,7 @@ class LeaseCommands:
         time: int,
         events: list[Event],
     ) -> LeaseReply | Refusal:
-        if not 0 < ttl_ms <= TTL_MS_MAX:
+        if not 0 < ttl_ms <= LEASE_TTL_MS_MAX:
             return Refusal("bad_request", f"{ttl_ms} ms is no time to live", revision)
         if len(self._leases) >= self._limits.leases_max:
             return Refusal("overloaded", f"there are {self._limits.leases_max} leases, and may be no more", revision)

@@ -54,7 +54,7 @@ class Leases:
 
     def __init__(self, backend: Backend, side: SideRows) -> None:
         self._side = side
-        self._by_id: SortedDict = SortedDict()
+        self._by_id: SortedDict = SortedDict(_place_of)
         self._of_key: dict[bytes, Lease] = {}
         self._queues: dict[bytes, SortedList] = {}
         self._changed: dict[int, bool] | None = None  # since the last call of `take_changed`; None: nobody follows
@@ -74,11 +74,11 @@ class Leases:
         return found
 
     def ids(self) -> list[int]:
-        """Ascending."""
+        """In their order (`kvnode.kv.requests.LEASE_IDS`)."""
         return list(self._by_id)
 
     def after(self, lease_id: int) -> Iterator[Lease]:
-        """Leases with greater ids, ascending."""
+        """Leases whose ids come after that one, in their order."""
         return (self._by_id[each] for each in self._by_id.irange(lease_id, inclusive=(False, True)))
 
     def free_id(self, wanted: int) -> int:
@@ -218,6 +218,10 @@ class Leases:
             return -1
         position: int = self._queues[name].index((create_revision, lease))
         return position
+
+
+def _place_of(lease: int) -> int:
+    return lease & (1 << 64) - 1
 
 
 def queue_key(name: bytes, lease: int) -> bytes:

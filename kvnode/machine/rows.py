@@ -137,11 +137,11 @@ def decode_version(row: Row) -> KeyValue:
 
 
 def decode_lease(row: Row) -> tuple[int, LeaseRow]:
-    return int.from_bytes(row[0][1:], "big"), _lease_decoder.decode(row[1])
+    return keycode.lease_of(row[0]), _lease_decoder.decode(row[1])
 
 
 def decode_lease_key(row: Row) -> tuple[int, LeaseKeyRow]:
-    return int.from_bytes(row[0][1:9], "big"), _lease_key_decoder.decode(row[1])
+    return keycode.lease_of(row[0]), _lease_key_decoder.decode(row[1])
 
 
 def decode_revision(row: Row) -> tuple[int, int, RevisionRow]:

@@ -15,6 +15,8 @@ from kvnode.kv.interface import Consistency, Options
 from kvnode.kv.members import AddMember, MemberChange, RaiseFeatureLevel, UpdateMember
 from kvnode.kv.requests import (
     ANY_REVISION,
+    LEASE_IDS,
+    LEASE_TTL_MS_MAX,
     NEWEST,
     PROGRESS_MS_MAX,
     PROGRESS_MS_MIN,
@@ -75,8 +77,8 @@ def check_write(request: WriteRequest, limits: LimitsSection) -> None:
             if not 1 <= request.revision <= INTEGER_MAX:
                 raise BadRequest("compaction names the oldest revision to keep, a positive 64-bit integer")
         case LeaseGrant(put=put):
-            _check_ttl(request.ttl_ms)
-            check_lease_id(request.id, least=0)
+            _check_ttl(request.ttl_ms, LEASE_TTL_MS_MAX)
+            check_lease_id(request.id, or_none=True)
             if put is not None:
                 _check_put(put, limits)
                 if put.keep_lease:
@@ -237,28 +239,28 @@ def _check_key(key: bytes, limits: LimitsSection) -> None:
         raise TooLarge(f"the key has {len(key)} bytes, more than {limits.key_bytes_max}", limit=limits.key_bytes_max)
 
 
-def check_lease_id(lease: int, *, least: int = 1) -> None:
+def check_lease_id(lease: int, *, or_none: bool = False) -> None:
     """Raises: BadRequest."""
-    if not least <= lease <= INTEGER_MAX:
-        raise BadRequest("a lease is a positive 64-bit integer")
+    if lease not in LEASE_IDS or not (lease or or_none):
+        raise BadRequest("a lease is a 64-bit integer other than 0")
 
 
 def check_table(request: TableRequest, limits: LimitsSection) -> None:
     """Raises: BadKey, BadRequest, TooLarge."""
     if isinstance(request, QueueRead):
         _check_name(request.name, limits)
-        check_lease_id(request.lease, least=0)
+        check_lease_id(request.lease, or_none=True)
         if not 0 <= request.token <= INTEGER_MAX:
             raise BadRequest("a token is a positive 64-bit integer")
     else:
-        check_lease_id(request.after, least=0)
+        check_lease_id(request.after, or_none=True)
     if not 0 <= request.limit <= limits.page_items_max:
         raise BadRequest(f"limit must be between 0 and {limits.page_items_max}", limit=limits.page_items_max)
 
 
-def _check_ttl(ttl_ms: int) -> None:
-    if not TTL_MS_MIN <= ttl_ms <= TTL_MS_MAX:
-        raise BadRequest(f"a time to live lies between {TTL_MS_MIN} and {TTL_MS_MAX} ms", limit=TTL_MS_MAX)
+def _check_ttl(ttl_ms: int, most_ms: int = TTL_MS_MAX) -> None:
+    if not TTL_MS_MIN <= ttl_ms <= most_ms:
+        raise BadRequest(f"a time to live lies between {TTL_MS_MIN} and {most_ms} ms", limit=most_ms)
 
 
 def _check_name(name: bytes, limits: LimitsSection) -> None:
@@ -284,7 +286,7 @@ def _check_put(put: Put, limits: LimitsSection) -> None:
         raise TooLarge(
             f"the value has {len(put.value)} bytes, more than {limits.value_bytes_max}", limit=limits.value_bytes_max
         )
-    check_lease_id(put.lease, least=0)
+    check_lease_id(put.lease, or_none=True)
     _check_condition(put.if_revision)
     if (put.keep_value and put.value) or (put.keep_lease and put.lease):
         raise BadRequest("a put that keeps the value or the lease gives none")

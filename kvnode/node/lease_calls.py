@@ -11,13 +11,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import msgspec
+
 from kvnode import errors
 from kvnode.clocks.clock import Clock
 from kvnode.config import LimitsSection
 from kvnode.errors import KvnodeError, LeaseNotFound, NoLeader, Overloaded, Timeout
 from kvnode.ids import NOBODY, NodeId
 from kvnode.kv.interface import Options
-from kvnode.kv.requests import LeaseKeepAlive, LeaseRead, LeaseReadReply, LeaseReply
+from kvnode.kv.requests import LeaseKeepAlive, LeaseListReply, LeaseRead, LeaseReadReply, LeaseReply
 from kvnode.machine.machine import StateMachine
 from kvnode.machine.pace import Pace, Work, first_in_order
 from kvnode.node import admission
@@ -88,8 +90,18 @@ class LeaseCalls:
         if lease is None:
             raise LeaseNotFound(f"lease {request.id} does not exist")
         revision, names, most = self._machine.revision, list(lease.keys), self._limits.page_items_max
-        keys = await self._run(lambda pace: first_in_order(names, most, pace))
+        keys: tuple[bytes, ...] = ()
+        if not request.count_only:
+            left = [key for key in names if key > request.after] if request.after else names
+            keys = await self._run(lambda pace: first_in_order(left, most, pace))
         return LeaseReadReply(request.id, lease.ttl_ms, told.remaining_ms, revision, keys, len(names))
+
+    def with_remaining(self, reply: LeaseListReply) -> LeaseListReply:
+        """What the leader's clock says of them; elsewhere nothing."""
+        views = tuple(
+            msgspec.structs.replace(view, remaining_ms=self._lessor.remaining_ms(view.id)) for view in reply.leases
+        )
+        return LeaseListReply(reply.revision, views, reply.more)
 
     def _deadline(self, options: Options) -> int:
         return self._clock.monotonic_ms() + min(options.timeout_ms, self._limits.timeout_ms_max)

@@ -127,6 +127,11 @@ class Lessor:
         """How many leases are timed here."""
         return len(self._held)
 
+    def remaining_ms(self, lease_id: int) -> int:
+        """By this node's clock, if it times that lease; else -1."""
+        held = self._held.get(lease_id)
+        return -1 if held is None else max(0, held.deadline_ms - self._clock.monotonic_ms())
+
     def connect(self, leading: Leading) -> None:
         self._leading = leading
 

@@ -348,7 +348,8 @@ class RequestPath:
         admission.check_table(request, self._limits)
         if options.consistency != "stale":
             await self._freshness.reach_read_index(self._deadline(options.timeout_ms), options)
-        return self._machine.look_up(request)
+        reply = self._machine.look_up(request)
+        return self._lease_calls.with_remaining(reply) if isinstance(reply, LeaseListReply) else reply
 
     async def state_hash(self, revision: int, options: Options) -> HashReply:
         """See `Admin.state_hash`. It may take longer than a read: every item is looked at, in slices."""

@@ -40,7 +40,8 @@ PROTOCOL = 1
 PROTOCOL_MIN = 1
 FEATURE_LEVEL = 4
 """Grows with each entry kind, message or field that older nodes do not know. 2: state checks. 3: Lamport times, gossip.
-4: nested transactions, compares of ranges, counted ranges inside transactions, puts that keep (`kvnode.kv.stored`)."""
+4: nested transactions, compares of ranges, counted ranges inside transactions, puts that keep, negative ids of leases
+(`kvnode.kv.stored`)."""
 FEATURE_LEVEL_TIMES = 3
 """TIME is sent to peers that claim this level, by those that claim it; such peers take part in gossip, too."""
 

@@ -30,7 +30,7 @@ from kvnode.kv.requests import (
     Txn,
     WriteRequest,
 )
-from kvnode.wire.limits import INTEGER_MAX, CodecError, check_range
+from kvnode.wire.limits import INTEGER_MAX, CodecError, check_range, check_signed
 
 REQUESTS: dict[int, type[WriteRequest | Range]] = {
     1: Put,
@@ -66,13 +66,15 @@ def check_request(request: WriteRequest) -> None:
         case Sweep():
             check_range(request.before, request.changes_max)
         case LeaseGrant():
-            check_range(request.id, request.ttl_ms)
+            check_signed(request.id)
+            check_range(request.ttl_ms)
             if request.put is not None:
                 _check_operation(request.put)
         case LeaseRevoke() | LeaseRenew():
-            check_range(request.id)
+            check_signed(request.id)
         case LeaseUpkeep():
-            for numbers in (*request.expired, *request.checkpoints):
+            for lease, *numbers in (*request.expired, *request.checkpoints):
+                check_signed(lease)
                 check_range(*numbers)
         case Campaign():
             check_range(request.ttl_ms)
@@ -96,7 +98,7 @@ def _check_txn(txn: Txn, depth: int) -> None:
         raise CodecError(f"transactions are nested more than {TXN_DEPTH_MAX} deep")
     for compare in txn.compare:
         if isinstance(compare.value, int):
-            check_range(compare.value)
+            check_signed(compare.value)
     for operation in (*txn.success, *txn.failure):
         if isinstance(operation, Txn):
             _check_txn(operation, depth + 1)
@@ -111,4 +113,4 @@ def _check_operation(operation: Put | Delete | Range) -> None:
     if not MUST_EXIST <= operation.if_revision <= INTEGER_MAX:
         raise CodecError(f"if_revision {operation.if_revision} is out of range")
     if isinstance(operation, Put):
-        check_range(operation.lease)
+        check_signed(operation.lease)

@@ -25,6 +25,13 @@ def check_range(*numbers: int) -> None:
             raise CodecError(f"number {number} is out of range")
 
 
+def check_signed(*numbers: int) -> None:
+    """Every number is a signed one of 64 bits. Raises CodecError."""
+    for number in numbers:
+        if not -INTEGER_MAX - 1 <= number <= INTEGER_MAX:
+            raise CodecError(f"number {number} is out of range")
+
+
 def check_size(data: bytes | bytearray | memoryview, bytes_max: int = PAYLOAD_BYTES_MAX) -> None:
     """Raises CodecError for more than `bytes_max` bytes."""
     if len(data) > bytes_max:

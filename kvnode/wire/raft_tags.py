@@ -27,7 +27,7 @@ from kvnode.raft.messages import (
     VoteReply,
     VoteRequest,
 )
-from kvnode.wire.limits import INTEGER_MAX, CodecError, check_range
+from kvnode.wire.limits import INTEGER_MAX, CodecError, check_range, check_signed
 
 STATE_DIGEST_BYTES = 16
 
@@ -110,7 +110,8 @@ def _check_timeout_now(message: TimeoutNow) -> None:
 
 
 def _check_keep_alive(message: KeepAlive) -> None:
-    check_range(message.number, message.lease)
+    check_range(message.number)
+    check_signed(message.lease)
 
 
 def _check_keep_alive_reply(message: KeepAliveReply) -> None:

@@ -60,8 +60,9 @@ class MachineKV(KV):
                 raise LeaseNotFound(f"lease {request.id} does not exist")
             if isinstance(request, LeaseKeepAlive):
                 return LeaseReply(lease.id, lease.ttl_ms, machine.revision)
-            keys = tuple(sorted(lease.keys))
-            return LeaseReadReply(lease.id, lease.ttl_ms, lease.ttl_ms, machine.revision, keys, len(keys))
+            left = sorted(key for key in lease.keys if key > request.after)
+            keys = () if request.count_only else tuple(left[: LimitsSection().page_items_max])
+            return LeaseReadReply(lease.id, lease.ttl_ms, lease.ttl_ms, machine.revision, keys, len(lease.keys))
         if isinstance(request, Await):
             return await self._wait(request)
         index = Index(machine.applied_index + 1)

@@ -15,7 +15,7 @@ from kvnode.api.app import ClientServer, build_app
 from kvnode.config import Config
 from kvnode.errors import KvnodeError, NoLeader, NotReady, Timeout
 from kvnode.kv.interface import DEFAULT_OPTIONS, Options
-from kvnode.kv.requests import Campaign, Command, LeaseKeepAlive, LeaseRevoke, LeaseUpkeep, QueueRead
+from kvnode.kv.requests import Campaign, Command, LeaseGrant, LeaseKeepAlive, LeaseRevoke, LeaseUpkeep, QueueRead
 from kvnode.recipes import lock
 from tests.api.fake import FakeAdmin
 from tests.api.fake_available import FakeAvailable
@@ -325,3 +325,20 @@ async def test_an_election_is_observed(door: Door, kv: MachineKV) -> None:
         await door.ask("DELETE", f"/v1/elections/e?token={seen['token']}")
         assert (await line())["type"] == "nobody"
     assert (await door.ask("HEAD", "/v1/elections/e/observe")).status == 200
+
+
+async def test_leases_that_clients_of_etcd_have_numbered_can_be_named(door: Door, kv: MachineKV) -> None:
+    await kv.execute(LeaseGrant(5_000, -12))
+    await kv.execute(LeaseGrant(5_000, 9))
+    assert (await door.ask("PUT", "/v1/kv/a?lease=-12", b"1")).headers["kv-lease"] == "-12"
+    await door.ask("POST", "/v1/txn", {"success": [{"put": {"key": "b", "value": "2", "lease": -12}}]})
+    shown = (await door.ask("GET", "/v1/leases/-12")).json
+    assert (shown["id"], shown["count"]) == (-12, 2)
+    assert [each["id"] for each in (await door.ask("GET", "/v1/leases?after=0")).json["leases"]] == [9, -12]
+    assert [each["id"] for each in (await door.ask("GET", "/v1/leases?after=9")).json["leases"]] == [-12]
+    assert (await door.ask("DELETE", "/v1/leases/-12")).json["deleted"] == 2
+    for wrong in ("0", "--1", "-", "9223372036854775808", "1.0"):
+        assert (await door.ask("GET", f"/v1/leases/{wrong}")).status == 400
+    for wrong in (0, 1 << 63, True, "1"):
+        asked = {"success": [{"put": {"key": "b", "value": "2", "lease": wrong}}]}
+        assert (await door.ask("POST", "/v1/txn", asked)).status == 400

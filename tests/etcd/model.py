@@ -25,6 +25,14 @@ class Refused(Exception):
         self.refusal = Refusal(code, f"etcdserver: {message}")
 
 
+class Undecided(Exception):
+    """A request on which servers may differ.
+
+    One nested transaction puts a key, a later one deletes it: etcd takes that (and refuses it the other way round),
+    although the key then changes twice in one revision.
+    """
+
+
 @dataclass(frozen=True)
 class Item:
     """A key's version."""
@@ -66,7 +74,7 @@ class Model:
         self._states: dict[int, State] = {revision: {}}
 
     def call(self, path: str, body: Message) -> Message:
-        """Raises: Refused."""
+        """Raises: Refused, Undecided."""
         calls = {
             "kv/range": self._range,
             "kv/put": self._put,
@@ -281,6 +289,8 @@ def _check_duplicates(operations: list[Message]) -> tuple[set[bytes], list[Messa
         if "request_txn" in operation:
             then_puts, then_deletes = _check_duplicates(operation["request_txn"].get("success", []))
             else_puts, else_deletes = _check_duplicates(operation["request_txn"].get("failure", []))
+            if any(_contains(bounds, key) for bounds in (*then_deletes, *else_deletes) for key in puts):
+                raise Undecided
             add(then_puts, set())
             add(else_puts, then_puts)  # only one of them will run
             deletes = [*deletes, *then_deletes, *else_deletes]

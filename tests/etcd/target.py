@@ -63,8 +63,8 @@ class Target:
     name: str  # kvnode-leader, kvnode-follower or etcd
     address: Address
     version: tuple[int, ...]  # of the etcd it is, or claims to be
-    first: list[dict[str, Any]] = field(default_factory=list)  # a range, then a put: the store's first two requests
-    _kept: Connection | None = None
+    first: list[dict[str, Any]] = field(default_factory=list, repr=False)  # answers to the store's first range and put
+    _kept: Connection | None = field(default=None, repr=False)
 
     @property
     def is_kvnode(self) -> bool:

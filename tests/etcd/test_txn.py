@@ -287,6 +287,8 @@ def test_what_is_no_duplicate(target: Target, own: bytes) -> None:
         [put(a), get(a), get(a)],
         [put(b), delete_all(around)],
         [nested([NEVER], [put(a)], [put(a, b"else")])],
+        [nested([NEVER], [put(a)], [delete(a)])],
+        [nested(success=[put(a)], failure=[delete_all(around)])],
         [nested(success=[put(a)]), put(b)],
         [nested(success=[delete_all(around)]), nested(success=[delete_all(around)])],
         [put(a), put(a + b"\0"), delete(a + b"\0\0")],

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.etcd.operations import delete, put
-from tests.etcd.target import OUT_OF_RANGE, Target
+from tests.etcd.target import OUT_OF_RANGE, UNKNOWN, Target
 from tests.etcd.watching import assert_created, create, events_until, seen, watching
 from tests.etcd.words import b64, interval, prefix, revision_of
 
@@ -18,13 +18,6 @@ def metric(target: Target, name: str) -> float:
     lines = target.http("GET", "/metrics").body.decode().splitlines()
     [value] = [line.split()[1] for line in lines if line.split()[0] == name]
     return float(value)
-
-
-def wait_until(target: Target, name: str, expected: float, limit_s: float = 10.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while (found := metric(target, name)) != expected:
-        assert time.monotonic() < deadline, (name, found, expected)
-        time.sleep(0.01)
 
 
 def test_the_first_message_says_created_at_the_current_revision(target: Target, own: bytes) -> None:
@@ -356,9 +349,7 @@ def test_an_idle_stream_tells_its_progress_when_asked(target: Target, own: bytes
 def test_a_request_that_is_no_json_ends_the_stream(target: Target) -> None:
     answer = target.post("watch", b"nonsense")
     assert answer.status == 500
-    refusal = target.refusal(answer)
-    assert refusal.code == 2
-    assert refusal.message == "invalid character 'o' in literal null (expecting 'u')"
+    assert target.refusal(answer).code == UNKNOWN
 
 
 def test_lease_revocation_is_one_revision(target: Target, own: bytes) -> None:

@@ -9,7 +9,6 @@ import base64
 import json
 import os
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from tests.etcd.connection import LIMIT_S, Connection
@@ -20,11 +19,11 @@ TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
 class WebSocketStream:
     """Opened at once. Raises: OSError; AssertionError if the upgrade is refused."""
 
-    def __init__(self, connection: Connection, path: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, connection: Connection, path: str) -> None:
         self.connection = connection
         key = base64.b64encode(os.urandom(16)).decode()
         upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
-        connection.send("GET", path, headers={**upgrade, "Sec-WebSocket-Key": key, **(headers or {})})
+        connection.send("GET", path, headers={**upgrade, "Sec-WebSocket-Key": key})
         self.upgraded = connection.head()
         assert self.upgraded.status == 101, self.upgraded
 
@@ -54,7 +53,7 @@ class WebSocketStream:
         deadline = time.monotonic() + limit_s
         try:
             while (frame := self._frame(deadline)) is not None:
-                assert list(json.loads(frame)) == ["error"], frame
+                assert "error" in json.loads(frame), frame
         except ConnectionResetError:
             return  # etcd's gateway hangs up without a close frame
 
@@ -67,13 +66,13 @@ class WebSocketStream:
             if length >= 126:
                 length = int.from_bytes(self.connection.exactly(2 if length == 126 else 8))
             content = self.connection.exactly(length)
-            match kind & 0x0F:
-                case 1:
-                    return content
-                case 8:
-                    return None
-                case 9:
-                    self._send_frame(PONG, content)
+            kind &= 0x0F
+            if kind == TEXT:
+                return content
+            if kind == CLOSE:
+                return None
+            if kind == PING:
+                self._send_frame(PONG, content)
 
     def _send_frame(self, kind: int, content: bytes) -> None:
         length = len(content)

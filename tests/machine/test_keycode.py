@@ -99,3 +99,11 @@ def test_rows_give_back_what_they_were_made_of(key: bytes, revision: int) -> Non
         assert keycode.short_user_key(row) == key
     assert row < keycode.version_prefix(key) + keycode.AFTER_REVISIONS
     assert keycode.split_revision_row_key(keycode.revision_row_key(revision, 3)) == (revision, 3)
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(st.one_of(st.sampled_from([-1, 1, -(2**63), 2**63 - 1]), st.integers(-(2**63), 2**63 - 1)), user_keys)
+def test_rows_of_leases_give_back_their_ids_and_negative_ones_come_last(lease: int, key: bytes) -> None:
+    assert keycode.lease_of(keycode.lease_row_key(lease)) == lease
+    assert keycode.lease_of(keycode.lease_key_row_key(lease, key)) == lease
+    assert (keycode.lease_row_key(lease) > keycode.lease_row_key(2**63 - 1)) == (lease < 0)

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from kvnode.ids import Term
 from kvnode.kv.keys import prefix_end
 from kvnode.kv.requests import (
+    LEASE_IDS,
     Campaign,
     Delete,
     LeaseEnded,
@@ -32,7 +33,8 @@ from kvnode.machine.pace import Pace, first_in_order, in_one_go
 from kvnode.storage.memory_backend import MemoryBackend
 from tests.machine.harness import Store
 
-KEYS = [b"a", b"b", b"n/1", b"n/2", b"n/a", b"n/f", b"n/x"]
+KEYS = [b"a", b"b", b"n/1", b"n/2", b"n/a", b"n/f", b"n/x", b"n/-c"]
+UNUSUAL_IDS = [-12, LEASE_IDS[0], LEASE_IDS[-1]]
 NAMES = [b"n", b"m", b"n/m"]
 
 
@@ -96,7 +98,7 @@ class LeasesAgainstAModel(RuleBasedStateMachine):
 
     # What happens.
 
-    @rule(ttl=st.integers(1_000, 9_000), wanted=st.sampled_from([0, 0, 0, 3, 7, 1_000]))
+    @rule(ttl=st.integers(1_000, 9_000), wanted=st.sampled_from([0, 0, 0, 3, 7, 1_000, *UNUSUAL_IDS]))
     def grant(self, ttl: int, wanted: int) -> None:
         result = self.apply(LeaseGrant(ttl, wanted))
         if wanted in self.ttl:
@@ -279,8 +281,10 @@ class LeasesAgainstAModel(RuleBasedStateMachine):
                 assert [kv.lease for kv in pair] == [on for _, on in expected[max(0, position - 1) : position + 1]]
                 assert [kv.lease for kv in machine.look_up(QueueRead(name, token=token)).waiting] == [lease]
         listed = machine.look_up(LeaseList()).leases
-        counted = [(lease, len(self.keys_of(lease))) for lease in sorted(self.ttl)]
+        counted = [(lease, len(self.keys_of(lease))) for lease in sorted(self.ttl, key=lambda lease: lease % 2**64)]
         assert [(view.id, view.keys) for view in listed] == counted
+        rest = machine.look_up(LeaseList(after=listed[0].id, limit=2)).leases if listed else ()
+        assert [view.id for view in rest] == [view.id for view in listed[1:3]]
         for key, lease in self.lease_of.items():
             assert self.store.get(key).lease == lease, key
 

@@ -6,9 +6,18 @@ import asyncio
 
 import pytest
 
-from kvnode.errors import LeaseNotFound, TryAgain, Unknown
+from kvnode.errors import Conflict, LeaseNotFound, TryAgain, Unknown
 from kvnode.ids import NodeId
-from kvnode.kv.requests import LeaseGrant, LeaseKeepAlive, LeaseRead, LeaseRevoke, Put
+from kvnode.kv.requests import (
+    LEASE_IDS,
+    LEASE_TTL_MS_MAX,
+    LeaseGrant,
+    LeaseKeepAlive,
+    LeaseList,
+    LeaseRead,
+    LeaseRevoke,
+    Put,
+)
 from kvnode.node.leases import Lessor
 from kvnode.sim.runtime.cluster import Cluster
 from tests.node.scenario import simulate
@@ -163,5 +172,48 @@ def test_etcd_9935_an_end_that_failed_is_tried_again() -> None:
         await gone_at(cluster, b"k")
         await cluster.settle()
         assert all(cluster.members[member].node.lease_count == 0 for member in cluster.ids)
+
+    simulate(scenario)
+
+
+def test_a_lease_that_a_client_has_numbered_is_one_like_all_others() -> None:
+    """Negative ids, the ends of the range: renewed on any node, taken over by another leader, ended in time."""
+
+    async def scenario(cluster: Cluster) -> None:
+        numbered = [-12, LEASE_IDS[0], LEASE_IDS[-1]]
+        for lease in numbered:
+            assert (await cluster.kv(2).execute(LeaseGrant(TTL_MS, lease))).id == lease
+            await put(cluster, b"%d" % lease, lease, member=3)
+        with pytest.raises(Conflict):
+            await cluster.kv(1).execute(LeaseGrant(TTL_MS, -12))
+        long = await cluster.kv(2).execute(LeaseGrant(LEASE_TTL_MS_MAX, 7))
+        assert long.ttl_ms == LEASE_TTL_MS_MAX
+        await asyncio.sleep(TTL_MS / 2e3)
+        await cluster.kv(3).execute(LeaseKeepAlive(-12))
+        await asyncio.sleep(TTL_MS * 0.6 / 1e3)
+        assert await is_there(cluster, b"-12", 2)
+        await gone_at(cluster, b"%d" % LEASE_IDS[0])
+        await gone_at(cluster, b"%d" % LEASE_IDS[-1])
+        leader = (await cluster.elect()).id
+        successor, other = (member for member in cluster.ids if member != leader)
+        await cluster.members[leader].node.transfer_leadership(NodeId(successor))
+        listed = (await cluster.kv(successor).execute(LeaseList())).leases
+        assert [view.id for view in listed] == [7, -12]
+        assert listed[0].remaining_ms > listed[1].remaining_ms > 0, "told by the leader's clock"
+        assert [view.remaining_ms for view in (await cluster.kv(other).execute(LeaseList())).leases] == [-1, -1]
+        await cluster.kv(1).execute(LeaseRevoke(-12))
+        assert not await is_there(cluster, b"-12")
+
+    simulate(scenario, cluster__feature_level_max=4)
+
+
+def test_keys_of_a_lease_come_in_pages() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        lease = await grant(cluster)
+        for key in (b"a", b"b", b"c"):
+            await put(cluster, key, lease)
+        assert (await cluster.kv(2).execute(LeaseRead(lease, b"a"))).keys == (b"b", b"c")
+        counted = await cluster.kv(2).execute(LeaseRead(lease, count_only=True))
+        assert (counted.keys, counted.count) == ((), 3)
 
     simulate(scenario)

@@ -13,7 +13,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvnode.kv.requests import Command, Compare, Delete, Fence, LeaseGrant, Operation, Put, Range, Txn, WriteRequest
+from kvnode.kv.requests import (
+    LEASE_IDS,
+    LEASE_TTL_MS_MAX,
+    TTL_MS_MAX,
+    Command,
+    Compare,
+    Delete,
+    Fence,
+    LeaseGrant,
+    LeaseRenew,
+    LeaseRevoke,
+    Operation,
+    Put,
+    Range,
+    Txn,
+    WriteRequest,
+)
 from kvnode.kv.stored import NESTED_LEVEL, level_of
 from kvnode.machine.answers import FINGERPRINT_BYTES, fingerprint_of
 from kvnode.wire.codec import decode_request, encode_request
@@ -98,7 +114,7 @@ compares = st.builds(
 operations = st.lists(st.one_of(puts, deletes, ranges), max_size=4).map(tuple)
 txns = st.builds(Txn, st.lists(compares, max_size=3).map(tuple), operations, operations)
 writes: st.SearchStrategy[Any] = st.one_of(
-    puts, deletes, txns, st.builds(LeaseGrant, numbers, numbers, st.one_of(st.none(), puts))
+    puts, deletes, txns, st.builds(LeaseGrant, st.integers(0, TTL_MS_MAX), numbers, st.one_of(st.none(), puts))
 )
 commands = st.builds(
     Command, writes, numbers, numbers, numbers, some_bytes, st.one_of(st.none(), st.builds(Fence, some_bytes, numbers))
@@ -137,6 +153,16 @@ NEW: list[WriteRequest | Operation] = [
     Command(Txn((), (Txn((), ()),)), key=b"once"),
 ]
 
+REFUSED: list[WriteRequest | Operation] = [
+    Put(b"k", b"v", -1),
+    Txn((Compare(b"k", "lease", "=", -1),), ()),
+    LeaseGrant(1_000, LEASE_IDS[0]),
+    LeaseGrant(LEASE_TTL_MS_MAX),
+    LeaseRevoke(-1),
+    LeaseRenew(-1),
+]
+"""What an older version does not take from the log, or answers otherwise."""
+
 
 @pytest.mark.parametrize("request_", NEW)
 def test_s92_what_it_would_misread_needs_the_level(request_: Any) -> None:
@@ -148,6 +174,12 @@ def test_s92_what_it_would_misread_needs_the_level(request_: Any) -> None:
     except msgspec.ValidationError:
         return  # a transaction inside another: whoever does not know it cannot apply it, and would end
     assert misread != stored, "an older version takes it for what it knows: nothing but the level keeps it from that"
+
+
+@pytest.mark.parametrize("request_", REFUSED)
+def test_s92_what_it_would_refuse_needs_the_level(request_: Any) -> None:
+    assert level_of(request_) == level_of(Command(request_)) == NESTED_LEVEL
+    assert decode_request(encode_request(request_)) == request_
 
 
 @pytest.mark.parametrize("request_", [PLAIN, Delete(b"k"), Txn((), (PLAIN, Range(b"k"))), LeaseGrant(1_000, put=PLAIN)])

@@ -6,7 +6,8 @@ alone: the content type does not matter. Each message of a stream is one HTTP ch
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,20 @@ from aiohttp import hdrs
 
 from kvnode.api.answer import KIND_JSON, Answer
 from kvnode.api.call import Call
-from kvnode.api.etcd import alarms, auth, cluster, kv, maintenance, snapshot, txn, watch, watch_socket
+from kvnode.api.etcd import (
+    alarms,
+    auth,
+    cluster,
+    elections,
+    kv,
+    leases,
+    locks,
+    maintenance,
+    snapshot,
+    txn,
+    watch,
+    watch_socket,
+)
 from kvnode.api.etcd.context import Context, Gateway
 from kvnode.api.etcd.errors import (
     Code,
@@ -36,6 +50,7 @@ from kvnode.version import ETCD_CLUSTER_VERSION, ETCD_SERVER_VERSION
 
 if TYPE_CHECKING:
     from kvnode.api.app import App
+    from kvnode.api.listener import Connection
 
 log = get_logger("etcd")
 
@@ -51,6 +66,9 @@ METHODS: Mapping[str, Method] = {
     **cluster.METHODS,
     **auth.METHODS,
     **watch.METHODS,
+    **leases.METHODS,
+    **locks.METHODS,
+    **elections.METHODS,
 }
 """By path, without its prefix."""
 
@@ -109,7 +127,8 @@ class EtcdDoor:
             if isinstance(method, Duplex):
                 return await self._converse(call, context, method, body)
             if isinstance(method, Unary):
-                response = await method.handler(context, decode(method.request, body))
+                answering = method.handler(context, decode(method.request, body))
+                response = await (_while_wanted(call, answering) if method.waits else answering)
                 return call.answer(200, msgspec.json.encode(response))
             return await self._stream(call, context, method, body)
         except Exception as error:  # noqa: BLE001 - told by kind
@@ -195,6 +214,30 @@ class _Chunks(Carriage):
 
     async def write(self, framed: bytes) -> None:
         await self._outlet.write(framed)
+
+
+async def _while_wanted(call: Call, answering: Awaitable[msgspec.Struct]) -> msgspec.Struct:
+    """aiohttp does not cancel a handler whose client has left, so the connection is asked to."""
+    task = asyncio.current_task()
+    assert task is not None
+    connection: Connection = call.request.protocol  # type: ignore[assignment] # the listener makes no other
+    has_left = False
+
+    def leave() -> None:
+        nonlocal has_left
+        has_left = True
+        task.cancel()
+
+    connection.when_lost = leave
+    try:
+        return await answering
+    except asyncio.CancelledError:
+        if not has_left:
+            raise
+        task.uncancel()
+        raise EtcdError(Code.CANCELLED, "etcdserver: request canceled") from None
+    finally:
+        connection.when_lost = None
 
 
 @contextmanager

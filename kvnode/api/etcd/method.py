@@ -11,10 +11,11 @@ from kvnode.api.etcd.context import Context
 
 
 class Unary(msgspec.Struct, frozen=True):
-    """One request, one answer."""
+    """One request, one answer. `waits`: it may wait for long, and is cancelled when its client leaves."""
 
     request: type[msgspec.Struct]
     handler: Callable[[Context, Any], Awaitable[msgspec.Struct]]
+    waits: bool = False
 
 
 class Stream(msgspec.Struct, frozen=True):

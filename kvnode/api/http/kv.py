@@ -49,7 +49,7 @@ async def put_key(call: Call) -> Answer:
 def _lease_or_ttl(call: Call) -> tuple[int, int]:
     given = call.parameters
     if "ttl" not in given:
-        return query.parse_integer(given["lease"], "lease", least=1), 0
+        return query.parse_lease(given["lease"], "lease"), 0
     if "lease" in given:
         raise BadRequest("give lease=, or ttl= for a lease of the key's own, not both", parameter="ttl")
     return 0, ttl_of(call)

@@ -31,7 +31,7 @@ class LeaseShown(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeaseListing(msgspec.Struct, frozen=True):
-    """One page of leases, by id."""
+    """One page of leases, by id; negative ones, which only clients of etcd choose, last."""
 
     revision: int
     more: bool
@@ -71,7 +71,7 @@ async def show(call: Call) -> Answer:
 
 async def list_all(call: Call) -> Answer:
     given = call.parameters
-    after = query.parse_integer(given["after"], "after") if "after" in given else 0
+    after = query.parse_lease(given["after"], "after") if given.get("after", b"0") != b"0" else 0
     limit = 0
     if "limit" in given:
         limit = query.parse_integer(given["limit"], "limit", least=1, most=call.app.config.limits.page_items_max)
@@ -92,7 +92,7 @@ async def revoke(call: Call) -> Answer:
 
 def lease_id(call: Call) -> int:
     """The number in the path."""
-    return query.parse_integer(query.percent_decode(call.rest), "the lease in the path", least=1)
+    return query.parse_lease(query.percent_decode(call.rest), "the lease in the path")
 
 
 def ttl_of(call: Call, default_ms: int = 0) -> int:

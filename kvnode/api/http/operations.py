@@ -19,6 +19,7 @@ from kvnode.api.strict_json import (
     expect_choice,
     expect_flag,
     expect_integer,
+    expect_lease,
     expect_object,
 )
 from kvnode.config import LimitsSection
@@ -91,7 +92,7 @@ class OperationParser(msgspec.Struct, frozen=True):
         return Put(
             self.key(fields, place),
             self.value(fields, place),
-            lease=expect_integer(fields["lease"], f"{place}.lease", least=1) if "lease" in fields else 0,
+            lease=expect_lease(fields["lease"], f"{place}.lease") if "lease" in fields else 0,
             if_revision=_condition(fields, place),
             return_previous=_flag(fields, "prev", place),
         )
