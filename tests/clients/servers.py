@@ -6,9 +6,11 @@ The clients of this package are made for etcd: their calls block, so a test may 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic, sleep
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kvnode.bench.cluster import Cluster
 
@@ -80,3 +82,16 @@ def insist(call: Callable[[], Found], *refusals: type[Exception]) -> Found:
             if monotonic() > until:
                 raise
             sleep(0.02)
+
+
+@contextmanager
+def watching(watch: Callable[..., Any], key: str, **options: Any) -> Iterator[Iterator[Any]]:
+    """The events that a `watch` of etcd3gw tells, as long as the block runs; they end after `LIMIT_S` at the latest."""
+    events, cancel = watch(key, **options)
+    limit = threading.Timer(LIMIT_S, cancel)
+    limit.start()
+    try:
+        yield events
+    finally:
+        limit.cancel()
+        cancel()

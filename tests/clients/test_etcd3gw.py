@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.clients.servers import Servers, eventually
+from tests.clients.servers import LIMIT_S, Servers, eventually, watching
 
 pytest.importorskip("etcd3gw", reason="etcd3gw is not installed (extra `clients`)")
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.system
 
-LIMIT_S = 20.0
 TARGETS = ("key", "version", "create", "mod", "value")
 
 
@@ -257,7 +255,7 @@ def test_a_lease_that_ends_takes_its_keys_along(servers: Servers, name: str) -> 
     assert granted >= 1, "the server may grant more than was asked for"
     client.put(name + "a", "1", lease)
     client.put(name + "b", "1", lease)
-    with watching(client, name, range_end=name + "z") as events:
+    with watching(client.watch, name, range_end=name + "z") as events:
         assert sorted(event["kv"]["key"].decode() for event in islice(events, 2)) == [name + "a", name + "b"]
     assert client.get_prefix(name) == []
     for port in servers.ports():
@@ -316,18 +314,9 @@ def test_a_lock_is_one_at_all_nodes(servers: Servers, name: str) -> None:
 # Watches
 
 
-@contextmanager
-def watching(client: Etcd3Client, key: str, **options: Any) -> Iterator[Iterator[Any]]:
-    events, cancel = client.watch(key, **options)
-    try:
-        yield events
-    finally:
-        cancel()
-
-
 def test_a_watch_tells_each_change_once(client: Etcd3Client, name: str) -> None:
     client.put(name, "before")
-    with watching(client, name) as events:
+    with watching(client.watch, name) as events:
         client.put(name + "other", "")
         for value in ("1", "", "2" * 100_000):
             client.put(name, value)
@@ -342,12 +331,11 @@ def test_a_watch_tells_each_change_once(client: Etcd3Client, name: str) -> None:
 
 
 def test_a_watch_of_a_prefix_and_of_a_transaction(client: Etcd3Client, name: str) -> None:
-    events, cancel = client.watch_prefix(name)
     puts = [{"request_put": {"key": base64(f"{name}{key}"), "value": base64(key)}} for key in "ba"]
-    client.transaction({"compare": [], "success": puts, "failure": []})
-    client.delete_prefix(name)
-    found = list(islice(events, 4))
-    cancel()
+    with watching(client.watch_prefix, name) as events:
+        client.transaction({"compare": [], "success": puts, "failure": []})
+        client.delete_prefix(name)
+        found = list(islice(events, 4))
     assert [event["kv"]["key"].decode()[-1] for event in found] == ["b", "a", "a", "b"]
     revisions = [int(event["kv"]["mod_revision"]) for event in found]
     assert revisions == [revisions[0]] * 2 + [revisions[0] + 1] * 2
@@ -359,15 +347,15 @@ def test_a_watch_of_what_has_been(client: Etcd3Client, name: str) -> None:
         client.put(name, value)
     client.delete(name)
     first = int(client.get(name, metadata=True, revision=revision(client) - 1)[0][1]["create_revision"])
-    with watching(client, name, start_revision=first + 1, prev_kv=True) as events:
+    with watching(client.watch, name, start_revision=first + 1, prev_kv=True) as events:
         found = list(islice(events, 3))
         client.put(name, "4")
         found.append(next(events))
     assert [event["kv"].get("value") for event in found] == [b"2", b"3", None, b"4"]
     assert [event.get("prev_kv", {}).get("value") for event in found] == [base64("1"), base64("2"), base64("3"), None]
-    with watching(client, name, start_revision=first, filters=["NOPUT"]) as events:
+    with watching(client.watch, name, start_revision=first, filters=["NOPUT"]) as events:
         assert [event["type"] for event in islice(events, 1)] == ["DELETE"]
-    with watching(client, name, start_revision=first, filters=["NODELETE"]) as events:
+    with watching(client.watch, name, start_revision=first, filters=["NODELETE"]) as events:
         assert [event["kv"]["value"] for event in islice(events, 4)] == [b"1", b"2", b"3", b"4"]
 
 
@@ -409,10 +397,9 @@ def test_twenty_watches_of_one_client_end_with_it(client: Etcd3Client, servers: 
         return servers.metric(door, "etcd_debugging_mvcc_watcher_total")
 
     eventually(lambda: watchers() == 0)
-    watches = [client.watch(name) for _ in range(20)]
-    client.put(name, "1")
-    assert [next(events)["kv"]["value"] for events, _ in watches] == [b"1"] * 20
-    assert watchers() == 20
-    for _, cancel in watches:
-        cancel()
+    with ExitStack() as stack:
+        watches = [stack.enter_context(watching(client.watch, name)) for _ in range(20)]
+        client.put(name, "1")
+        assert [next(events)["kv"]["value"] for events in watches] == [b"1"] * 20
+        assert watchers() == 20
     eventually(lambda: watchers() == 0)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from itertools import count
+from contextlib import AbstractContextManager, suppress
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.clients.conftest import TIMEOUT_S, MakeMember
-from tests.clients.servers import Servers, eventually, insist
+from tests.clients.servers import Servers, eventually, insist, watching
 
 pytest.importorskip("etcd3gw", reason="etcd3gw is not installed (extra `clients`)")
 pytest.importorskip("tooz", reason="tooz is not installed (extra `clients`)")
@@ -173,30 +173,19 @@ def test_a_client_of_the_node_that_dies_goes_on_when_it_is_back(
 
 def test_a_watch_tells_every_change_once(servers: Servers, name: str, repeat: Repeat) -> None:
     leader, (near, far) = servers.leader(), servers.followers()
-    watches = {node: client_at(servers, node).watch_prefix(name) for node in (leader, near)}
     writer, numbers, acknowledged = client_at(servers, far), count(), []
 
     def write() -> None:
         value = str(next(numbers))
-        try:
+        with suppress(Etcd3Exception):  # it may have been done all the same, now or a little later
             writer.put(name + value, value)
-        except Etcd3Exception:
-            return  # it may have been done all the same, now or a little later
-        acknowledged.append(value.encode())
+            acknowledged.append(value.encode())
 
-    stop = repeat(write)
-    seen = {node: [next(events) for _ in range(5)] for node, (events, _) in watches.items()}
-    assert seen[leader] == seen[near]
-    servers.kill(leader)
-    told = len(acknowledged)
-    eventually(lambda: len(acknowledged) > told + 5)
-    servers.restart(leader)
-    told = len(acknowledged)
-    eventually(lambda: len(acknowledged) > told + 5)
-    stop()
-    insist(lambda: writer.put(name + "last", "last"), Etcd3Exception)
+    def some_more() -> None:
+        told = len(acknowledged)
+        eventually(lambda: len(acknowledged) > told + 5)
 
-    def rest(events: Iterator[Any]) -> list[Any]:
+    def until_the_last(events: Iterator[Any]) -> list[Any]:
         found = []
         for event in events:
             found.append(event)
@@ -204,18 +193,28 @@ def test_a_watch_tells_every_change_once(servers: Servers, name: str, repeat: Re
                 break
         return found
 
-    # That at the node that lived has seen all of it by itself.
-    seen[near] += rest(watches[near][0])
-    # That at the node that died hears no more. Its user asks again, after the last that it was told, at any node.
-    watches[leader][1]()
-    after = int(seen[leader][-1]["kv"]["mod_revision"]) + 1
+    def watch(node: int, **options: Any) -> AbstractContextManager[Iterator[Any]]:
+        return watching(client_at(servers, node).watch_prefix, name, **options)
+
+    with watch(near) as at_one_that_lives:
+        with watch(leader) as at_one_that_dies:
+            stop = repeat(write)
+            heard = list(islice(at_one_that_dies, 5))
+            servers.kill(leader)
+            some_more()
+            servers.restart(leader)
+            some_more()
+            stop()
+            insist(lambda: writer.put(name + "last", "last"), Etcd3Exception)
+        whole = until_the_last(at_one_that_lives)
+
+    # The other heard no more. Its user asks again, after the last that it was told, at any node.
+    after = int(heard[-1]["kv"]["mod_revision"]) + 1
     for node in (leader, near, far):
-        events, cancel = client_at(servers, node).watch_prefix(name, start_revision=after)
-        assert seen[leader] + rest(events) == seen[near], node
-        cancel()
-    watches[near][1]()
-    values = [event["kv"]["value"] for event in seen[near]]
-    revisions = [int(event["kv"]["mod_revision"]) for event in seen[near]]
+        with watch(node, start_revision=after) as events:
+            assert heard + until_the_last(events) == whole, node
+    values = [event["kv"]["value"] for event in whole]
+    revisions = [int(event["kv"]["mod_revision"]) for event in whole]
     assert revisions == sorted(set(revisions)), "in order, and none twice"
     assert len(set(values)) == len(values)
     assert set(acknowledged) <= set(values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -16,11 +17,29 @@ from kvnode.ids import NodeId
 from kvnode.kv.events import Cancelled, Changes, ChangeSet, Event, Started, WatchPart
 from kvnode.kv.interface import DEFAULT_OPTIONS, Options, WatchStream
 from kvnode.kv.requests import Delete, KeyValue, LeaseGrant, LeaseRevoke, Put, Txn, Watch
-from tests.api.etcd.conftest import LIMITS
+from tests.api.etcd.local_door import LIMITS, door_of, serving
 from tests.api.etcd.streams import PROGRESS, b64, cancel, create, put, seen, settled, watching
 from tests.api.raw import Door
 from tests.client.local_node import LocalNode
 from tests.machine.floor import give_up_below
+
+
+@pytest.fixture
+def node() -> LocalNode:
+    return LocalNode()
+
+
+@pytest.fixture
+async def server(node: LocalNode) -> AsyncIterator[ClientServer]:
+    async with serving(node) as server:
+        yield server
+
+
+@pytest.fixture
+async def door(server: ClientServer) -> AsyncIterator[Door]:
+    async with door_of(server) as door:
+        yield door
+
 
 HEADER = {"cluster_id": str(0xAA), "member_id": "1", "raft_term": "1"}
 
