@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from kvnode.ids import Term
-from tests.api.raw import Door
+from tests.api.etcd.local_door import door_of, serving
 from tests.client.local_node import LocalNode
 
 
-async def test_it_is_the_term_of_the_newest_applied_entry(door: Door, node: LocalNode) -> None:
-    for term in (4, 5):
-        node.newest_term = Term(term)
-        reply = await door.ask("POST", "/v3/kv/put", {"key": "YQ==", "value": "YQ=="})
-        assert (reply.status, reply.json["header"]["raft_term"]) == (200, str(term))
-        assert reply.headers["kv-term"] == str(node.term), "the node's own API tells the current one"
+async def test_it_is_the_term_of_the_newest_applied_entry() -> None:
+    node = LocalNode()
+    async with serving(node) as server, door_of(server) as door:
+        for term in (4, 5):
+            node.newest_term = Term(term)
+            reply = await door.ask("POST", "/v3/kv/put", {"key": "YQ==", "value": "YQ=="})
+            assert (reply.status, reply.json["header"]["raft_term"]) == (200, str(term))
+            assert reply.headers["kv-term"] == str(node.term), "the node's own API tells the current one"

@@ -11,7 +11,9 @@ import pytest
 from kvnode.api.etcd import door as etcd_door
 from kvnode.api.etcd.method import Stream
 from kvnode.api.etcd.proto_json import Response
+from tests.api.etcd.local_door import door_of, serving
 from tests.api.raw import Door
+from tests.client.local_node import LocalNode
 
 
 class Nothing(msgspec.Struct):
@@ -56,9 +58,10 @@ async def test_a_client_may_want_nothing_more(door: Door, version: str, headers:
     assert answer.endswith(b"\r\n\r\n" + body)
 
 
-async def test_a_watch_leaves_its_socket_to_its_client(door: Door) -> None:
+async def test_a_watch_leaves_its_socket_to_its_client() -> None:
     body = b'{"create_request":{"key":"YQ=="}}'
-    head = f"POST /v3/watch HTTP/1.1\r\nHost: {door.address}\r\nContent-Length: {len(body)}\r\n\r\n"
-    answer = await door.send(head.encode() + body)
+    async with serving(LocalNode()) as server, door_of(server) as door:
+        head = f"POST /v3/watch HTTP/1.1\r\nHost: {door.address}\r\nContent-Length: {len(body)}\r\n\r\n"
+        answer = await door.send(head.encode() + body)
     assert b'"created":true' in answer
     assert b"\r\nconnection:" not in answer.lower()
