@@ -56,7 +56,7 @@ clean: ## remove the environment and caches; data/ stays
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("kvnode needs Python 3.11 or newer, %s is %s; name another with make PYTHON=..." % (sys.executable, sys.version.split()[0]))'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,clients]'
 	@touch $@
 
 # Byte code of a checkout is written once, also where the environment tells Python not to: nodes start in half the time.

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def test_the_constraints_pin_every_dependency_and_hold_no_address():
         assert match is not None, line
         pinned[re.sub(r"[-_.]+", "-", match[1]).lower()] = match[2]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    wanted = [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
     names = [re.match(r"[A-Za-z0-9_-]+", requirement)[0].lower() for requirement in wanted]  # type: ignore[index]
     assert [name for name in names if name not in pinned] == []
 

@@ -40,3 +40,10 @@ def events_until(stream: Stream | WebSocketStream, key: bytes) -> list[dict[str,
 def seen(events: list[dict[str, Any]]) -> list[tuple[str, bytes]]:
     """Types and keys."""
     return [(event.get("type", "PUT"), unb64(event["kv"]["key"])) for event in events]
+
+
+def open_watches(target: Target) -> int:
+    """As the target counts them on its `/metrics`."""
+    lines = target.http("GET", "/metrics").body.decode().splitlines()
+    [value] = [line.split()[1] for line in lines if line.startswith("etcd_debugging_mvcc_watcher_total ")]
+    return int(float(value))

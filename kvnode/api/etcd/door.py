@@ -101,6 +101,7 @@ class EtcdDoor:
             "etcd_server_quota_backend_bytes": self._app.config.storage.quota_bytes,
             "etcd_server_health_success": self._health[True],
             "etcd_server_health_failures": self._health[False],
+            "etcd_debugging_mvcc_watch_stream_total": len(self.gateway.open_streams),
         }
 
     async def handle(self, call: Call, path: str) -> Answer:
