@@ -18,7 +18,7 @@ def test_the_first_message_says_created_at_the_current_revision(target: Target, 
     with target.stream("watch", create({"key": b64(own)})) as stream:
         result = stream.result()
         assert_created(result)
-        assert revision_of(result) == revision
+        assert revision_of(result) == revision  # who answers a write has applied it
         head = stream.head()
         assert (head.status, head.headers["content-type"]) == (200, "application/json")
         assert set(result["header"]) == {"cluster_id", "member_id", "revision", "raft_term"}
@@ -415,3 +415,13 @@ def test_a_canceled_watch_is_freed(target: Target, own: bytes) -> None:
         while not stream.result().get("canceled"):
             pass
         wait_until(lambda: open_watches(target) == 1, "one is left")
+
+
+def test_a_member_tells_its_writers_nothing_old(target: Target, own: bytes) -> None:
+    """It has applied a write before it answers: a watch after it begins after it, a serializable read shows it."""
+    for number in range(20):
+        revision = revision_of(target.put(b64(own), b64(f"{number}")))
+        [kv] = target.range(key=b64(own), serializable=True)["kvs"]
+        assert (kv["mod_revision"], kv["value"]) == (str(revision), b64(f"{number}"))
+        with target.stream("watch", create({"key": b64(own)})) as stream:
+            assert revision_of(stream.result()) == revision

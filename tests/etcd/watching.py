@@ -16,7 +16,11 @@ def create(bounds: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def watching(target: Target, bounds: dict[str, Any], **more: Any) -> Stream:
-    """A stream with one watch, created."""
+    """A stream with one watch, created.
+
+    A watch begins after what its member has applied, so a member that lags would tell what others wrote before.
+    """
+    target.revision()  # linearizable
     stream = target.stream("watch", create(bounds, **more))
     assert_created(stream.result())
     return stream
