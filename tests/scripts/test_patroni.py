@@ -12,6 +12,7 @@ import pytest
 from kvnode.bench.cluster import KvnodeCluster
 from scripts import patroni
 
+OLDER = "WARNING: Connected to Etcd node with term 3. Old known term 4. Switching to another node."
 STARTED = "2026-01-01 00:00:00"
 
 
@@ -63,6 +64,7 @@ def lose(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> Callable[[Calla
     def lose(consequences: Callable[[Any], None]) -> None:
         scene = patroni.Scene(patroni.Story(), FakeCluster(lambda: consequences(scene)), [server])  # type: ignore[list-item]
         scene._lose_node("the leader", 1)
+        scene._count()
 
     return lose
 
@@ -73,6 +75,14 @@ def commits(scene: Any, *numbers: int) -> None:
 
 def test_a_node_may_die_unnoticed(lose: Any) -> None:
     lose(lambda scene: commits(scene, 1))
+
+
+def test_an_older_term_is_excused_in_an_election(lose: Any, server: FakeServer) -> None:
+    def consequences(scene: Any) -> None:
+        commits(scene, 1)
+        server.log.write_text(OLDER)
+
+    lose(consequences)
 
 
 def test_a_demotion_is_noticed(lose: Any, server: FakeServer) -> None:
@@ -100,7 +110,7 @@ def test_that_nothing_was_written_is_noticed(lose: Any) -> None:
         ([1, 2, 3], "", None),
         ([1, 3], "", None),
         ([2, 3, 4], "", "1 acknowledged rows are lost: .4."),
-        ([1], "WARNING: Connected to Etcd node with term 3. Old known term 4. Switching to another node.", "term 3"),
+        ([1], OLDER, "term 3"),
         ([1], "WARNING: Etcd Cluster ID changed from 1 to 2", "Cluster ID changed"),
     ],
 )
