@@ -9,7 +9,7 @@ CANARIES = (
         "etcd-term-of-a-candidate",
         "headers tell the term that this node is in, also one in which nobody has been elected",
         "kvnode/api/etcd/context.py",
-        "raft_term=decimal(self.admin.applied_term)",
+        "raft_term=decimal(self.admin.led_term)",
         "raft_term=decimal(self.admin.term)",
         ("tests/api/etcd/test_header_term.py",),
     ),

@@ -396,8 +396,8 @@ class Admin(ABC):
 
     @property
     @abstractmethod
-    def applied_term(self) -> Term:
-        """Of the newest applied entry: a term in which there was a leader, unlike one that somebody only stood in."""
+    def led_term(self) -> Term:
+        """The newest term of which this node knows that it has had a leader: not one in which somebody only stood."""
 
     @property
     @abstractmethod

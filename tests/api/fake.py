@@ -259,7 +259,7 @@ class FakeAdmin(Admin):
         return Term(3)
 
     @property
-    def applied_term(self) -> Term:
+    def led_term(self) -> Term:
         return Term(3)
 
     @property

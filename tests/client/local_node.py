@@ -94,7 +94,7 @@ class LocalNode(KV, Admin):
         self.executed: list[Any] = []
         self.options: list[Options] = []
         self.ready = True
-        self.newest_term = Term(1)  # of what is applied
+        self.newest_led = Term(1)
         self.changes: list[MemberChange] = []
         self.configuration = Members(
             cluster_id="00000000000000aa",
@@ -189,8 +189,8 @@ class LocalNode(KV, Admin):
         return Term(1)
 
     @property
-    def applied_term(self) -> Term:
-        return self.newest_term
+    def led_term(self) -> Term:
+        return self.newest_led
 
     @property
     def revision(self) -> Revision:
