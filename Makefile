@@ -8,9 +8,10 @@ READY := $(VENV)/.ready
 BYTECODE := $(VENV)/.bytecode
 NODES ?= 3
 MINUTES ?= 2
+FROM_OUTSIDE := tests/etcd tests/clients
 
 .DEFAULT_GOAL := help
-.PHONY: help cluster test check lint type fmt golden sim chaos bench bench-large clean
+.PHONY: help cluster test etcd check lint type fmt golden sim chaos bench bench-large clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,9 +20,12 @@ cluster: $(BYTECODE) ## run a three-node cluster on this machine; Ctrl-C stops i
 	@exec $(BIN)/kvnode dev --nodes $(NODES)
 
 test: $(BYTECODE) ## run all tests
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile $(patsubst %,--ignore=%,$(FROM_OUTSIDE)) $(ARGS)
 
-check: lint type test ## everything that must pass before a commit
+etcd: $(BYTECODE) ## the etcd API from outside: its suite, also against etcd where it is on the PATH, and clients of etcd
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest $(FROM_OUTSIDE) $(ARGS)
+
+check: lint type test etcd ## everything that must pass before a commit
 
 lint: $(READY) ## style and likely mistakes
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiohttp import web
 
@@ -20,6 +20,8 @@ from kvnode.config import LimitsSection
 
 if TYPE_CHECKING:
     from kvnode.api.listener import Connection
+
+Result = TypeVar("Result")
 
 LINGER_S = 30.0
 """A client that was too slow has so long to read what was written to it, its last line included."""
@@ -89,25 +91,33 @@ class StreamingAnswer(Answer):
 
     async def prepare(self, request: web.BaseRequest) -> Any:
         """Send everything. Raises: ConnectionError if the client leaves before."""
-        task = asyncio.current_task()
-        assert task is not None
-        connection: Connection = request.protocol  # type: ignore[assignment] # the listener makes no other
-        has_left = False
-
-        def leave() -> None:
-            nonlocal has_left
-            has_left = True
-            task.cancel()
-
-        connection.when_lost = leave
-        try:
-            self._outlet.begin(self.wire())
-            await self._produce(self._outlet)
-        except asyncio.CancelledError:
-            if not has_left:
-                raise
-            task.uncancel()
-            raise ConnectionResetError("the client has left") from None
-        finally:
-            connection.when_lost = None
+        await while_connected(request, self._send())
         return request.writer
+
+    async def _send(self) -> None:
+        self._outlet.begin(self.wire())
+        await self._produce(self._outlet)
+
+
+async def while_connected(request: web.BaseRequest, work: Awaitable[Result]) -> Result:
+    """Carry out `work` for as long as the client is there. Raises: ConnectionResetError if it leaves before."""
+    task = asyncio.current_task()
+    assert task is not None
+    connection: Connection = request.protocol  # type: ignore[assignment] # the listener makes no other
+    has_left = False
+
+    def leave() -> None:
+        nonlocal has_left
+        has_left = True
+        task.cancel()
+
+    connection.when_lost = leave
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not has_left:
+            raise
+        task.uncancel()
+        raise ConnectionResetError("the client has left") from None
+    finally:
+        connection.when_lost = None

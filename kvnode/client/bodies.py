@@ -50,8 +50,7 @@ def operation_body(operation: Operation, *, condition: bool) -> Json:
     """``{"put": {…}}`` and so on. `condition`: ``if_rev`` may stand in it (a batch), else refused (a transaction)."""
     match operation:
         case Put():
-            if operation.keep_value or operation.keep_lease:
-                raise _not_over_http("a put that keeps the value or the lease")
+            check_put(operation)
             fields = {**_key(operation.key), **_text("value", "encoding", operation.value)}
             if operation.lease:
                 fields["lease"] = operation.lease
@@ -75,6 +74,12 @@ def operation_body(operation: Operation, *, condition: bool) -> Json:
             raise _not_over_http("a transaction inside another")
         case _:
             assert_never(operation)
+
+
+def check_put(put: Put) -> None:
+    """Raises: BadRequest for what the HTTP API does not offer."""
+    if put.keep_value or put.keep_lease:
+        raise _not_over_http("a put that keeps the value or the lease")
 
 
 def _not_over_http(what: str) -> BadRequest:

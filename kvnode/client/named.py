@@ -44,6 +44,7 @@ async def execute(send: Send, command: Command) -> Reply:
         return await _unnamed(send, request, fence)
     query = _condition(request, headers) | fence
     if isinstance(request, Put):
+        bodies.check_put(request)
         status, found, body = await send("PUT", key_path(request.key), query, request.value, headers)
         return _put_reply(_json(status, body), found)
     if request.end == ONE_KEY:

@@ -246,7 +246,8 @@ class RequestPath:
         return NotReady(
             f"this request needs feature level {NESTED_LEVEL}, and the cluster uses {level} until every member claims "
             "more: upgrade those of an older version, remove cluster.feature_level_max where it is set, and have all "
-            "of them running"
+            "of them running",
+            feature_level=level,
         )
 
     async def write_all(self, requests: Sequence[WriteRequest], options: Options) -> list[Reply | KvnodeError]:

@@ -43,6 +43,9 @@ OWN: tuple[MetricDeclaration, ...] = (
         "etcd_server_health_success", "gauge", "", "Answers of `/health` that were good, since the start."
     ),
     MetricDeclaration("etcd_server_health_failures", "gauge", "", "Others."),
+    MetricDeclaration(
+        "etcd_debugging_mvcc_watch_stream_total", "gauge", "", "Streams of `/v3/watch`, whatever watches each has."
+    ),
 )
 
 DECLARED: Mapping[str, MetricDeclaration] = {

@@ -9,6 +9,7 @@ import pytest
 
 from tests.etcd.holding import granted, key_of, queue, revoke_all, wait_until, waiting
 from tests.etcd.target import INVALID_ARGUMENT, UNKNOWN, Target
+from tests.etcd.watching import open_watches
 from tests.etcd.words import b64, prefix, revision_of, unb64
 
 NOT_LEADER = "election: not leader"
@@ -209,3 +210,30 @@ def test_a_key_that_another_client_made_leads(target: Target, name: bytes) -> No
     lease = granted(target)
     target.put(b64(key_of(name, lease)), b64("by hand"), lease=lease)
     assert leader_of(target, name)["value"] == b64("by hand")
+
+
+def test_proclaim_and_resign_look_at_key_and_revision_alone(target: Target, name: bytes) -> None:
+    """Name and lease of the leader's key are not asked for; a proclaimed value keeps the lease that was given."""
+    leader = elected(target, name, granted(target))
+    short = {"key": leader["key"], "rev": leader["rev"], "lease": leader["lease"]}
+    target.ok("election/proclaim", {"leader": short, "value": b64("2")})
+    assert leader_of(target, name)["value"] == b64("2")
+    target.ok("election/resign", {"leader": {"key": leader["key"], "rev": int(leader["rev"])}})
+    assert queue(target, name) == []
+
+
+def test_resign_of_a_key_that_is_not_there(target: Target, name: bytes) -> None:
+    leader = {"name": b64(name), "key": b64(name + b"/1"), "rev": "5", "lease": "1"}
+    revision = target.revision()
+    assert set(target.ok("election/resign", {"leader": leader})) == {"header"}
+    assert target.revision() == revision
+
+
+def test_observe_ends_with_its_client(target: Target, name: bytes) -> None:
+    lease = granted(target)
+    leader = elected(target, name, lease)
+    for _ in range(3):
+        with target.stream("election/observe", {"name": b64(name)}) as stream:
+            assert stream.result()["kv"]["key"] == leader["key"]
+    target.ok("election/proclaim", {"leader": leader, "value": b64("2")})
+    wait_until(lambda: open_watches(target) == 0, "the watches of those who observed are freed")

@@ -202,3 +202,21 @@ def test_ownership_is_asserted_in_a_transaction(target: Target, name: bytes) -> 
     assert "succeeded" not in target.txn(compare=[held], success=[put(name + b"data", b"2")])
     locked(target, name, lease)  # the same key again, of a later revision
     assert "succeeded" not in target.txn(compare=[held], success=[put(name + b"data", b"2")])
+
+
+def test_a_lock_without_a_name(target: Target) -> None:
+    lease = granted(target)
+    assert locked(target, b"", lease) == key_of(b"", lease)
+    unlock(target, key_of(b"", lease))
+
+
+def test_any_bytes_are_a_name(target: Target, name: bytes) -> None:
+    """A name may end where the last byte cannot be raised, and hold the byte that parts it from the lease."""
+    for suffix in (b"\xff", b"\0", b"/", b"\xff\xff/\xff"):
+        lease, other = granted(target), granted(target)
+        key = locked(target, name + suffix, lease)
+        assert key == key_of(name + suffix, lease)
+        connection = waiting(target, "lock/lock", name + suffix, other)
+        unlock(target, key)
+        assert unb64(connection.answer().json()["key"]) == key_of(name + suffix, other)
+        connection.close()

@@ -119,6 +119,45 @@ def test_a_compaction_with_a_field_of_another_kind(target: Target) -> None:
         target.refused("kv/compaction", f"{{{body}}}".encode(), INVALID_ARGUMENT)
 
 
+FIELDS = {
+    "lease/grant": ("TTL", "ID"),
+    "lease/revoke": ("ID",),
+    "kv/lease/revoke": ("ID",),
+    "lease/timetolive": ("ID", "keys"),
+    "kv/lease/timetolive": ("ID", "keys"),
+    "cluster/member/add": ("peerURLs", "isLearner"),
+    "cluster/member/remove": ("ID",),
+    "cluster/member/update": ("ID", "peerURLs"),
+    "cluster/member/promote": ("ID",),
+    "maintenance/alarm": ("action", "memberID", "alarm"),
+    "maintenance/transfer-leadership": ("targetID",),
+    "auth/authenticate": ("name", "password"),
+    "auth/user/add": ("name", "password"),
+    "auth/user/get": ("name",),
+    "auth/user/delete": ("name",),
+    "auth/user/changepw": ("name", "password"),
+    "auth/user/grant": ("user", "role"),
+    "auth/user/revoke": ("name", "role"),
+    "auth/role/add": ("name",),
+    "auth/role/get": ("role",),
+    "auth/role/delete": ("role",),
+    "auth/role/grant": ("name", "perm"),
+    "auth/role/revoke": ("role", "key", "range_end"),
+    "lock/lock": ("name", "lease"),
+    "lock/unlock": ("key",),
+    "election/campaign": ("name", "lease", "value"),
+    "election/proclaim": ("leader", "value"),
+    "election/leader": ("name",),
+    "election/resign": ("leader",),
+}
+
+
+def test_other_calls_with_a_field_of_another_kind(target: Target) -> None:
+    for path, fields in FIELDS.items():
+        for field, value in itertools.product(fields, ("1.5", "[[]]")):  # neither is of any kind that a field has
+            target.refused(path, f'{{"{field}":{value}}}'.encode(), INVALID_ARGUMENT)
+
+
 def test_fields_that_are_ignored_are_read_as_json_all_the_same(target: Target) -> None:
     target.refused("kv/range", b'{"key":"YQ==","nope":[}', INVALID_ARGUMENT)
     target.refused("kv/range", b'{"key":"YQ==","nope":' + b"[" * DEEP + b"]" * DEEP + b"}", INVALID_ARGUMENT)

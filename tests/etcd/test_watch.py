@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 
+from tests.etcd.holding import wait_until
 from tests.etcd.operations import delete, put
 from tests.etcd.target import OUT_OF_RANGE, UNKNOWN, Target
-from tests.etcd.watching import assert_created, create, events_until, seen, watching
+from tests.etcd.watching import assert_created, create, events_until, open_watches, seen, watching
 from tests.etcd.words import b64, interval, prefix, revision_of
-
-
-def metric(target: Target, name: str) -> float:
-    """A gauge without labels on the target's `/metrics`."""
-    lines = target.http("GET", "/metrics").body.decode().splitlines()
-    [value] = [line.split()[1] for line in lines if line.split()[0] == name]
-    return float(value)
 
 
 def test_the_first_message_says_created_at_the_current_revision(target: Target, own: bytes) -> None:
@@ -25,7 +18,7 @@ def test_the_first_message_says_created_at_the_current_revision(target: Target, 
     with target.stream("watch", create({"key": b64(own)})) as stream:
         result = stream.result()
         assert_created(result)
-        assert revision_of(result) == revision
+        assert revision_of(result) == revision  # who answers a write has applied it
         head = stream.head()
         assert (head.status, head.headers["content-type"]) == (200, "application/json")
         assert set(result["header"]) == {"cluster_id", "member_id", "revision", "raft_term"}
@@ -403,20 +396,32 @@ def test_a_stream_that_creates_nothing_stays_open(target: Target) -> None:
         assert not connection.has_more(0.05)
 
 
-def test_resources_are_freed_when_the_client_goes_away(target: Target, own: bytes) -> None:
-    names = ("etcd_debugging_mvcc_watch_stream_total", "etcd_debugging_mvcc_watcher_total")
-    before = [metric(target, name) for name in names]
+def test_a_watch_is_freed_when_its_client_goes_away(target: Target, own: bytes) -> None:
     streams = [target.stream("watch", *[create({"key": b64(own)})] * 3) for _ in range(4)]
     for stream in streams:
         for watch_id in range(3):
             assert_created(stream.result(), watch_id)
-    assert metric(target, names[0]) >= before[0] + 4
-    assert metric(target, names[1]) >= before[1] + 12
+    assert open_watches(target) >= 12
     for stream in streams:
         stream.close()
-    # Streams of tests before this one may still have been open: fewer than before is well, too.
-    deadline = time.monotonic() + 10
-    while any(metric(target, name) > old for name, old in zip(names, before, strict=True)):
-        assert time.monotonic() < deadline, [metric(target, name) for name in names]
-        time.sleep(0.02)
-    target.put(b64(own))
+    # Those of the tests before are closed too: nobody else watches here.
+    wait_until(lambda: open_watches(target) == 0, "all watches are freed")
+
+
+def test_a_canceled_watch_is_freed(target: Target, own: bytes) -> None:
+    wait_until(lambda: open_watches(target) == 0, "all watches are freed")
+    cancel = {"cancel_request": {"watch_id": 0}}
+    with target.stream("watch", create({"key": b64(own)}), create({"key": b64(own)}), cancel) as stream:
+        while not stream.result().get("canceled"):
+            pass
+        wait_until(lambda: open_watches(target) == 1, "one is left")
+
+
+def test_a_member_tells_its_writers_nothing_old(target: Target, own: bytes) -> None:
+    """It has applied a write before it answers: a watch after it begins after it, a serializable read shows it."""
+    for number in range(20):
+        revision = revision_of(target.put(b64(own), b64(f"{number}")))
+        [kv] = target.range(key=b64(own), serializable=True)["kvs"]
+        assert (kv["mod_revision"], kv["value"]) == (str(revision), b64(f"{number}"))
+        with target.stream("watch", create({"key": b64(own)})) as stream:
+            assert revision_of(stream.result()) == revision

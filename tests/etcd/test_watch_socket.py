@@ -6,9 +6,10 @@ import itertools
 from typing import Any
 
 from tests.etcd.connection import LIMIT_S
+from tests.etcd.holding import wait_until
 from tests.etcd.operations import put
 from tests.etcd.target import Target
-from tests.etcd.watching import assert_created, create, events_until, seen
+from tests.etcd.watching import assert_created, create, events_until, open_watches, seen
 from tests.etcd.websocket import WebSocketStream
 from tests.etcd.words import b64, prefix, revision_of
 
@@ -146,3 +147,12 @@ def test_two_streams_do_not_share_ids(target: Target, own: bytes) -> None:
         target.put(b64(own))
         for socket in (one, other):
             assert seen(socket.result()["events"]) == [("PUT", own)]
+
+
+def test_a_watch_is_freed_when_its_client_goes_away(target: Target, own: bytes) -> None:
+    wait_until(lambda: open_watches(target) == 0, "those of other tests are freed")
+    with opened(target) as socket:
+        socket.send(create({"key": b64(own)}))
+        assert_created(socket.result())
+        assert open_watches(target) == 1
+    wait_until(lambda: open_watches(target) == 0, "it is freed")

@@ -16,7 +16,11 @@ def create(bounds: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def watching(target: Target, bounds: dict[str, Any], **more: Any) -> Stream:
-    """A stream with one watch, created."""
+    """A stream with one watch, created.
+
+    A watch begins after what its member has applied, so a member that lags would tell what others wrote before.
+    """
+    target.revision()  # linearizable
     stream = target.stream("watch", create(bounds, **more))
     assert_created(stream.result())
     return stream
@@ -40,3 +44,10 @@ def events_until(stream: Stream | WebSocketStream, key: bytes) -> list[dict[str,
 def seen(events: list[dict[str, Any]]) -> list[tuple[str, bytes]]:
     """Types and keys."""
     return [(event.get("type", "PUT"), unb64(event["kv"]["key"])) for event in events]
+
+
+def open_watches(target: Target) -> int:
+    """As the target counts them on its `/metrics`."""
+    lines = target.http("GET", "/metrics").body.decode().splitlines()
+    [value] = [line.split()[1] for line in lines if line.startswith("etcd_debugging_mvcc_watcher_total ")]
+    return int(float(value))

@@ -197,6 +197,7 @@ def test_a_lease_that_a_client_has_numbered_is_one_like_all_others() -> None:
         leader = (await cluster.elect()).id
         successor, other = (member for member in cluster.ids if member != leader)
         await cluster.members[leader].node.transfer_leadership(NodeId(successor))
+        await asyncio.sleep(0.5)  # it sets the deadlines of all that it has taken over
         listed = (await cluster.kv(successor).execute(LeaseList())).leases
         assert [view.id for view in listed] == [7, -12]
         assert listed[0].remaining_ms > listed[1].remaining_ms > 0, "told by the leader's clock"

@@ -6,8 +6,7 @@ alone: the content type does not matter. Each message of a stream is one HTTP ch
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -43,14 +42,13 @@ from kvnode.api.etcd.errors import (
 )
 from kvnode.api.etcd.method import Carriage, Duplex, Method, Stream, Unary
 from kvnode.api.etcd.proto_json import decode, decode_stream
-from kvnode.api.streaming import Outlet, TooSlow
+from kvnode.api.streaming import Outlet, TooSlow, while_connected
 from kvnode.errors import KvnodeError, Overloaded, TooLarge
 from kvnode.observe.log import get_logger
 from kvnode.version import ETCD_CLUSTER_VERSION, ETCD_SERVER_VERSION
 
 if TYPE_CHECKING:
     from kvnode.api.app import App
-    from kvnode.api.listener import Connection
 
 log = get_logger("etcd")
 
@@ -101,6 +99,7 @@ class EtcdDoor:
             "etcd_server_quota_backend_bytes": self._app.config.storage.quota_bytes,
             "etcd_server_health_success": self._health[True],
             "etcd_server_health_failures": self._health[False],
+            "etcd_debugging_mvcc_watch_stream_total": len(self.gateway.open_streams),
         }
 
     async def handle(self, call: Call, path: str) -> Answer:
@@ -128,7 +127,7 @@ class EtcdDoor:
                 return await self._converse(call, context, method, body)
             if isinstance(method, Unary):
                 answering = method.handler(context, decode(method.request, body))
-                response = await (_while_wanted(call, answering) if method.waits else answering)
+                response = await (while_connected(call.request, answering) if method.waits else answering)
                 return call.answer(200, msgspec.json.encode(response))
             return await self._stream(call, context, method, body)
         except Exception as error:  # noqa: BLE001 - told by kind
@@ -216,30 +215,6 @@ class _Chunks(Carriage):
         await self._outlet.write(framed)
 
 
-async def _while_wanted(call: Call, answering: Awaitable[msgspec.Struct]) -> msgspec.Struct:
-    """aiohttp does not cancel a handler whose client has left, so the connection is asked to."""
-    task = asyncio.current_task()
-    assert task is not None
-    connection: Connection = call.request.protocol  # type: ignore[assignment] # the listener makes no other
-    has_left = False
-
-    def leave() -> None:
-        nonlocal has_left
-        has_left = True
-        task.cancel()
-
-    connection.when_lost = leave
-    try:
-        return await answering
-    except asyncio.CancelledError:
-        if not has_left:
-            raise
-        task.uncancel()
-        raise EtcdError(Code.CANCELLED, "etcdserver: request canceled") from None
-    finally:
-        connection.when_lost = None
-
-
 @contextmanager
 def _told_to(outlet: Outlet, call: Call) -> Iterator[None]:
     """Ends the body, in the way that the block ends."""
@@ -267,6 +242,8 @@ def told(error: Exception, call: Call) -> EtcdError:
         return error
     if isinstance(error, KvnodeError):
         return translated(error)
+    if isinstance(error, ConnectionError):  # nobody reads it
+        return EtcdError(Code.CANCELLED, "etcdserver: request canceled")
     log.error("request.failed", request_id=call.request_id, exc_info=error)
     return EtcdError(Code.INTERNAL, "an unexpected error, logged under this answer's X-Request-Id")
 

@@ -141,5 +141,7 @@ _BY_CODE: dict[str, tuple[Code, str]] = {
 
 def translated(error: KvnodeError) -> EtcdError:
     """A refusal of the store in etcd's words. What etcd has no words for is said in ours, as an invalid argument."""
+    if "feature_level" in error.detail:
+        return EtcdError(Code.FAILED_PRECONDITION, "etcdserver: not capable")
     code, message = _BY_CODE.get(error.code, (Code.INVALID_ARGUMENT, f"etcdserver: {error.message}"))
     return EtcdError(code, message)

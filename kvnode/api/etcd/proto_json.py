@@ -81,7 +81,7 @@ def _decode_slowly(body: bytes) -> Any:
     try:
         return _DECODER.decode(body.decode())
     except (ValueError, RecursionError) as error:
-        raise malformed(f"the body is not JSON: {error}") from None
+        raise _no_json(error) from None
 
 
 def decode_all(kind: type[Message], body: bytes) -> Iterator[Message]:
@@ -95,7 +95,7 @@ def decode_all(kind: type[Message], body: bytes) -> Iterator[Message]:
         try:
             value, at = _DECODER.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
-            raise malformed(f"the body is not JSON: {error}") from None
+            raise _no_json(error) from None
         yield read(kind, value)
         at = _after_space(text, at)
 
@@ -112,6 +112,22 @@ def decode_stream(kind: type[Message], body: bytes) -> list[Message]:
         if not found:
             raise UnreadableRequest(error.message) from None
     return found
+
+
+def _no_json(error: ValueError | RecursionError) -> EtcdError:
+    """Where a value should begin and does not, in the very words of etcd's decoder; else in ours."""
+    if not isinstance(error, json.JSONDecodeError) or error.msg != "Expecting value":
+        return malformed(f"the body is not JSON: {error}")
+    rest = error.doc[error.pos :][:8]
+    if not rest:
+        return malformed("unexpected EOF")
+    for literal in ("null", "true", "false"):
+        if rest[0] == literal[0]:
+            place = next(at for at in range(len(literal)) if rest[at : at + 1] != literal[at])
+            if place == len(rest):
+                return malformed("unexpected EOF")
+            return malformed(f"invalid character {rest[place]!r} in literal {literal} (expecting {literal[place]!r})")
+    return malformed(f"invalid character {rest[0]!r} looking for beginning of value")
 
 
 def _after_space(text: str, at: int) -> int:

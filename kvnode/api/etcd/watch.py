@@ -5,9 +5,10 @@ has the turn waits until there is room for what it says: so a client that reads 
 else, and costs no memory but a part for each, since a watch is a position in the store's history. It is never cancelled
 for being slow; one that does not read at all is cut off (`kvnode.api.streaming`) and begins again where it was.
 
-A watch begins at what is applied here, as in etcd: it opens where there is no leader, and is silent. Changes up to the
-revision that it began at are history: many revisions are one message, with the current revision in its header. Those
-after it are live: each is a message of its own.
+A watch that is to begin now begins after everything that was acknowledged before, on any node; where no leader can
+say what that is, after what is applied here, as in etcd: it opens there too, and is silent. Changes up to the revision
+that it began at are history: many revisions are one message, with the current revision in its header. Those after it
+are live: each is a message of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import asyncio
 import random
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -34,9 +36,9 @@ from kvnode.api.etcd.watch_messages import (
     in_pieces,
 )
 from kvnode.api.streaming import TooSlow
-from kvnode.errors import Compacted, KvnodeError, Rejected
+from kvnode.errors import Compacted, KvnodeError, NoLeader, Rejected, Timeout
 from kvnode.kv.events import Cancelled, Changes, ChangeSet, Progress, Started, WatchPart
-from kvnode.kv.interface import WatchStream
+from kvnode.kv.interface import Options, WatchStream
 from kvnode.kv.requests import Watch
 
 PROGRESS_MS = 600_000
@@ -258,7 +260,16 @@ class WatchSession:
     # ── what is said ────────────────────────────────────────────────────────────────────────────────
 
     async def _open(self, watch: _Watch, request: Watch) -> Started:
-        stream = self._context.kv.watch(request, self._context.options(serializable=True))
+        options = self._context.options(serializable=True)
+        if not request.from_revision and self._context.admin.members().leader is not None:
+            within_ms = self._context.config.limits.no_leader_ms
+            now = msgspec.structs.replace(options, consistency="linearizable", timeout_ms=within_ms)
+            with suppress(NoLeader, Timeout):
+                return await self._open_with(watch, request, now)
+        return await self._open_with(watch, request, options)
+
+    async def _open_with(self, watch: _Watch, request: Watch, options: Options) -> Started:
+        stream = self._context.kv.watch(request, options)
         try:
             started = await anext(stream)
         except BaseException:

@@ -12,8 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvnode.api.etcd.errors import Code, EtcdError
-from kvnode.api.etcd.proto_json import DEPTH_MAX, Int32, Request, Response, UInt64, decimal, decode, decode_all
+from kvnode.api.etcd.errors import Code, EtcdError, UnreadableRequest
+from kvnode.api.etcd.proto_json import (
+    DEPTH_MAX,
+    Int32,
+    Request,
+    Response,
+    UInt64,
+    decimal,
+    decode,
+    decode_all,
+    decode_stream,
+)
 
 
 class Colour(IntEnum):
@@ -198,3 +208,30 @@ def test_defaults_are_left_out(zero: int) -> None:
 def test_integers_are_text_and_bytes_are_padded_base64() -> None:
     answer = Answer(count=decimal(-(2**63)), blob=b"\xff\xfe", header=msgspec.Raw(b'{"a":1}'))
     assert json.loads(msgspec.json.encode(answer)) == {"count": str(-(2**63)), "blob": "//4=", "header": {"a": 1}}
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"nonsense", "invalid character 'o' in literal null (expecting 'u')"),
+        (b" tru3", "invalid character '3' in literal true (expecting 'e')"),
+        (b'{"number": x}', "invalid character 'x' looking for beginning of value"),
+        (b'{"number": ', "unexpected EOF"),
+        (b"fal", "unexpected EOF"),
+    ],
+)
+def test_what_is_no_value_is_told_as_etcds_decoder_tells_it(body: bytes, words: str) -> None:
+    for decoder in (lambda: decode(Outer, body), lambda: list(decode_all(Outer, body))):
+        with pytest.raises(EtcdError) as refused:
+            decoder()
+        assert refused.value.message == words
+
+
+def test_a_stream_is_read_up_to_what_cannot_be() -> None:
+    assert decode_stream(Outer, b'{"number":1} {"number":2}\n') == [Outer(number=1), Outer(number=2)]
+    assert decode_stream(Outer, b'{"number":1}{"number":"x"}{"number":3}') == [Outer(number=1)]
+    assert decode_stream(Outer, b" ") == []
+    for body in (b"x", b"\xff", b'{"number":"x"}{}'):
+        with pytest.raises(UnreadableRequest) as refused:
+            decode_stream(Outer, body)
+        assert (refused.value.code, refused.value.status) == (Code.UNKNOWN, 500)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -11,15 +12,34 @@ import pytest
 
 from kvnode.api.app import ClientServer
 from kvnode.api.etcd import watch, watch_messages
-from kvnode.errors import BadKey, Compacted
+from kvnode.errors import BadKey, Compacted, KvnodeError, NoLeader, Timeout
 from kvnode.ids import NodeId
 from kvnode.kv.events import Cancelled, Changes, ChangeSet, Event, Started, WatchPart
 from kvnode.kv.interface import DEFAULT_OPTIONS, Options, WatchStream
 from kvnode.kv.requests import Delete, KeyValue, LeaseGrant, LeaseRevoke, Put, Txn, Watch
+from tests.api.etcd.local_door import LIMITS, door_of, serving
 from tests.api.etcd.streams import PROGRESS, b64, cancel, create, put, seen, settled, watching
 from tests.api.raw import Door
 from tests.client.local_node import LocalNode
 from tests.machine.floor import give_up_below
+
+
+@pytest.fixture
+def node() -> LocalNode:
+    return LocalNode()
+
+
+@pytest.fixture
+async def server(node: LocalNode) -> AsyncIterator[ClientServer]:
+    async with serving(node) as server:
+        yield server
+
+
+@pytest.fixture
+async def door(server: ClientServer) -> AsyncIterator[Door]:
+    async with door_of(server) as door:
+        yield door
+
 
 HEADER = {"cluster_id": str(0xAA), "member_id": "1", "raft_term": "1"}
 
@@ -513,8 +533,24 @@ async def test_streams_that_need_a_leader_end_without_one(door: Door, node: Loca
         assert (answer.status, answer.json["error"]["message"]) == (503, "etcdserver: no leader")
 
 
-async def test_a_watch_opens_where_there_is_no_leader(door: Door, node: LocalNode) -> None:
-    lead(node, None)
+async def test_a_watch_begins_after_all_that_was_acknowledged_or_at_the_revision_given(
+    door: Door, node: LocalNode
+) -> None:
+    async with watching(door, create(b"k"), create(b"k", start_revision=1)) as messages:
+        await messages.some(2)
+    assert [(options.consistency, options.timeout_ms) for options in node.options] == [
+        ("linearizable", LIMITS.no_leader_ms),
+        ("stale", LIMITS.timeout_ms),
+    ]
+
+
+@pytest.mark.parametrize("refusal", [None, NoLeader("no leader"), Timeout("the read was not confirmed")])
+async def test_a_watch_opens_where_there_is_no_leader(door: Door, node: LocalNode, refusal: KvnodeError | None) -> None:
+    if refusal is None:
+        lead(node, None)
+    else:
+        node.refuse_next(refusal)
     async with watching(door, create(b"k")) as messages:
         assert await messages.next() == {"header": header(1), "created": True}
         assert node.options[-1].consistency == "stale"
+        assert node.watches.open == 1

@@ -14,12 +14,30 @@ import pytest
 from aiohttp import WSMsgType
 
 from kvnode.api.app import ClientServer
+from tests.api.etcd.local_door import door_of, serving
 from tests.api.etcd.streams import PROGRESS, cancel, create, put, seen, settled
 from tests.api.raw import Door
 from tests.client.local_node import LocalNode
 
 HANDSHAKE = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
 KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+
+
+@pytest.fixture
+def node() -> LocalNode:
+    return LocalNode()
+
+
+@pytest.fixture
+async def server(node: LocalNode) -> AsyncIterator[ClientServer]:
+    async with serving(node) as server:
+        yield server
+
+
+@pytest.fixture
+async def door(server: ClientServer) -> AsyncIterator[Door]:
+    async with door_of(server) as door:
+        yield door
 
 
 class Socket:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import aiohttp
-import pytest
 
 from kvnode.api.app import ClientServer, build_app
 from kvnode.config import ClientSection, Config, LimitsSection, RaftSection
@@ -15,13 +15,8 @@ from tests.client.local_node import LocalNode
 LIMITS = LimitsSection(watch_buffer_bytes=8 << 10, watch_stall_ms=200, shutdown_ms=200, request_bytes_max=1 << 20)
 
 
-@pytest.fixture
-def node() -> LocalNode:
-    return LocalNode()
-
-
-@pytest.fixture
-async def server(node: LocalNode) -> AsyncIterator[ClientServer]:
+@asynccontextmanager
+async def serving(node: LocalNode) -> AsyncIterator[ClientServer]:
     raft = RaftSection(heartbeat_ms=10, election_timeout_ms=30)
     config = Config(client=ClientSection(listen="127.0.0.1:0"), limits=LIMITS, raft=raft)
     server = ClientServer(build_app(node, node, config, node.plane), config)
@@ -30,7 +25,7 @@ async def server(node: LocalNode) -> AsyncIterator[ClientServer]:
     await server.close()
 
 
-@pytest.fixture
-async def door(server: ClientServer) -> AsyncIterator[Door]:
+@asynccontextmanager
+async def door_of(server: ClientServer) -> AsyncIterator[Door]:
     async with aiohttp.ClientSession(auto_decompress=False) as session:
         yield Door(session, server.address)
