@@ -20,7 +20,7 @@ cluster: $(BYTECODE) ## run a three-node cluster on this machine; Ctrl-C stops i
 	@exec $(BIN)/kvnode dev --nodes $(NODES)
 
 test: $(BYTECODE) ## run all tests
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile $(patsubst %,--ignore=%,$(FROM_OUTSIDE)) $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist loadfile $(patsubst %,--ignore=%,$(FROM_OUTSIDE)) $(ARGS)
 
 etcd: $(BYTECODE) ## the etcd API from outside: its suite, also against etcd where it is on the PATH, and clients of etcd
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest $(FROM_OUTSIDE) $(ARGS)

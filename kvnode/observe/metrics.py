@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
+from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -211,6 +212,16 @@ def render(values: Mapping[str, Value], declared: Mapping[str, MetricDeclaration
     """Prometheus text format of the given values. Raises: KeyError for a name that is not declared."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Values(values, declared))
+    return generate_latest(registry)
+
+
+def render_process() -> bytes:
+    """Prometheus text of what the operating system counts of this process: memory, processor time, open files.
+
+    The names are those of all of Prometheus' clients. Empty where there is no `/proc`.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    ProcessCollector(registry=registry)
     return generate_latest(registry)
 
 

@@ -10,6 +10,7 @@ from tests.etcd.target import Target
 from tests.etcd.words import b64
 
 METRICS = [
+    *("process_resident_memory_bytes", "process_cpu_seconds_total", "process_open_fds"),
     *("etcd_server_has_leader", "etcd_server_is_leader", "etcd_server_is_learner", "etcd_server_id"),
     *("etcd_server_version", "etcd_cluster_version", "etcd_server_leader_changes_seen_total"),
     *("etcd_server_proposals_committed_total", "etcd_server_proposals_applied_total"),

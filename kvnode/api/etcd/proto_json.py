@@ -207,22 +207,28 @@ def _read_list(reader: Any, is_message: bool, value: Any, place: str, depth: int
 
 
 def _read_integer(low: int, high: int, value: Any, place: str) -> int:
-    is_text = type(value) is str and _INTEGER.fullmatch(value)
-    is_whole = type(value) is float and value.is_integer() and abs(value) < 2**63
-    if is_text or is_whole:
-        value = int(value)
     if type(value) is not int:
-        raise _mismatch(value, "integer", place)
-    if not low <= value <= high:
+        is_text = type(value) is str and _INTEGER.fullmatch(value)
+        is_whole = type(value) is float and value.is_integer() and abs(value) < 2**63
+        if not (is_text or is_whole):
+            raise _mismatch(value, "integer", place)
+    number = int(value)
+    if not low <= number <= high:
         raise malformed(f"{place}: {str(value)[:40]} is out of range")
-    return value
+    return number
 
 
 def _read_bytes(value: Any, place: str) -> bytes:
     if type(value) is not str:
         raise _mismatch(value, "base64", place)
-    if not value:
-        return b""
+    try:
+        return binascii.a2b_base64(value, strict_mode=True)
+    except ValueError:
+        return _read_other_base64(value, place)
+
+
+def _read_other_base64(value: str, place: str) -> bytes:
+    """Of the alphabet for URLs, or without its padding."""
     text = value.rstrip("=").translate(_URL_SAFE)
     is_padded_well = len(text) == len(value) or len(value) % 4 == 0
     try:

@@ -76,6 +76,7 @@ async def show_metrics(call: Call) -> Answer:
     # Rendering takes milliseconds of pure Python: not on the loop.
     text = await asyncio.to_thread(metrics.render, values)
     text += await asyncio.to_thread(render_as_etcd, values, call.app.etcd.numbers())
+    text += await asyncio.to_thread(metrics.render_process)
     return call.answer(200, text, kind=KIND_TEXT)
 
 
