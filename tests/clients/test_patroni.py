@@ -278,12 +278,14 @@ def test_without_a_majority_nobody_is_told_that_it_leads(patroni: Patronis, serv
         except Etcd3Error:
             return True
 
-    for node in servers.followers():
+    killed = servers.followers()
+    for node in killed:
         servers.kill(node)
     with pytest.raises(Etcd3Error):
         b.attempt_to_acquire_leader()
     assert eventually(is_told_that_it_may_not), "the node that is left renews leases only as long as it leads"
-    servers.heal()
+    for node in killed:
+        servers.restart(node)
     assert a.update_leader(held, 1)
     assert not b.attempt_to_acquire_leader()
     assert eventually(lambda: leader_seen_by(b)) == "a"
