@@ -26,7 +26,7 @@ CANARIES = (
     Canary(
         "etcd-lock-place-left-behind",
         "a lock's waiting key stays when its client has gone, and holds the lock for nobody when its turn comes",
-        "kvnode/api/etcd/door.py",
+        "kvnode/api/streaming.py",
         "        task.cancel()\n\n    connection.when_lost = leave\n",
         "\n    connection.when_lost = leave\n",
         _QUEUES,
