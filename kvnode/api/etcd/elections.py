@@ -90,7 +90,8 @@ async def campaign(context: Context, request: CampaignRequest) -> CampaignRespon
             await _proclaim(context, place.key, place.token, place.lease, request.value)
         await queues.turn(context, place, EtcdError(Code.UNKNOWN, NOT_LEADER))
     except BaseException:
-        await queues.give_up(context, place)
+        if place.is_new:
+            await queues.give_up(context, place)
         raise
     leader = LeaderKeyShown(name=place.name, key=place.key, rev=decimal(place.token), lease=decimal(place.lease))
     return CampaignResponse(header=context.header_at(place.revision), leader=leader)
