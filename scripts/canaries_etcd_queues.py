@@ -32,6 +32,14 @@ CANARIES = (
         _QUEUES,
     ),
     Canary(
+        "etcd-lock-given-up-by-another-call",
+        "a call for a name that its lease holds already gives it up when its client leaves",
+        "kvnode/api/etcd/locks.py",
+        "        if place.is_new:\n            await",
+        "        if place:\n            await",
+        _QUEUES,
+    ),
+    Canary(
         "etcd-election-unguarded",
         "a proclamation or resignation does not ask whether the key is still the one that was elected",
         "kvnode/api/etcd/queues.py",

@@ -30,6 +30,7 @@ from kvnode.kv.requests import (
     HashReply,
     LeaseKeepAlive,
     LeaseListReply,
+    LeaseRead,
     QueueReply,
     Range,
     RangeReply,
@@ -155,9 +156,19 @@ class RequestPath:
             return self._long_polls.wait(request, options)
         if isinstance(request, TableRequest):
             return self._look_up(request, options)
+        if request.id < 0:
+            return self._ask_of_negative(request, options)
+        return self._ask_of_lease(request, options)
+
+    def _ask_of_lease(self, request: LeaseKeepAlive | LeaseRead, options: Options) -> Coroutine[Any, Any, Any]:
         if isinstance(request, LeaseKeepAlive):
             return self._lease_calls.keep_alive(request, options)
         return self._lease_calls.read(request, options)
+
+    async def _ask_of_negative(self, request: LeaseKeepAlive | LeaseRead, options: Options) -> Any:
+        """A leader of an older version takes a negative id for damage, and cuts the connection that brought it."""
+        await self._reach_level(options)
+        return await self._ask_of_lease(request, options)
 
     def watch(self, request: Watch, options: Options) -> NodeStream:
         """Stream changes; see `KV.watch`."""

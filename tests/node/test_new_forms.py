@@ -8,12 +8,14 @@ import pytest
 from msgspec.structs import replace
 
 from kvnode.config import LimitsSection
-from kvnode.errors import BadRequest, KeyNotFound, NotReady, TooLarge
+from kvnode.errors import BadRequest, KeyNotFound, LeaseNotFound, NotReady, TooLarge
 from kvnode.kv.requests import (
     TXN_DEPTH_MAX,
     Command,
     Compare,
     LeaseGrant,
+    LeaseKeepAlive,
+    LeaseRead,
     Put,
     PutReply,
     Range,
@@ -24,6 +26,7 @@ from kvnode.kv.requests import (
 )
 from kvnode.kv.stored import NESTED_LEVEL
 from kvnode.node import admission
+from kvnode.raft.messages import KeepAlive
 from kvnode.sim.runtime.cluster import Cluster
 from tests.node.scenario import simulate
 
@@ -64,6 +67,27 @@ def test_what_an_older_member_would_misread_is_not_proposed(level: int) -> None:
         assert len(cluster.applied.steps) == steps + len(cluster.ids), "only the plain puts are in the log"
 
     simulate(scenario, **old(level))
+
+
+def test_a_leader_of_an_older_version_is_asked_for_no_lease_with_a_negative_id() -> None:
+    """It takes that for damage, and cuts the connection that brought it; asked again, it would do so again."""
+
+    async def scenario(cluster: Cluster) -> None:
+        leader = await cluster.elect()
+        await cluster.settle()
+        follower = cluster.kv(next(member for member in cluster.ids if member != leader.id))
+        sent: list[Any] = []
+        send = follower._transport.send
+        follower._transport.send = lambda to, message: (sent.append(message), send(to, message))[1]
+        for request in (LeaseKeepAlive(-5), LeaseRead(-5)):
+            with pytest.raises(NotReady, match=f"needs feature level {NESTED_LEVEL}"):
+                await follower.execute(request)
+        assert not any(isinstance(message, KeepAlive) for message in sent)
+        with pytest.raises(LeaseNotFound):
+            await follower.execute(LeaseKeepAlive(5))
+        assert any(isinstance(message, KeepAlive) for message in sent), "others are asked for there"
+
+    simulate(scenario, **old(3))
 
 
 def test_they_are_proposed_as_soon_as_all_members_claim_the_level() -> None:

@@ -8,7 +8,7 @@ clients such as Patroni, which end a watch by shutting that down.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -43,9 +43,10 @@ from kvnode.api.etcd.errors import (
     unary_body,
 )
 from kvnode.api.etcd.method import Carriage, Duplex, Method, Stream, Unary
-from kvnode.api.etcd.proto_json import decode, decode_stream
+from kvnode.api.etcd.proto_json import check_extent, decode, decode_stream, in_turns
 from kvnode.api.streaming import Outlet, TooSlow, while_connected
 from kvnode.errors import KvnodeError, Overloaded, TooLarge
+from kvnode.kv.requests import TXN_TOTAL_FACTOR
 from kvnode.observe.log import get_logger
 from kvnode.version import ETCD_CLUSTER_VERSION, ETCD_SERVER_VERSION
 
@@ -81,6 +82,8 @@ class EtcdDoor:
 
     def __init__(self, app: App) -> None:
         self._app = app
+        # A transaction is the longest request: each of its operations is an object that holds another.
+        self._objects_max = 1 + 2 * TXN_TOTAL_FACTOR * app.config.limits.txn_operations_max
         self._health = {True: 0, False: 0}  # answers of /health: good ones, others
         self.gateway = Gateway(app.kv, app.admin, app.config, app.available)
 
@@ -124,6 +127,7 @@ class EtcdDoor:
                 context.check_leader()
                 return await watch_socket.answer(call, context, method)
             body = await self._body(call)
+            check_extent(body, self._objects_max if isinstance(method, Unary) else 0)
             context.check_leader()
             if isinstance(method, Duplex):
                 return await self._converse(call, context, method, body)
@@ -164,8 +168,7 @@ class EtcdDoor:
             raise invalid("request is too large") from error
 
     async def _stream(self, call: Call, context: Context, method: Stream, body: bytes) -> Answer:
-        requests = decode_stream(method.request, body)
-        messages = method.handler(context, requests)
+        messages = method.handler(context, in_turns(decode_stream(method.request, body)))
         try:
             first = await anext(messages, None)  # what is refused before anything was said is refused with a status
         except BaseException:
@@ -181,7 +184,8 @@ class EtcdDoor:
     async def _converse(self, call: Call, context: Context, method: Duplex, body: bytes) -> Answer:
         requests = decode_stream(method.request, body)
         conversation = method.conversation(context)
-        for first in requests[:1]:
+        first = next(requests, None)
+        if first is not None:
             await conversation.begin(first)
         if call.request.transport is None:  # from here to `produce` nobody else has a turn
             await conversation.aclose()
@@ -189,7 +193,7 @@ class EtcdDoor:
 
         async def produce(outlet: Outlet) -> None:
             with _told_to(outlet, call):
-                await conversation.run(_each(requests[1:]), _Chunks(outlet), ends=False)
+                await conversation.run(in_turns(requests), _Chunks(outlet), ends=False)
 
         return call.stream(produce, kind=KIND_JSON, revision=0, keep_alive=True)
 
@@ -197,11 +201,6 @@ class EtcdDoor:
 def _method_at(path: str) -> Method | None:
     prefix = next(prefix for prefix in PREFIXES if path.startswith(prefix))
     return METHODS.get(path[len(prefix) :])
-
-
-async def _each(requests: Iterable[Any]) -> AsyncIterator[Any]:
-    for request in requests:
-        yield request
 
 
 class _Chunks(Carriage):

@@ -6,7 +6,7 @@ nothing of its successor's.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 import msgspec
@@ -90,7 +90,8 @@ async def campaign(context: Context, request: CampaignRequest) -> CampaignRespon
             await _proclaim(context, place.key, place.token, place.lease, request.value)
         await queues.turn(context, place, EtcdError(Code.UNKNOWN, NOT_LEADER))
     except BaseException:
-        await queues.give_up(context, place)
+        if place.is_new:
+            await queues.give_up(context, place)
         raise
     leader = LeaderKeyShown(name=place.name, key=place.key, rev=decimal(place.token), lease=decimal(place.lease))
     return CampaignResponse(header=context.header_at(place.revision), leader=leader)
@@ -136,9 +137,12 @@ async def leader_of(context: Context, request: LeaderRequest) -> LeaderResponse:
     return LeaderResponse(header=context.header_at(revision), kv=key_value(kv))
 
 
-async def observe(context: Context, asked: Sequence[LeaderRequest]) -> AsyncGenerator[LeaderResponse | None, None]:
+async def observe(
+    context: Context, requests: AsyncIterator[LeaderRequest]
+) -> AsyncGenerator[LeaderResponse | None, None]:
     """The present leader, then each change of its value, and each new leader."""
-    name = asked[0].name if asked else b""
+    asked = await anext(requests, None)
+    name = b"" if asked is None else asked.name
     below = name + b"/"
     kv, revision = await queues.holder(context, name, context.options())
     yield None if kv is None else _seen(context, kv, revision)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import msgspec
 
@@ -103,10 +103,10 @@ async def revoke(context: Context, request: LeaseRequest) -> LeaseRevokeResponse
 
 
 async def keep_alive(
-    context: Context, requests: Sequence[LeaseRequest]
+    context: Context, requests: AsyncIterator[LeaseRequest]
 ) -> AsyncGenerator[LeaseKeepAliveResponse, None]:
     """Each request is answered once, in order. A lease that has ended is no error."""
-    for request in requests:
+    async for request in requests:
         header, ttl = context.header(), "0"
         if request.ID:
             try:

@@ -39,7 +39,8 @@ async def lock(context: Context, request: LockRequest) -> LockResponse:
     try:
         revision = await queues.turn(context, place, EtcdError(Code.UNKNOWN, EXPIRED))
     except BaseException:
-        await queues.give_up(context, place)
+        if place.is_new:
+            await queues.give_up(context, place)
         raise
     return LockResponse(header=context.header_at(revision), key=place.key)
 

@@ -25,7 +25,7 @@ class Stream(msgspec.Struct, frozen=True):
     """
 
     request: type[msgspec.Struct]
-    handler: Callable[[Context, Any], AsyncGenerator[Any, None]]
+    handler: Callable[[Context, AsyncIterator[Any]], AsyncGenerator[Any, None]]
 
 
 class Carriage(Protocol):

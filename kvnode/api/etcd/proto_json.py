@@ -14,25 +14,40 @@ Source: the JSON mapping of protocol buffers version 3, and what etcd 3.4 to 3.6
 
 from __future__ import annotations
 
+import asyncio
 import binascii
 import functools
 import json
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import suppress
 from enum import IntEnum
+from itertools import chain, islice
 from typing import Annotated, Any, NoReturn, TypeVar, Union
 
 import msgspec
 
-from kvnode.api.etcd.errors import Code, EtcdError, UnreadableRequest
+from kvnode.api.etcd.errors import Code, EtcdError, UnreadableRequest, invalid
 
 UInt64 = Annotated[int, "uint64"]
 Int32 = Annotated[int, "int32"]
 
 DEPTH_MAX = 100
 """How deep a request may be nested, as in protocol buffers' own readers."""
+
+LIST_MAX = 1_000
+"""Elements of a list of anything but messages."""
+
+FIELDS_MAX = 16
+"""A message has fewer fields."""
+
+STREAM_OBJECTS = 4_096
+"""Values of a stream's body are bounded as if it had so many full messages; of most streams they have one field."""
+
+AT_ONCE = 64
+"""Requests of one body carried out without letting others have their turn."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _INTEGER = re.compile(r"-?[0-9]{1,20}")
@@ -63,6 +78,17 @@ def decimal(number: int) -> str:
 def malformed(text: str) -> EtcdError:
     """What cannot be read as the message that it should be."""
     return EtcdError(Code.INVALID_ARGUMENT, text)
+
+
+def check_extent(body: bytes, objects_max: int) -> None:
+    """Refuse what takes long to read, before it is read: a body of a few MiB may hold a million values.
+
+    `objects_max`: in a body of one request; 0: of a stream, which may have any number of short ones. Raises: EtcdError.
+    """
+    if objects_max and body.count(b"{") > objects_max:
+        raise invalid("too many operations in txn request")  # nothing else has so many
+    if body.count(b",") > FIELDS_MAX * (objects_max or STREAM_OBJECTS):
+        raise malformed("there are too many values in one body")
 
 
 def decode(kind: type[Message], body: bytes) -> Message:
@@ -100,18 +126,30 @@ def decode_all(kind: type[Message], body: bytes) -> Iterator[Message]:
         at = _after_space(text, at)
 
 
-def decode_stream(kind: type[Message], body: bytes) -> list[Message]:
+def decode_stream(kind: type[Message], body: bytes) -> Iterator[Message]:
     """The requests of a stream's body up to the first that cannot be read: etcd hears no more of that client then.
 
-    Raises: UnreadableRequest if that is the first of all.
+    Each is read when it is asked for, but the first, at once. Raises: UnreadableRequest if that cannot be read.
     """
-    found: list[Message] = []
+    requests = decode_all(kind, body)
     try:
-        found.extend(decode_all(kind, body))
+        first = list(islice(requests, 1))
     except EtcdError as error:
-        if not found:
-            raise UnreadableRequest(error.message) from None
-    return found
+        raise UnreadableRequest(error.message) from None
+    return chain(first, _readable(requests))
+
+
+def _readable(requests: Iterator[Message]) -> Iterator[Message]:
+    with suppress(EtcdError):
+        yield from requests
+
+
+async def in_turns(requests: Iterable[Message]) -> AsyncIterator[Message]:
+    """One after another; others have their turn in between, whatever each of them comes to."""
+    for number, request in enumerate(requests, 1):
+        yield request
+        if number % AT_ONCE == 0:
+            await asyncio.sleep(0)
 
 
 def _no_json(error: ValueError | RecursionError) -> EtcdError:
@@ -201,6 +239,8 @@ def _read_list(reader: Any, is_message: bool, value: Any, place: str, depth: int
     if type(value) is not list:
         raise _mismatch(value, "array", place.removesuffix("."))
     name = place.removesuffix(".")
+    if len(value) > LIST_MAX and not is_message:
+        raise malformed(f"{name}: a list holds at most {LIST_MAX} values")
     if is_message:
         return [reader(each, f"{name}[{number}].", depth) for number, each in enumerate(value)]
     return [reader(each, f"{name}[{number}]") for number, each in enumerate(value)]

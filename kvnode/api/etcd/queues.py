@@ -66,7 +66,7 @@ class Place(msgspec.Struct, frozen=True):
     token: int  # create revision of its key
     value: bytes  # which the key had when it was entered
     revision: int  # of the store then
-    is_new: bool
+    is_new: bool  # else another call has entered it, and may have been told that it holds the name: it stays
     is_lease_own: bool  # begun for it
 
 

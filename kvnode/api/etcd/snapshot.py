@@ -23,7 +23,7 @@ class SnapshotResponse(Response):
     blob: bytes = b""
 
 
-async def snapshot(context: Context, requests: list[Empty]) -> AsyncGenerator[SnapshotResponse, None]:
+async def snapshot(context: Context, requests: AsyncIterator[Empty]) -> AsyncGenerator[SnapshotResponse, None]:
     backup = await context.admin.backup(context.options())
     try:
         digest = hashlib.sha256()

@@ -54,6 +54,9 @@ KEY_MISSING = b"\x00"
 WRITE_BYTES = 64 << 10
 """Messages are written together until they are so long."""
 
+MARKS_AT_ONCE = 64
+"""Marks said without letting others have their turn."""
+
 LOOK_S = 0.005
 LOOKS_MAX = 200
 """How often, and how many times, one looks whether all watches of a stream are level, to say so."""
@@ -243,12 +246,12 @@ class WatchSession:
             for _ in range(LOOKS_MAX):
                 async with self._turn:  # nobody else says anything between the look and the mark
                     revision = self._read_up_to()
-                    while revision and self._marks_due:
-                        self._marks_due -= 1
-                        await self._write(self._message(revision, NOBODY))
+                    marks = min(self._marks_due, MARKS_AT_ONCE) if revision else 0
+                    self._marks_due -= marks
+                    await self._write(*[self._message(revision, NOBODY)] * marks)
                 if not self._marks_due:
                     return
-                await asyncio.sleep(LOOK_S)
+                await asyncio.sleep(0 if revision else LOOK_S)
             self._marks_due = 0
         except (TooSlow, ConnectionError) as error:
             self._over(error)

@@ -17,7 +17,7 @@ from kvnode.api.call import Call
 from kvnode.api.etcd.context import Context
 from kvnode.api.etcd.errors import EtcdError, UnreadableRequest, stream_body, translated, unary_body
 from kvnode.api.etcd.method import Carriage, Duplex
-from kvnode.api.etcd.proto_json import decode_all, malformed
+from kvnode.api.etcd.proto_json import check_extent, decode_all, in_turns, malformed
 from kvnode.api.streaming import Outlet, StreamingAnswer, TooSlow
 from kvnode.errors import KvnodeError
 
@@ -76,7 +76,8 @@ async def _requests(socket: web.WebSocketResponse, method: Duplex) -> AsyncItera
             return
         try:
             body = frame.data if frame.type is WSMsgType.BINARY else frame.data.encode()
-            for request in decode_all(method.request, body):
+            check_extent(body, 0)
+            async for request in in_turns(decode_all(method.request, body)):
                 yield request
         except EtcdError as error:
             raise UnreadableRequest(error.message) from None

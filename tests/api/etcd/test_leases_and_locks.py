@@ -321,6 +321,48 @@ async def test_who_leaves_does_not_lose_the_lock_that_it_holds(door: Door, kv: M
     assert await door.post("lock/lock", {"name": b64(b"n"), "lease": 1}) == (200, {"key": b64(b"n/1")})
 
 
+class SlowKV(MachineKV):
+    """Looks at queues wait, if they are to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_slow = False
+        self.looks = 0
+
+    async def execute(self, request: Any, options: Options = DEFAULT_OPTIONS) -> Any:
+        if isinstance(request, QueueRead) and self.is_slow:
+            self.looks += 1
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.looks -= 1
+        return await super().execute(request, options)
+
+
+@pytest.mark.parametrize("path", ["lock/lock", "election/campaign"])
+async def test_who_asks_again_and_leaves_keeps_what_it_holds(config: Config, path: str) -> None:
+    """The first answer has told it that it holds the name: nobody else may, until it says so or its lease ends."""
+    kv = SlowKV()
+    server = ClientServer(build_app(kv, FakeAdmin(kv), config, FakeAvailable()), config)
+    await server.start()
+    async with aiohttp.ClientSession() as session, asyncio.timeout(5):
+        door = Door(session, f"http://{server.address}")
+        await grant(kv, 1)
+        asked = {"name": b64(b"n"), "lease": 1}
+        assert (await door.post(path, asked))[0] == 200
+        kv.is_slow = True
+        again = asyncio.create_task(door.post(path, asked))
+        while not kv.looks:
+            await asyncio.sleep(0)
+        again.cancel()
+        while kv.looks:
+            await asyncio.sleep(0)
+        kv.is_slow = False
+        await door.post("kv/range", {"key": b64(b"n/1")})  # whoever would give it up has had time to
+        assert await kv.get(b"n/1") is not None
+    await server.close()
+
+
 class LeaderlessKV(MachineKV):
     """Awaits fail as they do while nobody leads, so many times."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from enum import IntEnum
@@ -14,15 +15,18 @@ from hypothesis import strategies as st
 
 from kvnode.api.etcd.errors import Code, EtcdError, UnreadableRequest
 from kvnode.api.etcd.proto_json import (
+    AT_ONCE,
     DEPTH_MAX,
     Int32,
     Request,
     Response,
     UInt64,
+    check_extent,
     decimal,
     decode,
     decode_all,
     decode_stream,
+    in_turns,
 )
 
 
@@ -228,10 +232,56 @@ def test_what_is_no_value_is_told_as_etcds_decoder_tells_it(body: bytes, words: 
 
 
 def test_a_stream_is_read_up_to_what_cannot_be() -> None:
-    assert decode_stream(Outer, b'{"number":1} {"number":2}\n') == [Outer(number=1), Outer(number=2)]
-    assert decode_stream(Outer, b'{"number":1}{"number":"x"}{"number":3}') == [Outer(number=1)]
-    assert decode_stream(Outer, b" ") == []
+    assert list(decode_stream(Outer, b'{"number":1} {"number":2}\n')) == [Outer(number=1), Outer(number=2)]
+    assert list(decode_stream(Outer, b'{"number":1}{"number":"x"}{"number":3}')) == [Outer(number=1)]
+    assert list(decode_stream(Outer, b" ")) == []
     for body in (b"x", b"\xff", b'{"number":"x"}{}'):
         with pytest.raises(UnreadableRequest) as refused:
             decode_stream(Outer, body)
         assert (refused.value.code, refused.value.status) == (Code.UNKNOWN, 500)
+
+
+def test_the_requests_of_a_stream_are_read_one_at_a_time() -> None:
+    """A body of 3 MiB holds 390 000 renewals: reading them all at first held every other client up for seconds."""
+    requests = decode_stream(Outer, b'{"number":1}{"number":2}{"number":3}')
+    assert [next(requests).number, next(requests).number] == [1, 2]
+    assert [request.number for request in requests] == [3]
+
+
+async def test_others_have_their_turn_between_the_requests_of_a_stream() -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    count = 4 * AT_ONCE
+    assert [request.number async for request in in_turns(decode_stream(Outer, b'{"number":7}' * count))] == [7] * count
+    task.cancel()
+    assert turns >= 4
+
+
+@pytest.mark.parametrize(
+    ("objects_max", "body"),
+    [
+        (10, b'{"list":[' + b",".join([b"{}"] * 10) + b"]}"),
+        (10, b'{"unknown":[' + b",".join([b"1"] * 200) + b"]}"),
+        (0, b'{"unknown":[' + b",".join([b"1"] * 70_000) + b"]}"),
+    ],
+)
+def test_a_body_of_too_many_values_is_refused_before_it_is_read(objects_max: int, body: bytes) -> None:
+    with pytest.raises(EtcdError) as refused:
+        check_extent(body, objects_max)
+    assert refused.value.code is Code.INVALID_ARGUMENT
+
+
+def test_any_number_of_short_requests_makes_a_stream() -> None:
+    check_extent(b'{"number":1}' * 100_000, 0)
+
+
+def test_a_list_of_values_has_a_bound() -> None:
+    with pytest.raises(EtcdError, match="colours: a list holds at most 1000 values"):
+        read({"colours": [0] * 1_001})
