@@ -6,6 +6,14 @@ from canary import Canary
 
 CANARIES = (
     Canary(
+        "etcd-revision-ahead-of-the-read",
+        "a range tells the newest revision, not the one it was read at: who watches from the next on misses changes",
+        "kvnode/api/etcd/kv.py",
+        "context.header(revision) if request.revision > 0 else context.header_at(revision)",
+        "context.header(revision)",
+        ("tests/api/etcd/test_ranges.py",),
+    ),
+    Canary(
         "etcd-term-of-a-candidate",
         "headers tell the term that this node is in, also one in which nobody has been elected",
         "kvnode/api/etcd/context.py",
