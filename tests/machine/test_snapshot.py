@@ -335,14 +335,19 @@ ANYTHING = st.one_of(
 @given(body=ANYTHING, kind=st.integers(0, 255), number=st.integers(0, 1))
 @settings(max_examples=300, deadline=None)
 def test_whatever_stands_behind_a_right_checksum_is_refused_in_words(body: bytes, kind: int, number: int) -> None:
-    """Nothing but a refusal leaves the checks."""
+    """Nothing but a refusal leaves the checks, unless it is a block after all."""
     header, meta_block, *_ = pieces(BytesIO(SMALL).read)
     verifier = SnapshotVerifier(header)
     if number:
         verifier.add(meta_block)
     block, _ = snapshot._block(number, kind, body, verifier.chain)  # type: ignore[arg-type]
-    with pytest.raises(SnapshotRefused, match="block"):
+    try:
         verifier.add(block)
+    except SnapshotRefused as refused:
+        assert "block" in refused.message
+    else:
+        assert number
+        assert all(len(row) == 2 for row in msgspec.msgpack.decode(body, type=list[list[bytes]]))
     behind = len(body).to_bytes(4, "little") + body
     with pytest.raises(SnapshotRefused, match=r"header|snapshot has format"):
         SnapshotVerifier(snapshot.MAGIC + crc32(behind).to_bytes(4, "little") + behind)
