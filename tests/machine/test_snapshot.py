@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from zlib import crc32
@@ -332,6 +333,14 @@ ANYTHING = st.one_of(
 )
 
 
+def _is_rows(body: bytes) -> bool:
+    try:
+        rows = msgspec.msgpack.decode(body, type=list[list[bytes]])
+    except (msgspec.MsgspecError, RecursionError):
+        return False
+    return bool(rows) and all(len(row) == 2 for row in rows)
+
+
 @given(body=ANYTHING, kind=st.integers(0, 255), number=st.integers(0, 1))
 @settings(max_examples=300, deadline=None)
 def test_whatever_stands_behind_a_right_checksum_is_refused_in_words(body: bytes, kind: int, number: int) -> None:
@@ -341,13 +350,12 @@ def test_whatever_stands_behind_a_right_checksum_is_refused_in_words(body: bytes
     if number:
         verifier.add(meta_block)
     block, _ = snapshot._block(number, kind, body, verifier.chain)  # type: ignore[arg-type]
-    try:
-        verifier.add(block)
-    except SnapshotRefused as refused:
-        assert "block" in refused.message
+    if number and kind == snapshot.BlockKind.ROWS and _is_rows(body):
+        with suppress(SnapshotRefused):  # their keys may be in order, or not
+            verifier.add(block)
     else:
-        assert number
-        assert all(len(row) == 2 for row in msgspec.msgpack.decode(body, type=list[list[bytes]]))
+        with pytest.raises(SnapshotRefused, match="block"):
+            verifier.add(block)
     behind = len(body).to_bytes(4, "little") + body
     with pytest.raises(SnapshotRefused, match=r"header|snapshot has format"):
         SnapshotVerifier(snapshot.MAGIC + crc32(behind).to_bytes(4, "little") + behind)
