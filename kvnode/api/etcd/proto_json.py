@@ -255,7 +255,7 @@ def _read_integer(low: int, high: int, value: Any, place: str) -> int:
         value = int(value)
     if not low <= value <= high:
         raise malformed(f"{place}: {str(value)[:40]} is out of range")
-    return value
+    return int(value)
 
 
 def _read_bytes(value: Any, place: str) -> bytes:
