@@ -26,9 +26,9 @@ CANARIES = (
     Canary(
         "etcd-lock-place-left-behind",
         "a lock's waiting key stays when its client has gone, and holds the lock for nobody when its turn comes",
-        "kvnode/api/streaming.py",
-        "        task.cancel()\n\n    connection.when_lost = leave\n",
-        "\n    connection.when_lost = leave\n",
+        "kvnode/api/etcd/door.py",
+        "await (while_connected(call.request, answering) if method.waits else answering)",
+        "await answering",
         _QUEUES,
     ),
     Canary(

@@ -29,6 +29,7 @@ from time import monotonic
 import canaries_available
 import canaries_changes
 import canaries_clocks
+import canaries_etcd_door
 import canaries_etcd_queues
 import canaries_etcd_watch
 import canaries_eventual
@@ -71,6 +72,7 @@ CANARIES: tuple[Canary, ...] = (
     *canaries_watches.CANARIES,
     *canaries_etcd_watch.CANARIES,
     *canaries_etcd_queues.CANARIES,
+    *canaries_etcd_door.CANARIES,
     *canaries_snapshots.CANARIES,
     *canaries_export.CANARIES,
     *canaries_members.CANARIES,

@@ -213,14 +213,22 @@ class Call:
         return Answer(status, head, b"" if self.is_head else body, not closing)
 
     def stream(
-        self, produce: Callable[[Outlet], Awaitable[None]], *, kind: str, revision: int, extra: str = ""
+        self,
+        produce: Callable[[Outlet], Awaitable[None]],
+        *,
+        kind: str,
+        revision: int,
+        extra: str = "",
+        keep_alive: bool = False,
     ) -> StreamingAnswer:
-        """A 200 whose body `produce` writes bit by bit; the last on its connection."""
+        """A 200 whose body `produce` writes bit by bit; the last on its connection, unless that may be kept alive."""
         chunked = self.request.version.minor > 0
+        stays = keep_alive and chunked and not self.closes and not self.app.is_draining
         framing = "Transfer-Encoding: chunked\r\n" if chunked else ""
-        head = self._head(200, revision, f"{kind}{extra}{framing}Connection: close\r\n")
+        connection = "" if stays else "Connection: close\r\n"
+        head = self._head(200, revision, f"{kind}{extra}{framing}{connection}")
         outlet = Outlet(self.request, self.app.config.limits, chunked=chunked)
-        return StreamingAnswer(200, head, outlet, produce)
+        return StreamingAnswer(200, head, outlet, produce, keep_alive=stays)
 
     def _head(self, status: int, revision: int, rest: str) -> str:
         app = self.app

@@ -1,8 +1,9 @@
 """An answer that goes on: its body is written piece by piece, to a client that may read slowly, or not at all.
 
-HTTP/1.1 clients get chunks, HTTP/1.0 clients a body that ends with the connection; either way the connection ends with
-the answer. What a client has not read waits in the transport, up to `limits.watch_buffer_bytes`; then writing waits,
-too. A buffer that is full and does not shrink for `limits.watch_stall_ms` raises `TooSlow` to whoever writes.
+HTTP/1.1 clients get chunks, HTTP/1.0 clients a body that ends with the connection. For others, too, the connection ends
+with the answer, where nobody is known to use it on. What a client has not read waits in the transport, up to
+`limits.watch_buffer_bytes`; then writing waits, too. A buffer that is full and does not shrink for
+`limits.watch_stall_ms` raises `TooSlow` to whoever writes.
 
 aiohttp does not cancel a handler whose client has left, so the answer asks the connection to.
 """
@@ -84,8 +85,16 @@ class Outlet:
 class StreamingAnswer(Answer):
     """Status and headers at once, then whatever `produce` writes, until it returns or the client leaves."""
 
-    def __init__(self, status: int, head: str, outlet: Outlet, produce: Callable[[Outlet], Awaitable[None]]) -> None:
-        super().__init__(status, head, b"", keep_alive=False)
+    def __init__(
+        self,
+        status: int,
+        head: str,
+        outlet: Outlet,
+        produce: Callable[[Outlet], Awaitable[None]],
+        *,
+        keep_alive: bool = False,
+    ) -> None:
+        super().__init__(status, head, b"", keep_alive=keep_alive)
         self._outlet = outlet
         self._produce = produce
 

@@ -396,6 +396,11 @@ class Admin(ABC):
 
     @property
     @abstractmethod
+    def led_term(self) -> Term:
+        """The newest term of which this node knows that it has had a leader: not one in which somebody only stood."""
+
+    @property
+    @abstractmethod
     def revision(self) -> Revision:
         """The revision of this node's applied state; cheap."""
 

@@ -162,7 +162,7 @@ class LeaseCommands:
             places = queue[max(0, position - 1) : position + 1]
             return QueueReply(revision, self._shown(request.name, places, revision), False)
         if request.token:
-            first = bisect_left(queue, (request.token, 0))
+            first = bisect_left(queue, (request.token,))
             places = [place for place in queue[first : first + 1] if place[0] == request.token]
             return QueueReply(revision, self._shown(request.name, places, revision), False)
         page = self._limits.page_items

@@ -78,7 +78,7 @@ class Applier:
         self._settings = settings
         self._on_failed = on_failed
         self._target = machine.applied_index
-        self._applied_term = machine.cut_term
+        self.applied_term = machine.cut_term  # of the newest applied entry
         self._resume_scheduled = False
         self._unfinished: Entry | None = None  # begun in the machine, needs further slices
         self._halted = False
@@ -175,7 +175,7 @@ class Applier:
             else:
                 machine.skip(entry.index, entry.time)
                 waiting.applied(entry.index, entry.term, None)
-            self._applied_term = entry.term
+            self.applied_term = entry.term
             # Puts are short and alike; anything else may have taken a whole slice.
             if (count % 64 == 63 or not is_put) and now_ns() >= stop_ns:
                 break
@@ -187,7 +187,7 @@ class Applier:
         if applied is None:
             return False
         self._unfinished = None
-        self._applied_term = entry.term
+        self.applied_term = entry.term
         self._answer(entry, applied.result)
         if self._changes.is_awaited:
             self._changes.applied(applied.events)
@@ -250,7 +250,7 @@ class Applier:
         if self._cut is not None or self._is_paused:
             return False
         machine = self._machine
-        cut = machine.cut(self._applied_term)
+        cut = machine.cut(self.applied_term)
         if cut is None:
             return False
         self._cut = cut
@@ -308,7 +308,7 @@ class Applier:
         machine = self._machine
         self._is_paused = False
         self._unfinished = self._cut = None
-        self._applied_term = machine.cut_term
+        self.applied_term = machine.cut_term
         self._target = max(self._target, machine.applied_index)
         self._flushed_index = Index(machine.applied_index)
         self._wake_flush()

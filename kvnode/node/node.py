@@ -114,6 +114,7 @@ class Node(KV, Admin):
         """
         self._config = config
         self._raft = raft
+        self._led_term = Term(0)  # newest in which a leader was known when somebody asked
         self._machine = machine
         self._transport = transport
         self._workers = workers
@@ -498,6 +499,12 @@ class Node(KV, Admin):
     @property
     def term(self) -> Term:
         return self._raft.term
+
+    @property
+    def led_term(self) -> Term:
+        if self._raft.leader != NOBODY:
+            self._led_term = self._raft.term
+        return max(self._led_term, self._applier.applied_term)
 
     @property
     def revision(self) -> Revision:

@@ -259,6 +259,10 @@ class FakeAdmin(Admin):
         return Term(3)
 
     @property
+    def led_term(self) -> Term:
+        return Term(3)
+
+    @property
     def revision(self) -> Revision:
         return Revision(self.kv.revision)
 

@@ -94,6 +94,7 @@ class LocalNode(KV, Admin):
         self.executed: list[Any] = []
         self.options: list[Options] = []
         self.ready = True
+        self.newest_led = Term(1)
         self.changes: list[MemberChange] = []
         self.configuration = Members(
             cluster_id="00000000000000aa",
@@ -186,6 +187,10 @@ class LocalNode(KV, Admin):
     @property
     def term(self) -> Term:
         return Term(1)
+
+    @property
+    def led_term(self) -> Term:
+        return self.newest_led
 
     @property
     def revision(self) -> Revision:

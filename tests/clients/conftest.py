@@ -38,9 +38,9 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def servers(running: Servers) -> Iterator[Servers]:
-    """All of its nodes run, before the test and after it."""
+    """All of its nodes run, and nobody has a lease."""
     yield running
-    running.heal()
+    running.tidy()
 
 
 @pytest.fixture(params=["leader", "follower"])

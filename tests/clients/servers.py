@@ -6,12 +6,14 @@ The clients of this package are made for etcd: their calls block, so a test may 
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic, sleep
 from typing import Any, TypeVar
 
+from kvnode.bench import http1
 from kvnode.bench.cluster import Cluster
 
 LIMIT_S = 30.0
@@ -55,12 +57,19 @@ class Servers:
         self._cluster.start(node)
         self.leader()
 
-    def heal(self) -> None:
-        """Start every node that does not run."""
+    def tidy(self) -> None:
+        """All nodes run, and no lease is left that would end, and write, in the middle of the next test."""
         if dead := set(self._cluster.ids) - set(self._cluster.running()):
             for node in dead:
                 self._cluster.start(node)
             self.leader()
+        asyncio.run(self._revoke_all())
+
+    async def _revoke_all(self) -> None:
+        node = self._cluster.clients[1]
+        _, body = await http1.ask("POST", "/v3/lease/leases", node)
+        for lease in json.loads(body).get("leases", ()):
+            await http1.ask("POST", "/v3/lease/revoke", node, json.dumps(lease).encode())
 
 
 def eventually(happens: Callable[[], Found]) -> Found:

@@ -272,6 +272,7 @@ async def test_with_asyncio(servers: Servers, door: int, name: str) -> None:
         await client.close()
 
 
+@pytest.mark.slow
 def test_a_lock_and_a_watch_outlive_the_leader(servers: Servers, name: str) -> None:
     leader, (near, far) = servers.leader(), servers.followers()
     seen: list[bytes] = []

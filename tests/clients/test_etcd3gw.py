@@ -248,6 +248,7 @@ def test_a_lease_and_its_keys(client: Etcd3Client, name: str) -> None:
     assert "etcdserver: requested lease not found" in str(refused.value.detail_text)
 
 
+@pytest.mark.slow
 def test_a_lease_that_ends_takes_its_keys_along(servers: Servers, name: str) -> None:
     client = etcd3gw.client(host="127.0.0.1", port=servers.port(servers.followers()[0]), timeout=LIMIT_S)
     lease = client.lease(ttl=1)

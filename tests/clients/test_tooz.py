@@ -121,6 +121,7 @@ def test_members_and_what_they_can(member: MakeMember, group: bytes) -> None:
     three.delete_group(group).get()
 
 
+@pytest.mark.slow
 def test_only_while_the_heart_beats_a_member_is_one_and_has_its_locks(
     member: MakeMember, name: str, group: bytes
 ) -> None:

@@ -404,6 +404,15 @@ def test_a_queue_is_in_order_of_age_whatever_the_leases_numbers() -> None:
     assert [kv.value for kv in store.machine.look_up(QueueRead(b"n")).waiting] == [b"second"]
 
 
+@pytest.mark.parametrize("lease", UNUSUAL_IDS)
+def test_a_place_is_found_by_its_token_whatever_the_leases_number(lease: int) -> None:
+    store = Store(MemoryBackend)
+    store.apply(LeaseGrant(5_000, lease))
+    store.apply(Put(queue_key(b"n", lease), b"me", lease))
+    token, _ = store.machine.leases.holder(b"n")
+    assert [kv.lease for kv in store.machine.look_up(QueueRead(b"n", token=token)).waiting] == [lease]
+
+
 @pytest.mark.parametrize("reopened", [False, True])
 def test_a_token_is_one_holders_and_does_not_come_back(reopened: bool) -> None:
     """Whatever is done to the keys of a queue by hand: once a newer token is out no older one passes."""

@@ -403,3 +403,25 @@ def test_a_sole_voter_with_a_slow_disk_wins_its_first_election() -> None:
         assert (leader.term, restarted.term) == (1, 2)
 
     simulate(scenario, size=1)
+
+
+def test_the_led_term_is_one_that_has_had_a_leader() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        leader = await cluster.elect()
+        await cluster.kv(leader.id).put("k", "v")
+        await cluster.settle()
+        before = leader.term
+        assert {node.led_term for node in cluster.nodes().values()} == {before}
+        cluster.kill(leader.id)
+        candidacies = 0
+        for _ in range(20_000):  # of half a virtual millisecond
+            if (found := cluster.leader()) is not None and found.term > before:
+                break
+            others = cluster.nodes().values()
+            candidacies += max(node.term for node in others) > before
+            assert {node.led_term for node in others} == {before}
+            await asyncio.sleep(0.000_5)
+        assert candidacies > 0, "the term of a candidate was never seen, so nothing was shown"
+        await cluster.until(lambda: {node.led_term for node in cluster.nodes().values()} == {found.term})
+
+    simulate(scenario)

@@ -20,7 +20,11 @@ STOPPED = "etcdserver: server stopped"
 
 
 class ResponseHeader(Response):
-    """Of which cluster and member, at which revision of the store and in which term."""
+    """Of which cluster and member, at which revision of the store, and the newest term that has had a leader.
+
+    The current term may be a candidate's whom nobody elects: a client that was told of it (Patroni) would take the
+    members that never hear of it for stale.
+    """
 
     cluster_id: str = "0"
     member_id: str = "0"
@@ -51,7 +55,7 @@ class Gateway:
 
     def header(self, revision: int) -> msgspec.Raw:
         """The header of an answer, in JSON; `revision` 0: without one. Rendered anew only when it is another."""
-        wanted = (revision, self.admin.term)
+        wanted = (revision, self.admin.led_term)
         if wanted != self._header_of or not self._cluster_id:
             self._header = msgspec.Raw(msgspec.json.encode(self._render(revision)))
             self._header_of = wanted
@@ -65,7 +69,7 @@ class Gateway:
             cluster_id=self._cluster_id or "0",
             member_id=str(self.admin.id),
             revision=decimal(revision),
-            raft_term=decimal(self.admin.term),
+            raft_term=decimal(self.admin.led_term),
         )
 
 

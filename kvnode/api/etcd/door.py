@@ -2,6 +2,8 @@
 
 Paths are `/v3/` and what `METHODS` lists; `/v3beta/` and `/v3alpha/` are the same. Requests are read by their bodies
 alone: the content type does not matter. Each message of a stream is one HTTP chunk, `{"result":…}` and a line feed.
+A stream does not announce that its connection ends with it: Python's `http.client` would take the socket away from
+clients such as Patroni, which end a watch by shutting that down.
 """
 
 from __future__ import annotations
@@ -177,7 +179,7 @@ class EtcdDoor:
             async with aclosing(messages):
                 await _tell(call, outlet, first, messages)
 
-        return call.stream(produce, kind=KIND_JSON, revision=0)
+        return call.stream(produce, kind=KIND_JSON, revision=0, keep_alive=True)
 
     async def _converse(self, call: Call, context: Context, method: Duplex, body: bytes) -> Answer:
         requests = decode_stream(method.request, body)
@@ -193,7 +195,7 @@ class EtcdDoor:
             with _told_to(outlet, call):
                 await conversation.run(in_turns(requests), _Chunks(outlet), ends=False)
 
-        return call.stream(produce, kind=KIND_JSON, revision=0)
+        return call.stream(produce, kind=KIND_JSON, revision=0, keep_alive=True)
 
 
 def _method_at(path: str) -> Method | None:

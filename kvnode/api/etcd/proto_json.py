@@ -252,10 +252,10 @@ def _read_integer(low: int, high: int, value: Any, place: str) -> int:
         is_whole = type(value) is float and value.is_integer() and abs(value) < 2**63
         if not (is_text or is_whole):
             raise _mismatch(value, "integer", place)
-        value = int(value)
-    if not low <= value <= high:
+    number = int(value)
+    if not low <= number <= high:
         raise malformed(f"{place}: {str(value)[:40]} is out of range")
-    return int(value)
+    return number
 
 
 def _read_bytes(value: Any, place: str) -> bytes:
