@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -11,6 +11,7 @@ from kvnode.api.etcd import ranges
 from kvnode.api.etcd.context import Context
 from kvnode.api.etcd.errors import REQUEST_TIMED_OUT, Code, EtcdError, invalid
 from kvnode.api.etcd.kv_messages import (
+    NO_KVS,
     DeleteRangeRequest,
     DeleteRangeResponse,
     KeyValue,
@@ -28,6 +29,9 @@ from kvnode.kv.requests import Compact, Delete, Put
 
 AT_ONCE = 1_000
 """Items made ready for the answer without letting others have their turn."""
+
+AT_ONCE_BYTES = 1 << 20
+"""As `AT_ONCE`, of their values."""
 
 SWEPT_LOOK_S = 0.02
 
@@ -63,13 +67,22 @@ def _header(context: Context, request: RangeRequest, revision: int) -> msgspec.R
     return context.header(revision) if request.revision > 0 else context.header_at(revision)
 
 
-async def shown(items: list[requests.KeyValue], *, keys_only: bool = False) -> Sequence[KeyValue]:
-    kvs: list[KeyValue] = []
-    for first in range(0, len(items), AT_ONCE):
-        if first:
+async def shown(items: Sequence[requests.KeyValue], *, keys_only: bool = False) -> msgspec.Raw:
+    """Rendered bit by bit: a whole answer of `ranges.BYTES_MAX` would take longer than others may wait."""
+    if not items:
+        return NO_KVS
+    parts: list[bytes] = []
+    part: list[KeyValue] = []
+    size = 0
+    for kv in items:
+        if len(part) >= AT_ONCE or size > AT_ONCE_BYTES:
+            parts.append(msgspec.json.encode(part)[1:-1])
+            part, size = [], 0
             await asyncio.sleep(0)
-        kvs += [key_value(kv, keys_only=keys_only) for kv in items[first : first + AT_ONCE]]
-    return kvs or ()
+        part.append(key_value(kv, keys_only=keys_only))
+        size += len(kv.value)
+    parts.append(msgspec.json.encode(part)[1:-1])
+    return msgspec.Raw(b"[%b]" % b",".join(parts))
 
 
 def put_of(request: PutRequest) -> Put:
@@ -99,16 +112,18 @@ async def put(context: Context, request: PutRequest) -> PutResponse:
     return put_response(context.header_at(reply.revision), reply)
 
 
-def delete_response(header: msgspec.Raw, deleted: int, previous: Iterable[requests.KeyValue]) -> DeleteRangeResponse:
-    return DeleteRangeResponse(header=header, deleted=decimal(deleted), prev_kvs=tuple(map(key_value, previous)))
+async def delete_response(
+    header: msgspec.Raw, deleted: int, previous: Sequence[requests.KeyValue]
+) -> DeleteRangeResponse:
+    return DeleteRangeResponse(header=header, deleted=decimal(deleted), prev_kvs=await shown(previous))
 
 
 async def delete_range(context: Context, request: DeleteRangeRequest) -> DeleteRangeResponse:
     bounds = interval(request.key, request.range_end)
     if bounds is None:
-        return delete_response(context.header(), 0, ())
+        return await delete_response(context.header(), 0, ())
     reply = await context.kv.execute(Delete(*bounds, return_previous=request.prev_kv), context.options())
-    return delete_response(context.header_at(reply.revision), reply.deleted, reply.previous)
+    return await delete_response(context.header_at(reply.revision), reply.deleted, reply.previous)
 
 
 async def compact(context: Context, request: CompactionRequest) -> CompactionResponse:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import IntEnum
 
 import msgspec
@@ -72,9 +71,12 @@ class RangeRequest(Request):
     max_create_revision: int = 0
 
 
+NO_KVS = msgspec.Raw(b"")
+
+
 class RangeResponse(Response):
     header: msgspec.Raw = msgspec.Raw(b"")
-    kvs: Sequence[KeyValue] = ()
+    kvs: msgspec.Raw = NO_KVS  # JSON, see `kv.shown`
     more: bool = False
     count: str = "0"
 
@@ -102,4 +104,4 @@ class DeleteRangeRequest(Request):
 class DeleteRangeResponse(Response):
     header: msgspec.Raw = msgspec.Raw(b"")
     deleted: str = "0"
-    prev_kvs: Sequence[KeyValue] = ()
+    prev_kvs: msgspec.Raw = NO_KVS  # JSON

@@ -6,9 +6,14 @@ needs; with one, all of them, at one revision.
 
 from __future__ import annotations
 
+import asyncio
+import heapq
 import operator
 from collections.abc import Callable
+from itertools import chain, islice
 from typing import Any, NamedTuple
+
+import msgspec
 
 from kvnode.api.etcd.errors import Code, EtcdError, invalid
 from kvnode.api.etcd.kv_messages import RangeRequest, SortOrder, SortTarget
@@ -17,6 +22,12 @@ from kvnode.kv.requests import KeyValue, Range
 
 BYTES_MAX = 64 << 20
 """Keys and values of one answer. etcd's clients take 2 GiB; here a node must go on serving others."""
+
+ITEM_BYTES = 128
+"""What an item is counted as beside its key and value: of short ones there would be millions."""
+
+AT_ONCE = 4_096
+"""Items looked at, or put in order, without letting others have their turn."""
 
 _SORT_KEYS: dict[SortTarget, Callable[[KeyValue], Any]] = {
     SortTarget.KEY: operator.attrgetter("key"),
@@ -71,6 +82,29 @@ def chosen(request: RangeRequest, items: list[KeyValue]) -> tuple[list[KeyValue]
     return items, False
 
 
+async def chosen_in_turns(request: RangeRequest, items: list[KeyValue]) -> tuple[list[KeyValue], bool]:
+    """As `chosen`, of any number of items; others have their turn in between."""
+    if len(items) <= AT_ONCE or not needs_all(request):
+        return chosen(request, items)
+    unlimited = msgspec.structs.replace(request, limit=0)
+    runs: list[list[KeyValue]] = []
+    for first in range(0, len(items), AT_ONCE):
+        runs.append(chosen(unlimited, items[first : first + AT_ONCE])[0])
+        await asyncio.sleep(0)
+    count = sum(map(len, runs))
+    wanted = min(request.limit, count) if request.limit > 0 else count
+    merged = (
+        heapq.merge(*runs, key=_SORT_KEYS[request.sort_target], reverse=request.sort_order is SortOrder.DESCEND)
+        if _is_sorted(request)
+        else chain.from_iterable(runs)
+    )
+    shown: list[KeyValue] = []
+    while len(shown) < wanted:
+        shown += islice(merged, min(AT_ONCE, wanted - len(shown)))
+        await asyncio.sleep(0)
+    return shown, wanted < count
+
+
 def _passes(request: RangeRequest, kv: KeyValue) -> bool:
     return (
         request.min_mod_revision <= kv.mod_revision
@@ -106,7 +140,7 @@ async def read(kv: KV, request: RangeRequest, bounds: tuple[bytes, bytes], optio
         wanted = min(limit - len(items), page_items) if limit else page_items
         page = await kv.execute(Range(at, end, limit=wanted, revision=revision, keys_only=keys_only), options)
         items += page.items
-        size += sum(len(each.key) + len(each.value) for each in page.items)
+        size += sum(ITEM_BYTES + len(each.key) + len(each.value) for each in page.items)
         if size > BYTES_MAX:
             raise EtcdError(Code.RESOURCE_EXHAUSTED, f"the answer is larger than {BYTES_MAX} bytes: set a limit")
         revision = revision or page.revision
@@ -117,5 +151,5 @@ async def read(kv: KV, request: RangeRequest, bounds: tuple[bytes, bytes], optio
     count = len(items)
     if more:
         count = (await kv.execute(Range(start, end, revision=revision, count_only=True), LOCALLY)).count
-    shown, is_cut = chosen(request, items)
+    shown, is_cut = await chosen_in_turns(request, items)
     return Found(shown, count, more=is_cut or more, revision=revision)

@@ -6,6 +6,7 @@ the state machine's. Source: etcd's `Txn`, and the order in which it checks.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from enum import IntEnum
 
@@ -14,7 +15,7 @@ import msgspec
 from kvnode.api.etcd import ranges
 from kvnode.api.etcd.context import Context, ResponseHeader
 from kvnode.api.etcd.errors import KEY_NOT_FOUND, KEY_NOT_PROVIDED, invalid
-from kvnode.api.etcd.kv import delete_response, put_of, put_response
+from kvnode.api.etcd.kv import delete_response, put_of, put_response, shown
 from kvnode.api.etcd.kv_messages import (
     DeleteRangeRequest,
     DeleteRangeResponse,
@@ -23,7 +24,6 @@ from kvnode.api.etcd.kv_messages import (
     RangeRequest,
     RangeResponse,
     interval,
-    key_value,
 )
 from kvnode.api.etcd.method import Method, Unary
 from kvnode.api.etcd.proto_json import Request, Response, decimal
@@ -100,6 +100,9 @@ _TARGETS: dict[Target, CompareTarget] = {
     Target.VALUE: "value",
     Target.LEASE: "lease",
 }
+FEW_ITEMS = 16
+"""Of so few the ranges of one transaction are shown without letting others have their turn."""
+
 _NO_IDS = msgspec.Raw(b"{}")
 
 
@@ -111,7 +114,7 @@ async def transact(context: Context, request: TxnRequest) -> TxnResponse:
     reply = await context.kv.execute(txn, context.options())
     has_changed = any(_changes(result) for result in reply.results)
     at = _Progress(reply.revision - has_changed)
-    return _response(request, reply, context.header_at(reply.revision), at)
+    return await _response(request, reply, context.header_at(reply.revision), at)
 
 
 # ── what needs no state ─────────────────────────────────────────────────────────────────────────────
@@ -238,29 +241,32 @@ def _changes(reply: requests.OperationReply) -> bool:
     return False
 
 
-def _response(request: TxnRequest, reply: requests.TxnReply, header: msgspec.Raw, at: _Progress) -> TxnResponse:
+async def _response(request: TxnRequest, reply: requests.TxnReply, header: msgspec.Raw, at: _Progress) -> TxnResponse:
     branch = request.success if reply.succeeded else request.failure
-    responses = tuple(_operation(asked, found, at) for asked, found in zip(branch, reply.results, strict=True))
-    return TxnResponse(header=header, succeeded=reply.succeeded, responses=responses)
+    responses = [await _operation(asked, found, at) for asked, found in zip(branch, reply.results, strict=True)]
+    return TxnResponse(header=header, succeeded=reply.succeeded, responses=responses or ())
 
 
-def _operation(asked: RequestOp, found: requests.OperationReply, at: _Progress) -> ResponseOp:
+async def _operation(asked: RequestOp, found: requests.OperationReply, at: _Progress) -> ResponseOp:
     match found:
         case requests.RangeReply():
             assert asked.request_range is not None
-            return ResponseOp(response_range=_range_response(asked.request_range, found, at.after(found)))
+            return ResponseOp(response_range=await _range_response(asked.request_range, found, at.after(found)))
         case requests.PutReply():
             return ResponseOp(response_put=put_response(at.after(found), found))
         case requests.DeleteReply():
-            return ResponseOp(response_delete_range=delete_response(at.after(found), found.deleted, found.previous))
+            deletion = await delete_response(at.after(found), found.deleted, found.previous)
+            return ResponseOp(response_delete_range=deletion)
         case requests.TxnReply():
             assert asked.request_txn is not None
-            return ResponseOp(response_txn=_response(asked.request_txn, found, _NO_IDS, at))
+            return ResponseOp(response_txn=await _response(asked.request_txn, found, _NO_IDS, at))
 
 
-def _range_response(asked: RangeRequest, found: requests.RangeReply, header: msgspec.Raw) -> RangeResponse:
-    items, is_cut = ranges.chosen(asked, list(found.items))
-    kvs = tuple(key_value(kv, keys_only=asked.keys_only) for kv in items)
+async def _range_response(asked: RangeRequest, found: requests.RangeReply, header: msgspec.Raw) -> RangeResponse:
+    items, is_cut = await ranges.chosen_in_turns(asked, list(found.items))
+    kvs = await shown(items, keys_only=asked.keys_only)
+    if len(found.items) > FEW_ITEMS:
+        await asyncio.sleep(0)  # there may be many of its kind
     return RangeResponse(header=header, kvs=kvs, more=is_cut or found.more, count=decimal(found.count))
 
 
