@@ -81,8 +81,9 @@ async def shown(items: Sequence[requests.KeyValue], *, keys_only: bool = False) 
             await asyncio.sleep(0)
         part.append(key_value(kv, keys_only=keys_only))
         size += len(kv.value)
-    parts.append(msgspec.json.encode(part)[1:-1])
-    return msgspec.Raw(b"[%b]" % b",".join(parts))
+    parts.append(msgspec.json.encode(part)[1:])
+    parts[0] = b"[" + parts[0]
+    return msgspec.Raw(b",".join(parts))
 
 
 def put_of(request: PutRequest) -> Put:
