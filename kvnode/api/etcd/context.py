@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,6 +33,10 @@ class ResponseHeader(Response):
     raft_term: str = "0"
 
 
+LONG_ANSWERS_MAX = 4
+"""Ranges of more than a page that are read and rendered at a time; further ones wait for their turn with one page."""
+
+
 class Gateway:
     """What all etcd requests of one node share."""
 
@@ -45,6 +50,7 @@ class Gateway:
         self._header_of: tuple[int, int] = (-1, -1)
         self._header = msgspec.Raw(b"{}")
         self.leader_loss = LeaderLoss(admin, config.raft.election_timeout_ms / 1e3)
+        self.long_answers = asyncio.Semaphore(LONG_ANSWERS_MAX)
         self.open_streams: dict[Any, Callable[[EtcdError], None]] = {}
         """Those that last until somebody ends them, and what ends each."""
 

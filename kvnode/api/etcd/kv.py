@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 
 import msgspec
 
@@ -56,8 +57,13 @@ async def range_(context: Context, request: RangeRequest) -> RangeResponse:
         bounds, request = (request.key, b""), msgspec.structs.replace(request, count_only=True, range_end=b"")
         found = await ranges.read(context.kv, request, bounds, options, page_items)
         return RangeResponse(header=_header(context, request, found.revision))
-    found = await ranges.read(context.kv, request, bounds, options, page_items)
-    kvs = await shown(found.items, keys_only=request.keys_only)
+    async with AsyncExitStack() as stack:  # a long answer has its place until it is rendered
+
+        async def take_place() -> None:
+            await stack.enter_async_context(context.gateway.long_answers)
+
+        found = await ranges.read(context.kv, request, bounds, options, page_items, on_long=take_place)
+        kvs = await shown(found.items, keys_only=request.keys_only)
     header = _header(context, request, found.revision)
     return RangeResponse(header=header, kvs=kvs, more=found.more, count=decimal(found.total))
 

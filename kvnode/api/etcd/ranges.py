@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import operator
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -114,6 +114,10 @@ def _passes(request: RangeRequest, kv: KeyValue) -> bool:
     )
 
 
+async def _at_once() -> None:
+    pass
+
+
 class Found(NamedTuple):
     """What a range shows."""
 
@@ -123,8 +127,19 @@ class Found(NamedTuple):
     revision: int  # the store's, when it was read
 
 
-async def read(kv: KV, request: RangeRequest, bounds: tuple[bytes, bytes], options: Options, page_items: int) -> Found:
-    """Raises: KvnodeError; EtcdError if the answer is too large."""
+async def read(
+    kv: KV,
+    request: RangeRequest,
+    bounds: tuple[bytes, bytes],
+    options: Options,
+    page_items: int,
+    *,
+    on_long: Callable[[], Awaitable[object]] = _at_once,
+) -> Found:
+    """`on_long` is awaited before a second page is read: so many answers may be long at a time.
+
+    Raises: KvnodeError; EtcdError if the answer is too large.
+    """
     start, end = bounds
     revision = max(request.revision, 0)
     if request.count_only:
@@ -146,6 +161,8 @@ async def read(kv: KV, request: RangeRequest, bounds: tuple[bytes, bytes], optio
         revision = revision or page.revision
         options = LOCALLY  # what follows is read at a revision that is applied here
         more = page.more
+        if more and at == start and (not limit or len(items) < limit):
+            await on_long()
         if more:
             at = page.items[-1].key + b"\x00"
     count = len(items)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
+import msgspec
 
 from kvnode.api.app import ClientServer, build_app
 from kvnode.config import ClientSection, Config, LimitsSection, RaftSection
@@ -16,9 +17,11 @@ LIMITS = LimitsSection(watch_buffer_bytes=8 << 10, watch_stall_ms=200, shutdown_
 
 
 @asynccontextmanager
-async def serving(node: LocalNode) -> AsyncIterator[ClientServer]:
+async def serving(node: LocalNode, **limits: int) -> AsyncIterator[ClientServer]:
     raft = RaftSection(heartbeat_ms=10, election_timeout_ms=30)
-    config = Config(client=ClientSection(listen="127.0.0.1:0"), limits=LIMITS, raft=raft)
+    config = Config(
+        client=ClientSection(listen="127.0.0.1:0"), limits=msgspec.structs.replace(LIMITS, **limits), raft=raft
+    )
     server = ClientServer(build_app(node, node, config, node.plane), config)
     await server.start()
     yield server

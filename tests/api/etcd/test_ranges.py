@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from typing import Any
 
 import pytest
 
+from kvnode.api.etcd.context import LONG_ANSWERS_MAX
 from kvnode.api.etcd.kv_messages import RangeRequest, SortOrder, SortTarget
 from kvnode.api.etcd.ranges import read
 from kvnode.kv.interface import DEFAULT_OPTIONS, Options
@@ -70,3 +72,31 @@ async def test_what_is_current_is_told_with_the_revision_it_was_read_at() -> Non
         past = await door.ask("POST", "/v3/kv/range", asked | {"revision": str(revision)})
         assert int(past.json["header"]["revision"]) > revision, "of the past etcd tells the store's revision"
         assert past.json["count"] == str(KEYS)
+
+
+class Crowded(LocalNode):
+    """Counts the long answers that are read at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.under_way = self.most = 0
+
+    async def execute(self, request: Request, options: Options = DEFAULT_OPTIONS) -> Any:  # type: ignore[override]
+        if not isinstance(request, Range) or request.start == BOUNDS[0]:
+            return await super().execute(request, options)
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        await asyncio.sleep(0)
+        self.under_way -= 1
+        return await super().execute(request, options)
+
+
+async def test_so_many_answers_are_long_at_a_time() -> None:
+    node = Crowded()
+    await filled(node)
+    asked = {"key": base64.b64encode(BOUNDS[0]).decode(), "range_end": base64.b64encode(BOUNDS[1]).decode()}
+    async with serving(node, page_items=2, page_items_max=2) as server, door_of(server) as door:
+        replies = await asyncio.gather(*(door.ask("POST", "/v3/kv/range", asked) for _ in range(20)))
+    assert {reply.json["count"] for reply in replies} == {str(KEYS)}
+    assert {len(reply.json["kvs"]) for reply in replies} == {KEYS}
+    assert 1 <= node.most <= LONG_ANSWERS_MAX
