@@ -9,9 +9,10 @@ BYTECODE := $(VENV)/.bytecode
 NODES ?= 3
 MINUTES ?= 2
 FROM_OUTSIDE := tests/etcd tests/clients
+NOT_OUTSIDE := $(patsubst %,--ignore=%,$(FROM_OUTSIDE))
 
 .DEFAULT_GOAL := help
-.PHONY: help cluster test etcd check lint type fmt golden sim chaos bench bench-large clean
+.PHONY: help cluster test system etcd check lint type fmt golden sim chaos bench bench-large clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,13 +20,16 @@ help: ## list the verbs
 cluster: $(BYTECODE) ## run a three-node cluster on this machine; Ctrl-C stops it
 	@exec $(BIN)/kvnode dev --nodes $(NODES)
 
-test: $(BYTECODE) ## run all tests
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist loadfile $(patsubst %,--ignore=%,$(FROM_OUTSIDE)) $(ARGS)
+test: $(BYTECODE) ## run the tests that start no processes of nodes: all of the code, most of it on virtual time
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile -m "not system" $(NOT_OUTSIDE) $(ARGS)
+
+system: $(BYTECODE) ## run the tests of real processes: killed, cut off, short of disk, upgraded
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile -m system $(NOT_OUTSIDE) $(ARGS)
 
 etcd: $(BYTECODE) ## the etcd API from outside: its suite, also against etcd where it is on the PATH, and clients of etcd
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest $(FROM_OUTSIDE) $(ARGS)
 
-check: lint type test etcd ## everything that must pass before a commit
+check: lint type test system etcd ## everything that must pass before a commit
 
 lint: $(READY) ## style and likely mistakes
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

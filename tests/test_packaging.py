@@ -134,6 +134,7 @@ def test_make_verbs():
         "help",
         "cluster",
         "test",
+        "system",
         "etcd",
         "check",
         "lint",
