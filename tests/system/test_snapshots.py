@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from kvnode.wire.frames import FEATURE_LEVEL
 from scripts.living import LEVEL_S, LivingCluster
 from tests.system.conftest import MakeLiving
 
@@ -30,6 +31,8 @@ async def test_a_snapshot_arrives_although_receiver_and_sender_are_killed(make_l
     cluster = make_living(peer__snapshot_bytes_per_s=BYTES_PER_S)
     cluster.start_all()
     leader = await cluster.wait_leader()
+    # Else it would be raised when the member comes back, and its second life be given another snapshot.
+    await cluster.wait_members(lambda found: found["feature_level"] == FEATURE_LEVEL, "the level rises")
     away = next(node for node in cluster.ids if node != leader)
     cluster.processes[away].kill()
     await cluster.fill(100)
