@@ -110,6 +110,8 @@ def stream_body(error: EtcdError) -> bytes:
     return msgspec.json.encode(StreamError(words))
 
 
+COMPACTED = "etcdserver: mvcc: required revision has been compacted"
+LEASE_NOT_FOUND = "etcdserver: requested lease not found"
 REQUEST_TIMED_OUT = "etcdserver: request timed out"
 
 KEY_NOT_PROVIDED = "key is not provided"
@@ -117,10 +119,10 @@ KEY_NOT_FOUND = "key not found"
 
 _BY_CODE: dict[str, tuple[Code, str]] = {
     "key_not_found": (Code.INVALID_ARGUMENT, "etcdserver: key not found"),
-    "lease_not_found": (Code.NOT_FOUND, "etcdserver: requested lease not found"),
+    "lease_not_found": (Code.NOT_FOUND, LEASE_NOT_FOUND),
     "member_not_found": (Code.NOT_FOUND, "etcdserver: member not found"),
     "permission_denied": (Code.PERMISSION_DENIED, "etcdserver: permission denied"),
-    "compacted": (Code.OUT_OF_RANGE, "etcdserver: mvcc: required revision has been compacted"),
+    "compacted": (Code.OUT_OF_RANGE, COMPACTED),
     "future_revision": (Code.OUT_OF_RANGE, "etcdserver: mvcc: required revision is a future revision"),
     "too_large": (Code.INVALID_ARGUMENT, "etcdserver: request is too large"),
     "overloaded": (Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests"),

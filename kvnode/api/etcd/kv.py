@@ -10,7 +10,7 @@ import msgspec
 
 from kvnode.api.etcd import ranges
 from kvnode.api.etcd.context import Context
-from kvnode.api.etcd.errors import REQUEST_TIMED_OUT, Code, EtcdError, invalid
+from kvnode.api.etcd.errors import COMPACTED, REQUEST_TIMED_OUT, Code, EtcdError, invalid
 from kvnode.api.etcd.kv_messages import (
     NO_KVS,
     DeleteRangeRequest,
@@ -35,8 +35,6 @@ AT_ONCE_BYTES = 1 << 20
 """As `AT_ONCE`, of their values."""
 
 SWEPT_LOOK_S = 0.02
-
-COMPACTED = "etcdserver: mvcc: required revision has been compacted"
 
 
 class CompactionRequest(Request):

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 import msgspec
 
 from kvnode.api.etcd.context import Context
-from kvnode.api.etcd.errors import Code, EtcdError
+from kvnode.api.etcd.errors import LEASE_NOT_FOUND, Code, EtcdError
 from kvnode.api.etcd.method import Method, Stream, Unary
 from kvnode.api.etcd.proto_json import Request, Response, decimal
 from kvnode.config import RaftSection
@@ -25,7 +25,6 @@ AT_ONCE = 4_096
 """Leases shown without letting others have their turn."""
 
 EXISTS = "etcdserver: lease already exists"
-NOT_FOUND = "etcdserver: requested lease not found"
 TOO_LARGE = "etcdserver: too large lease TTL"
 GONE_TTL = "-1"
 
@@ -101,7 +100,7 @@ async def grant(context: Context, request: LeaseGrantRequest) -> LeaseGrantRespo
 
 async def revoke(context: Context, request: LeaseRequest) -> LeaseRevokeResponse:
     if not request.ID:
-        raise EtcdError(Code.NOT_FOUND, NOT_FOUND)
+        raise EtcdError(Code.NOT_FOUND, LEASE_NOT_FOUND)
     reply = await context.kv.execute(LeaseRevoke(request.ID), context.options())
     return LeaseRevokeResponse(header=context.header(reply.revision))
 

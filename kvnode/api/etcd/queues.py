@@ -42,6 +42,7 @@ from kvnode.kv.requests import (
     Txn,
     TxnReply,
 )
+from kvnode.machine.leases import queue_key
 
 LEASE_MS = 60_000
 """Who names no lease stands under a new one of so long, which nobody renews."""
@@ -70,10 +71,6 @@ class Place(msgspec.Struct, frozen=True):
     is_lease_own: bool  # begun for it
 
 
-def key_of(name: bytes, lease: int) -> bytes:
-    return b"%b/%x" % (name, lease)
-
-
 def unknown_to_etcd(handler: _Handler) -> _Handler:
     """etcd's services are clients of its own: what is refused there they tell as code 2, except that nobody leads."""
 
@@ -95,7 +92,7 @@ async def enter(context: Context, name: bytes, lease: int, value: bytes) -> Plac
     is_own = not lease
     if is_own:
         lease = (await context.kv.execute(LeaseGrant(LEASE_MS), context.options())).id
-    key = key_of(name, lease)
+    key = queue_key(name, lease)
     entering = asyncio.ensure_future(
         guarded(context, key, 0, Put(key, value, lease), otherwise=(Range(key),)),
     )
